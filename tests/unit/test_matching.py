@@ -1,0 +1,185 @@
+"""Which endpoints an event reaches."""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from webhookd.formats import FORMATS
+from webhookd.matching import CACHED_TYPES, Matcher, matches_type, passes_filter
+from webhookd.model import Endpoint, Event, RetryPolicy
+from webhookd.signing import SCHEMES
+
+
+def endpoint(**changes: Any) -> Endpoint:
+    plain = Endpoint(
+        id=1,
+        tenant="",
+        name="hook",
+        url="https://hooks.example.com/",
+        events=("*",),
+        format=FORMATS["raw"],
+        signature=SCHEMES["none"],
+        secrets=(),
+        retry=RetryPolicy(),
+        timeout=20.0,
+        max_in_flight=10,
+    )
+    return replace(plain, **changes)
+
+
+def event(type_: str = "order.created", tenant: str = "", metadata: bytes | None = None) -> Event:
+    return Event(1, "evt_1", datetime(2021, 1, 27, tzinfo=UTC), type_, tenant, None, metadata, None, 2)
+
+
+def reached(endpoints: list[Endpoint], about: Event) -> list[str]:
+    return [found.name for found in Matcher(endpoints).endpoints_for(about)]
+
+
+segments = st.text("abcxyz_-09", min_size=1, max_size=6)
+types = st.lists(segments, min_size=1, max_size=5).map(".".join)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "type_", "wanted"),
+    [
+        ("order.created", "order.created", True),
+        ("order.created", "order.created.eu", False),
+        ("order.created", "order", False),
+        ("order.*", "order.created", True),
+        ("order.*", "order.created.eu", True),
+        ("order.*", "order", False),
+        ("order.*", "order.", False),
+        ("order.*", "orders.created", False),
+        ("order.line.*", "order.line.added", True),
+        ("order.line.*", "order.created", False),
+        ("*", "order", True),
+        ("*", "order.created.eu", True),
+        ("*", "webhookd.endpoint.disabled", False),
+        ("*", "webhookdish.event", True),
+        ("webhookd.*", "webhookd.endpoint.disabled", True),
+        ("webhookd.endpoint.disabled", "webhookd.endpoint.disabled", True),
+    ],
+)
+def test_patterns(pattern: str, type_: str, wanted: bool) -> None:
+    assert matches_type(pattern, type_) is wanted
+
+
+@given(types, types)
+def test_an_exact_pattern_matches_itself_alone(pattern: str, type_: str) -> None:
+    assert matches_type(pattern, type_) is (pattern == type_)
+
+
+@given(types, types)
+def test_a_prefix_matches_what_lies_below_it(prefix: str, below: str) -> None:
+    assert matches_type(f"{prefix}.*", f"{prefix}.{below}")
+    assert not matches_type(f"{prefix}.*", prefix)
+    assert not matches_type(f"{prefix}.*", f"{prefix}x.{below}")
+    assert not matches_type(f"{prefix}.*", f"x{prefix}.{below}")
+
+
+@pytest.mark.parametrize(
+    ("filter_", "metadata", "passes"),
+    [
+        ({}, None, True),
+        ({}, b"[]", True),
+        ({"region": ("eu",)}, b'{"region":"eu"}', True),
+        ({"region": ("eu", "us")}, b'{"region":"us"}', True),
+        ({"region": ("eu",)}, b'{"region":"us"}', False),
+        ({"region": ("eu",)}, b'{"other":"eu"}', False),
+        ({"region": ("eu",)}, b'{"region":["eu"]}', False),
+        ({"region": ("eu",)}, None, False),
+        ({"region": ("eu",)}, b'"eu"', False),
+        ({"region": ("eu",)}, b"null", False),
+        ({"region": ("eu",)}, b'["region","eu"]', False),
+        ({"region": ("eu",), "plan": ("pro",)}, b'{"region":"eu","plan":"pro","more":1}', True),
+        ({"region": ("eu",), "plan": ("pro",)}, b'{"region":"eu"}', False),
+        ({"n": ("1",)}, b'{"n":1}', True),
+        ({"n": ("1",)}, b'{"n":"1"}', True),
+        ({"n": ("1.1",)}, b'{"n":1.10}', True),
+        ({"n": ("true",)}, b'{"n":true}', True),
+        ({"n": ("null",)}, b'{"n":null}', True),
+        ({"n": ("1",)}, b'{"n":true}', False),
+        ({"name": ("Zoë",)}, b'{"name":"Zo\\u00eb"}', True),
+    ],
+)
+def test_filters(filter_: dict[str, tuple[str, ...]], metadata: bytes | None, passes: bool) -> None:
+    assert passes_filter(endpoint(filter=filter_), metadata) is passes
+
+
+values = st.one_of(st.booleans(), st.integers(-(2**63), 2**63 - 1), st.text("abc1{}", max_size=4))
+
+
+@given(st.dictionaries(st.sampled_from("abc"), values), st.dictionaries(st.sampled_from("abc"), values))
+def test_a_filter_asks_for_each_of_its_keys(wanted: dict[str, Any], labels: dict[str, Any]) -> None:
+    def text(value: object) -> str:
+        return value if isinstance(value, str) else json.dumps(value)
+
+    found = passes_filter(endpoint(filter={k: (text(v),) for k, v in wanted.items()}), json.dumps(labels).encode())
+    assert found is all(key in labels and text(labels[key]) == text(value) for key, value in wanted.items())
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        pytest.param(b'{"k":' + b"[" * 300 + b"]" * 300 + b"}", id="300 levels"),
+        pytest.param(b'{"k":' + b"[" * 3000 + b"]" * 3000 + b"}", id="3000 levels"),
+        pytest.param(rb'{"k":"\ud800"}', id="lone surrogate"),
+        pytest.param(b'{"k":1e999}', id="infinite"),
+        pytest.param(b'{"k":123456789012345678901234567890}', id="30 digits"),
+        pytest.param(b"not json", id="not json"),
+    ],
+)
+def test_no_metadata_that_postgres_accepts_raises(metadata: bytes) -> None:
+    assert not passes_filter(endpoint(filter={"k": ("v",)}), metadata)
+
+
+@pytest.mark.parametrize("number", [10**22, 1e22, 1e-7, 123456789012345678901234567890])
+def test_a_number_of_a_filter_matches_the_same_number(number: float) -> None:
+    text = json.dumps(number)
+    assert passes_filter(endpoint(filter={"n": (text,)}), f'{{"n":{text}}}'.encode())
+
+
+def test_exactly_the_tenant_is_reached() -> None:
+    endpoints = [endpoint(name=f"of-{tenant or 'nobody'}", tenant=tenant) for tenant in ("", "a", "b", "*")]
+    assert reached(endpoints, event(tenant="")) == ["of-nobody", "of-*"]
+    assert reached(endpoints, event(tenant="a")) == ["of-a", "of-*"]
+    assert reached(endpoints, event(tenant="A")) == ["of-*"]
+    assert reached(endpoints[:3], event(tenant="c")) == []
+    # An application may write any tenant: one that is called like the wildcard reaches only who asked for all.
+    assert reached(endpoints, event(tenant="*")).count("of-a") == 0
+
+
+def test_an_endpoint_is_reached_once_however_many_patterns_match() -> None:
+    assert reached([endpoint(events=("order.*", "*", "order.created"))], event()) == ["hook"]
+
+
+def test_an_endpoint_of_every_tenant_is_reached_once_by_a_tenant_of_that_name() -> None:
+    assert reached([endpoint(tenant="*")], event(tenant="*")) == ["hook"]
+
+
+def test_an_inactive_endpoint_is_owed_nothing() -> None:
+    assert reached([endpoint(active=False), endpoint(name="other")], event()) == ["other"]
+
+
+def test_the_order_is_that_of_the_configuration() -> None:
+    names = [f"e{n}" for n in range(20)]
+    assert reached([endpoint(name=name) for name in names], event()) == names
+
+
+def test_a_filter_is_asked_for_each_event_though_the_type_is_remembered() -> None:
+    matcher = Matcher([endpoint(filter={"region": ("eu",)}), endpoint(name="all")])
+    for metadata, names in ((b'{"region":"eu"}', ["hook", "all"]), (b'{"region":"us"}', ["all"]), (None, ["all"])):
+        assert [found.name for found in matcher.endpoints_for(event(metadata=metadata))] == names
+
+
+def test_more_types_than_are_remembered_are_answered_alike() -> None:
+    matcher = Matcher([endpoint(events=("order.*",))])
+    for n in range(CACHED_TYPES + 50):
+        assert len(matcher.endpoints_for(event(f"order.{n}"))) == 1
+        assert not matcher.endpoints_for(event(f"other.{n}"))
+    assert len(matcher.endpoints_for(event("order.0"))) == 1

@@ -1,0 +1,164 @@
+"""What an answer means."""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from webhookd.formats import FORMATS
+from webhookd.model import (
+    Attempt,
+    Delivered,
+    Delivery,
+    Ended,
+    Endpoint,
+    Event,
+    NoResponse,
+    Postponed,
+    Response,
+    Retry,
+    RetryPolicy,
+)
+from webhookd.outcome import MAX_RETRY_AFTER, OWN_FAULT_PAUSE, attempt_of, decide, retry_after
+from webhookd.sender import CODES
+from webhookd.signing import SCHEMES
+
+NOW = 1_700_000_000.0
+FAILURES = [status for status in range(101, 1000) if not 200 <= status < 300]
+
+
+def delivery(attempts: int = 0, **policy: Any) -> Delivery:
+    event = Event(1, "evt_1", datetime(2021, 1, 27, tzinfo=UTC), "order.created", "", None, None, None, 2)
+    endpoint = Endpoint(
+        id=1,
+        tenant="",
+        name="hook",
+        url="https://hooks.example.com/",
+        events=("*",),
+        format=FORMATS["raw"],
+        signature=SCHEMES["none"],
+        secrets=(),
+        retry=replace(RetryPolicy(jitter=0.0), **policy),
+        timeout=20.0,
+        max_in_flight=10,
+    )
+    return Delivery(event, endpoint, None, attempts, NOW, 0.0, 0.0)
+
+
+def decided(answer: Response | NoResponse, *, attempts: int = 0, left: float = 1e6, wait: float = 0.0) -> object:
+    return decide(delivery(attempts), answer, NOW, NOW + left, wait, lambda: 0.5)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, 0),
+        ("5", 5),
+        (" 5 ", 5),
+        ("0", 0),
+        ("3600", 3600),
+        ("3601", MAX_RETRY_AFTER),
+        ("9999999999", MAX_RETRY_AFTER),
+        ("-1", 0),
+        ("+5", 0),
+        ("1.5", 0),
+        ("NaN", 0),
+        ("inf", 0),
+        ("1e309", 0),
+        ("1000000000000", 0),
+        ("10^12", 0),
+        ("", 0),
+        ("soon", 0),
+        ("\u0665", 0),  # a digit, but not of HTTP
+        ("5, 6", 0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", MAX_RETRY_AFTER),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+        ("Mon, 32 Feb 2023 99:99:99 GMT", 0),
+        ("Mon, 01 Jan 0001 00:00:00 +2359", 0),
+        ("Fri, 31 Dec 9999 23:59:59 -2359", MAX_RETRY_AFTER),
+    ],
+)
+def test_retry_after(header: str | None, seconds: float) -> None:
+    assert retry_after(header, NOW) == seconds
+
+
+@given(st.one_of(st.text(), st.text("0123456789+-:, GMTMonJan", max_size=40)))
+def test_retry_after_never_raises_and_stays_within_an_hour(header: str) -> None:
+    assert 0 <= retry_after(header, NOW) <= MAX_RETRY_AFTER
+
+
+@given(st.integers(0, 4000))
+def test_retry_after_as_a_date(seconds: int) -> None:
+    header = format_datetime(datetime.fromtimestamp(NOW + seconds, UTC), usegmt=True)
+    assert retry_after(header, NOW) == min(seconds, MAX_RETRY_AFTER)
+
+
+@pytest.fixture
+def far_east(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This machine's time zone is nine hours ahead."""
+    before = os.environ.get("TZ")
+    monkeypatch.setenv("TZ", "JST-9")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    assert os.environ.get("TZ") == before
+    time.tzset()
+
+
+@pytest.mark.usefixtures("far_east")
+@pytest.mark.parametrize("form", ["%a, %d %b %Y %H:%M:%S GMT", "%a, %d %b %Y %H:%M:%S -0000", "%a %b %d %H:%M:%S %Y"])
+def test_a_date_without_a_zone_is_utc_wherever_we_are(form: str) -> None:
+    header = datetime.fromtimestamp(NOW + 90, UTC).strftime(form)  # the last is the obsolete form of RFC 9110 5.6.7
+    assert retry_after(header, NOW) == 90
+
+
+@pytest.mark.parametrize("status", range(200, 300))
+def test_every_2xx_is_delivered(status: int) -> None:
+    assert decided(Response(status), left=-5.0) == Delivered()  # however late
+    assert attempt_of(Response(status, b"thanks"), 3, NOW, 12) == Attempt(NOW, 3, True, status, 12, None, None)
+
+
+@pytest.mark.parametrize("status", FAILURES)
+def test_every_other_status_is_tried_again(status: int) -> None:
+    assert decided(Response(status, b"no")) == Retry(5.0)
+    assert decided(Response(status, b"no"), left=0.0) == Ended("exhausted", "the time to retry is over")
+    assert attempt_of(Response(status, b"no"), 1, NOW, 12) == Attempt(
+        NOW, 1, False, status, 12, f"http_{status}", b"no"
+    )
+
+
+def test_a_status_of_three_zeros_is_a_failure_with_a_code() -> None:
+    assert decided(Response(0)) == Retry(5.0)
+    assert attempt_of(Response(0), 1, NOW, 12) == Attempt(NOW, 1, False, 0, 12, "http_000", None)
+
+
+@pytest.mark.parametrize("code", sorted(CODES))
+def test_no_response_is_tried_again_on_the_same_schedule(code: str) -> None:
+    assert decided(NoResponse(code)) == decided(Response(500)) == Retry(5.0)
+    assert decided(NoResponse(code), attempts=2) == decided(Response(403), attempts=2) == Retry(45.0)
+    assert attempt_of(NoResponse(code), 2, NOW, 20_000) == Attempt(NOW, 2, False, None, 20_000, code, None)
+
+
+def test_a_fault_of_ours_costs_no_attempt_even_on_the_horizon() -> None:
+    assert decided(NoResponse("internal", ours=True)) == Postponed(OWN_FAULT_PAUSE)
+    assert decided(NoResponse("internal", ours=True), left=-1.0) == Postponed(OWN_FAULT_PAUSE)
+
+
+def test_what_the_receiver_asks_for_delays_within_schedule_and_horizon() -> None:
+    assert decided(Response(429), wait=60.0) == Retry(60.0)
+    assert decided(Response(503), wait=60.0, attempts=4) == Retry(405.0)  # the schedule is later
+    assert decided(Response(503), wait=3600.0, left=100.0) == Retry(100.0)  # never past the horizon
+
+
+@given(st.integers(0, 40), st.floats(0.001, 1e6), st.floats(0, 3600))
+def test_a_retry_is_never_behind_the_horizon(attempts: int, left: float, wait: float) -> None:
+    outcome = decided(Response(500), attempts=attempts, left=left, wait=wait)
+    assert isinstance(outcome, Retry)
+    assert 0 < outcome.delay <= left + 1e-6

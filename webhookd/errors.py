@@ -1,0 +1,33 @@
+"""What can go wrong in a way that its caller is expected to meet. Anything else is a bug."""
+
+
+class WebhookdError(Exception):
+    """Trouble with one clear sentence for a person: what is wrong, and what to do."""
+
+
+class ConfigError(WebhookdError):
+    """The configuration cannot be used. `mistakes` holds every mistake that was found, one sentence each."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
+
+
+class StoreUnavailable(WebhookdError):
+    """Postgres did not answer, or refused for a reason that passes. Nothing is known about the statement's effect."""
+
+
+class StoreRefused(WebhookdError):
+    """Postgres refused a value. The statement had no effect, and repeating it will not help."""
+
+
+class SchemaMismatch(WebhookdError):
+    """The schema is missing or old, which a migration mends; or too new for this binary: then `final` is true."""
+
+    def __init__(self, sentence: str, *, final: bool = False) -> None:
+        super().__init__(sentence)
+        self.final = final
+
+
+class EmbeddedUnavailable(WebhookdError):
+    """A Postgres of our own cannot be started on this machine."""

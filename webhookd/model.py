@@ -1,0 +1,195 @@
+"""The values that travel through the daemon. architecture.md of the project defines the words.
+
+Times are seconds since the epoch on the database's clock unless a name says otherwise; durations are seconds.
+What is made once per delivery is a NamedTuple: it is frozen, and three times cheaper to make than a frozen dataclass.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, NamedTuple
+
+
+class Event(NamedTuple):
+    """A row of `webhookd.outbox` without its payload; the fields stand in the order of the query `heads`."""
+
+    id: int
+    event_id: str
+    created_at: datetime
+    type: str
+    tenant: str
+    ordering_key: str | None
+    metadata: bytes | None  # JSON text, as the application wrote it
+    occurred_at: datetime | None
+    size: int  # bytes of the payload's text
+
+
+class Body(NamedTuple):
+    """What a format makes of an event: the exact bytes that are signed and sent, and their headers."""
+
+    content_type: str
+    content: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A signing secret. `kind` is the prefix of the signatures it makes: `v1` (HMAC-SHA256) or `v1a` (ed25519)."""
+
+    kind: Literal["v1", "v1a"]
+    raw: bytes = field(repr=False)
+
+
+# (event, payload text, CloudEvents source) -> body. The same arguments give the same bytes, on a retry too.
+Format = Callable[[Event, bytes, str], Body]
+# (keys, event_id, timestamp in whole seconds, content) -> headers that prove the request
+Scheme = Callable[[tuple[Key, ...], str, int, bytes], tuple[tuple[str, str], ...]]
+# (event, payload text) -> value of a header
+HeaderValue = Callable[[Event, bytes], str]
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When a failed delivery is tried again, and when it is given up. `schedule` replaces the exponential part."""
+
+    first: float = 5.0
+    factor: float = 3.0
+    max_interval: float = 6 * 3600.0
+    jitter: float = 0.2
+    give_up_after: float = 3 * 86400.0
+    schedule: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A subscriber: where events go, which ones, how they are signed, retried and limited."""
+
+    id: int  # 0 until the store knows it
+    tenant: str  # exactly this tenant's events; "*" for every tenant's
+    name: str
+    url: str = field(repr=False)  # may carry a token in its query
+    events: tuple[str, ...]
+    format: Format
+    signature: Scheme
+    secrets: tuple[Key, ...] = field(repr=False)
+    retry: RetryPolicy
+    timeout: float
+    max_in_flight: int
+    active: bool = True
+    filter: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # metadata key -> values that pass
+    headers: tuple[tuple[str, str | HeaderValue], ...] = field(default=(), repr=False)
+
+    @property
+    def label(self) -> str:
+        """`tenant/name`, as people see it; the name alone where there is no tenant."""
+        return f"{self.tenant}/{self.name}" if self.tenant else self.name
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Up to 500 events that this daemon is handling. The fence of its end is (id, nonce, owner, claims).
+
+    `open` counts what keeps it from being done: a delivery that is not yet recorded, and the reader while it hands
+    them out. It and `recorded` are all that changes here; the reader counts up, the recorder down.
+    """
+
+    id: int
+    nonce: int
+    cut_at: float
+    event_ids: list[int]
+    lo: datetime
+    hi: datetime
+    claims: int
+    open: int = 1
+    recorded: bool = False  # its end is in the database
+
+
+@dataclass(slots=True, eq=False)
+class Delivery:
+    """One event for one endpoint, while it is in memory.
+
+    `batch` is the batch that cannot end before it, or None once a backlog row holds it instead.
+    """
+
+    event: Event
+    endpoint: Endpoint
+    batch: Batch | None
+    attempts: int  # made so far; the fence of its backlog row
+    clock_from: float  # the three days count from here
+    since: float  # monotonic: when it was offered
+    start_by: float  # monotonic: a claim from the backlog that has not started by then is forgotten
+
+    @property
+    def attempt(self) -> int:
+        """The number of the next attempt, from 1."""
+        return self.attempts + 1
+
+
+class Request(NamedTuple):
+    """One HTTP POST, ready to send."""
+
+    url: str
+    headers: Mapping[str, str]
+    content: bytes
+    timeout: float
+
+
+class Response(NamedTuple):
+    """A status line came. `body`: the first bytes, unless it is a 2xx; `retry_after`: the raw header."""
+
+    status: int
+    body: bytes = b""
+    retry_after: str | None = None
+
+
+class NoResponse(NamedTuple):
+    """No status line came. `code` is one of sender.CODES; a fault of our own side (`ours`) costs no attempt."""
+
+    code: str
+    ours: bool = False
+
+
+class Attempt(NamedTuple):
+    """A row of `webhookd.attempt`: what one request met."""
+
+    at: float
+    number: int
+    ok: bool
+    code: int | None
+    ms: int
+    error: str | None
+    response: bytes | None
+
+
+class Delivered(NamedTuple):
+    """The receiver has it."""
+
+
+class Retry(NamedTuple):
+    """The attempt failed; the next one is due `delay` seconds from now."""
+
+    delay: float
+
+
+class Postponed(NamedTuple):
+    """No attempt was made; the delivery is owed again `delay` seconds from now."""
+
+    delay: float
+
+
+class Ended(NamedTuple):
+    """The delivery will not be tried again."""
+
+    state: Literal["exhausted", "rejected"]
+    reason: str
+
+
+Outcome = Delivered | Retry | Postponed | Ended
+
+
+class Result(NamedTuple):
+    """What is written down about a delivery. `attempt` is None when no request was made."""
+
+    delivery: Delivery
+    attempt: Attempt | None
+    outcome: Outcome

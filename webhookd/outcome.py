@@ -1,0 +1,59 @@
+"""What an answer means for a delivery, and what is written down about it."""
+
+import re
+from collections.abc import Callable
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+
+from webhookd import backoff
+from webhookd.model import Attempt, Delivered, Delivery, Ended, NoResponse, Outcome, Postponed, Response, Retry
+
+OWN_FAULT_PAUSE = 5.0  # seconds until a delivery is tried again after a fault of this side
+MOST_ATTEMPTS = 30_000  # the attempt log counts in a smallint
+MAX_RETRY_AFTER = 3600.0  # an hour: a receiver may slow itself down, not put its deliveries off for days
+_SECONDS = re.compile(r"[0-9]{1,10}")
+
+Answer = Response | NoResponse
+
+
+def retry_after(header: str | None, wall_clock: float) -> float:
+    """Seconds a receiver asked us to wait, at most an hour; 0 for no header or a senseless one (RFC 9110 10.2.3)."""
+    if header is None:
+        return 0.0
+    header = header.strip()
+    if _SECONDS.fullmatch(header):
+        return min(float(header), MAX_RETRY_AFTER)
+    try:
+        moment = parsedate_to_datetime(header)
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - wall_clock
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return 0.0
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER)
+
+
+def attempt_of(answer: Answer, number: int, at: float, ms: int) -> Attempt:
+    """The row of the attempt log for this answer."""
+    if isinstance(answer, NoResponse):
+        return Attempt(at, number, False, None, ms, answer.code, None)
+    status = answer.status
+    if 200 <= status < 300:
+        return Attempt(at, number, True, status, ms, None, None)
+    return Attempt(at, number, False, status, ms, f"http_{status:03d}", answer.body or None)
+
+
+def decide(
+    delivery: Delivery, answer: Answer, now: float, last_start: float, wait: float, random: Callable[[], float]
+) -> Outcome:
+    """What `answer` means for `delivery`.
+
+    `now` and `last_start` (the horizon) are on the database's clock; `wait` is what the receiver asked for with
+    Retry-After.
+    """
+    if isinstance(answer, Response) and 200 <= answer.status < 300:
+        return Delivered()
+    if isinstance(answer, NoResponse) and answer.ours:
+        return Postponed(OWN_FAULT_PAUSE)
+    delay = backoff.next_delay(delivery.endpoint.retry, delivery.attempt, now, last_start, random(), wait)
+    if delay is None or delivery.attempt >= MOST_ATTEMPTS:
+        return Ended("exhausted", "the time to retry is over")
+    return Retry(delay)

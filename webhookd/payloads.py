@@ -1,0 +1,71 @@
+"""The payloads in memory: shared by the deliveries that need them, and never more bytes than the budget."""
+
+from webhookd.model import Event
+
+BUDGET = 32 * 1024 * 1024  # bytes
+
+
+class Payload:
+    """The payload text of one event, and how many deliveries need it now."""
+
+    __slots__ = ("content", "users")
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.users = 0
+
+
+class Payloads:
+    """What is in memory, and what a further fetch may add.
+
+    Large payloads, above a sixteenth of the budget, share one half of it, so that small ones never wait for them. One
+    large payload always passes, however small the budget, or it would wait for ever.
+    """
+
+    def __init__(self, budget: int = BUDGET) -> None:
+        self._budget = budget
+        self._large = budget // 16
+        self._held: dict[int, Payload] = {}
+        self._bytes = 0
+        self._large_bytes = 0
+
+    def use(self, event: Event) -> Payload | None:
+        """The payload for one more delivery, or None when it is not in memory."""
+        payload = self._held.get(event.id)
+        if payload is not None:
+            payload.users += 1
+        return payload
+
+    def reserve(self, event: Event) -> bool:
+        """True when its payload may be fetched; its bytes count from now on."""
+        size = event.size
+        if size > self._large:
+            if self._large_bytes and (
+                self._large_bytes + size > self._budget // 2 or self._bytes + size > self._budget
+            ):
+                return False
+            self._large_bytes += size
+        elif self._bytes + size > self._budget:
+            return False
+        self._bytes += size
+        return True
+
+    def keep(self, event: Event, content: bytes) -> None:
+        """The payload that was reserved is here; nobody uses it yet."""
+        self._held[event.id] = Payload(content)
+
+    def drop(self, event: Event) -> bool:
+        """One delivery less needs it; True when its bytes are free again."""
+        payload = self._held[event.id]
+        payload.users -= 1
+        if payload.users > 0:
+            return False
+        del self._held[event.id]
+        self.release(event)
+        return True
+
+    def release(self, event: Event) -> None:
+        """What was reserved did not come."""
+        self._bytes -= event.size
+        if event.size > self._large:
+            self._large_bytes -= event.size
