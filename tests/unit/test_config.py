@@ -1,0 +1,379 @@
+"""What the configuration accepts, and the sentence for each mistake."""
+
+import base64
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from webhookd.config import Config, build
+from webhookd.errors import ConfigError
+from webhookd.formats import FORMATS
+from webhookd.signing import SCHEMES, parse_secret
+from webhookd.units import duration, size
+
+SECRET = "whsec_" + base64.b64encode(b"planted-secret-of-test-config").decode()
+OTHER = "whsec_" + base64.b64encode(b"another-planted-secret-of-test").decode()
+ORDERS: dict[str, Any] = {"url": "https://hooks.example.com/x?token=planted", "events": ["order.*"], "secret": SECRET}
+
+
+def no_file(path: str, origin: str) -> str:
+    raise ValueError("the file it names cannot be read")
+
+
+def made(document: Mapping[str, Any], *others: tuple[str, Any], environ: Mapping[str, str] | None = None) -> Config:
+    return build(document, others, environ or {}, no_file)
+
+
+def mistakes(
+    document: Mapping[str, Any], *others: tuple[str, Any], environ: Mapping[str, str] | None = None
+) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        made(document, *others, environ=environ)
+    text = str(caught.value)
+    assert "planted" not in text
+    assert SECRET not in text
+    return caught.value.mistakes
+
+
+def orders(**changes: Any) -> dict[str, Any]:
+    return {"endpoint": {"orders": {key: v for key, v in {**ORDERS, **changes}.items() if v is not None}}}
+
+
+def test_an_endpoint_is_resolved() -> None:
+    document = {
+        **orders(
+            tenant="acme",
+            filter={"region": "eu", "vip": True, "level": [1, 2.5]},
+            retry={"give_up_after": "1d"},
+            headers={"Authorization": "Bearer planted", "X-Event": "$type", "content-type": "application/json"},
+            timeout="5s",
+        ),
+        "delivery": {"max_in_flight_per_endpoint": 3},
+        "retry": {"schedule": ["5s", "5m"]},
+    }
+    config = made(document)
+    (endpoint,) = config.endpoints
+    assert (endpoint.id, endpoint.label, endpoint.active) == (0, "acme/orders", True)
+    assert endpoint.format is FORMATS["standard"]
+    assert endpoint.signature is SCHEMES["standard"]
+    assert endpoint.secrets == (parse_secret(SECRET),)
+    assert (endpoint.timeout, endpoint.max_in_flight) == (5.0, 3)
+    assert (endpoint.retry.schedule, endpoint.retry.give_up_after) == ((5.0, 300.0), 86400.0)
+    assert endpoint.filter == {"region": ("eu",), "vip": ("true",), "level": ("1", "2.5")}
+    assert [name for name, _ in endpoint.headers] == ["Authorization", "X-Event", "content-type"]
+    assert callable(endpoint.headers[1][1])
+    spec = config.specs["acme", "orders"]
+    assert json.loads(json.dumps(spec)) == spec
+    assert spec["headers"] == ["Authorization", "X-Event", "content-type"]
+    assert SECRET not in json.dumps(spec)
+    assert "Bearer" not in json.dumps(spec)
+    with pytest.raises(FrozenInstanceError):
+        config.config_hash = ""  # type: ignore[misc]  # that it cannot be assigned is what is tested
+
+
+def test_defaults_are_those_of_the_documentation() -> None:
+    config = made({})
+    assert (config.delivery.timeout, config.delivery.max_in_flight, config.delivery.max_payload) == (20.0, 500, 1048576)
+    assert (config.retry.first, config.retry.factor, config.retry.give_up_after) == (5.0, 3.0, 259200.0)
+    assert (config.egress.allow_http, config.egress.allow_networks) == (False, ())
+    assert config.endpoints == ()
+
+
+def test_repr_shows_no_secret() -> None:
+    dsn = "postgresql://app:planted@db/app"
+    document = {**orders(headers={"authorization": "Bearer planted"}), "database": {"dsn": dsn, "direct_dsn": dsn}}
+    shown = repr(made(document))
+    assert "planted" not in shown
+    assert SECRET not in shown
+    assert parse_secret(SECRET).raw.decode() not in shown
+
+
+def test_each_way_to_give_secrets() -> None:
+    assert made(orders(secret=None, secrets=[SECRET, OTHER])).endpoints[0].secrets == (
+        parse_secret(SECRET),
+        parse_secret(OTHER),
+    )
+    environ = {"WEBHOOKD_ORDERS__SECRET": SECRET}  # a variable of any name may hold a secret
+    from_environ = made(orders(secret=None, secret_env="WEBHOOKD_ORDERS__SECRET"), environ=environ)
+    assert from_environ.endpoints[0].secrets == (parse_secret(SECRET),)
+    from_file = build(orders(secret=None, secret_file="s"), [], {}, lambda path, origin: {"s": SECRET}[path])
+    assert from_file.endpoints[0].secrets == (parse_secret(SECRET),)
+    assert made(orders(secret=None, signature="none")).endpoints[0].secrets == ()
+
+
+def test_an_exponential_key_ends_an_inherited_schedule() -> None:
+    retry = made({**orders(retry={"first": "1s"}), "retry": {"schedule": ["5s"]}}).endpoints[0].retry
+    assert (retry.first, retry.schedule) == (1.0, ())
+
+
+def test_a_format_of_ones_own() -> None:
+    config = made({**orders(format="mine"), "formats": {"mine": {"body": {"kind": "$type"}}}})
+    assert config.endpoints[0].format not in FORMATS.values()
+    assert config.specs["", "orders"]["format"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ({"delivery": {"timeout": "20 sec"}}, '[delivery] timeout: "20 sec" is no duration; write "20s", "5m" or "3d"'),
+        ({"delivery": {"timeout": 20}}, '[delivery] timeout: 20 is no duration; write "20s", "5m" or "3d"'),
+        ({"delivery": {"timeout": "6m"}}, '[delivery] timeout: "6m" is out of bounds; write "1ms" to "5m"'),
+        ({"delivery": {"timeot": "6s"}}, "[delivery] timeot: is no key here; did you mean timeout?"),
+        (
+            {"delivery": {"max_payload": "1 MB"}},
+            '[delivery] max_payload: "1 MB" is no size; write "512KiB", "1MiB" or a number of bytes',
+        ),
+        ({"delivery": {"max_in_flight": 0}}, "[delivery] max_in_flight: must be at least 1"),
+        ({"delivery": {"max_in_flight": True}}, "[delivery] max_in_flight: wants a whole number"),
+        ({"delivery": {"max_in_flight": "5"}}, "[delivery] max_in_flight: wants a whole number"),
+        ({"delivery": {"response_body": "all"}}, '[delivery] response_body: wants "failures" or "none"'),
+        ({"delivery": 5}, "[delivery] wants a table"),
+        (
+            {"delivery": {"source": "a b"}},
+            '[delivery] source: "a b" is no CloudEvents source; write a URI such as "https://example.com/shop"',
+        ),
+        ({"delivry": {}}, '"delivry" is no section; did you mean delivery?'),
+        (
+            {"daemon": {"environment": "Prod"}},
+            "[daemon] environment: \"Prod\" is no name; use 1 to 64 of a-z, 0-9, '_', '.' and '-', "
+            "the first a letter or a digit",
+        ),
+        ({"database": {"dsn": "mysql://planted"}}, '[database] dsn: must begin with "postgresql://"'),
+        (
+            {"database": {"dsn": "postgresql:///a", "dsn_file": "f"}},
+            "[database] dsn_file: stands beside dsn; give only one of them",
+        ),
+        ({"retry": {"factor": 0.5}}, "[retry] factor: must be at least 1"),
+        ({"retry": {"factor": float("nan")}}, "[retry] factor: wants a finite number"),
+        ({"retry": {"jitter": 1.5}}, "[retry] jitter: must be at most 1"),
+        ({"retry": {"give_up_after": "31d"}}, '[retry] give_up_after: "31d" is out of bounds; write "1ms" to "30d"'),
+        (
+            {"retry": {"schedule": ["5s", "x"]}},
+            '[retry] schedule item 2: "x" is no duration; write "20s", "5m" or "3d"',
+        ),
+        ({"retry": {"schedule": "5s"}}, "[retry] schedule: wants a list in [ ]"),
+        (
+            {"retry": {"schedule": ["5s"], "factor": 2}},
+            "[retry] schedule: replaces factor; give only one of them",
+        ),
+        (
+            {"retry": {"first": "7h"}},
+            "[retry] first: is longer than max_interval; shorten it or raise max_interval",
+        ),
+        ({"egress": {"allow_http": "yes"}}, "[egress] allow_http: wants true or false"),
+        (
+            {"egress": {"allow_networks": ["10.0.0.1/8"]}},
+            '[egress] allow_networks item 1: "10.0.0.1/8" is no network; write an address range such as "10.20.0.0/16"',
+        ),
+        ({"log": {"level": "loud"}}, '[log] level: wants "debug", "info", "warning" or "error"'),
+        ({"endpoints": {"directory": ""}}, "[endpoints] directory: must not be empty"),
+        ({"endpoint": 1}, "endpoint wants tables; write [endpoint.NAME]"),
+        ({"endpoint": {"a": 1}}, "[endpoint] a: wants a table; write [endpoint.NAME]"),
+        (
+            {"endpoint": {"A b": {}}},
+            "[endpoint] \"A b\" is no name; use 1 to 64 of a-z, 0-9, '_', '.' and '-', the first a letter or a digit",
+        ),
+        ({"formats": {"raw": {"body": {}}}}, "[formats.raw] is built in; choose another name"),
+        ({"formats": {"mine": {}}}, "[formats.mine] body: is required"),
+    ],
+)
+def test_a_mistake_in_a_section(document: dict[str, Any], expected: str) -> None:
+    assert mistakes(document) == [f"webhookd.toml: {expected}"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"url": None}, "url: is required"),
+        ({"url": "https://a b/?planted"}, "url: the URL must be printable ASCII without spaces"),
+        ({"url": 5}, "url: wants a text in quotes"),
+        ({"events": []}, "events: must not be empty"),
+        ({"events": "order.*"}, "events: wants a list in [ ]"),
+        (
+            {"events": ["a", "*.b"]},
+            'events item 2: "*.b" is no event pattern; write "order.created", "order.*" or "*"',
+        ),
+        ({"secert": "planted"}, "secert: is no key here; did you mean secret?"),
+        (
+            {"secret": None},
+            'secret: is required, as secret, secrets, secret_file or secret_env, unless signature = "none"',
+        ),
+        ({"secrets": [OTHER]}, "secret and secrets: give only one of them"),
+        ({"signature": "none"}, 'secret: signature = "none" uses no secret; remove one or the other'),
+        ({"secret": "planted"}, "secret: a secret starts with whsec_ (HMAC-SHA256) or whsk_ (ed25519)"),
+        ({"secret": 5}, "secret: wants a text in quotes"),
+        ({"secret": None, "secrets": [SECRET, "whsec_planted?"]}, "secrets item 2: what follows whsec_ is not base64"),
+        ({"secret": None, "secret_env": SECRET}, "secret_env: the environment variable it names is not set"),
+        ({"secret": None, "secret_file": SECRET}, "secret_file: the file it names cannot be read"),
+        ({"signature": "hmac"}, 'signature: "hmac" is no signature; write "none" or "standard"'),
+        ({"format": "xml"}, 'format: "xml" is no format; write'),
+        ({"headers": {"a b": "x"}}, "headers.a b: is no header name; use letters, digits and '-'"),
+        (
+            {"headers": {"x-key": "planted\r\nx: y"}},
+            "headers.x-key: holds a control character; write one line of plain",
+        ),
+        ({"headers": {"x-key": "$planted"}}, "headers.x-key: "),
+        ({"headers": {"x-key": 5}}, "headers.x-key: wants a text in quotes"),
+        ({"headers": {"X-Key": "a", "x-key": "b"}}, 'headers: "X-Key" and "x-key" are one header; give it once'),
+        ({"timeout": "0s"}, 'timeout: "0s" is out of bounds; write "1ms" to "5m"'),
+        ({"max_in_flight": 0}, "max_in_flight: must be at least 1"),
+        ({"retry": {"frist": "1s"}}, "retry.frist: is no key here; did you mean first?"),
+        ({"retry": {"schedule": ["1s"], "first": "1s"}}, "retry.schedule: replaces first; give only one of them"),
+        ({"retry": {"max_interval": "1s"}}, "retry.first: is longer than max_interval"),
+        ({"filter": {"region": []}}, "filter.region: wants at least one value, as nothing would pass"),
+        ({"filter": {"region": {}}}, "filter.region: wants a text, a number, true or false, or a list of them"),
+        ({"description": "a\x00"}, "description: holds a NUL character, which Postgres cannot keep; remove it"),
+        ({"tenant": "a\nb"}, "tenant: is no tenant; write at most 255 characters without control characters"),
+    ],
+)
+def test_a_mistake_in_an_endpoint(changes: dict[str, Any], expected: str) -> None:
+    (mistake,) = mistakes(orders(**changes))
+    assert mistake.startswith(f"webhookd.toml: [endpoint.orders] {expected}")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Host", "content-length", "Transfer-Encoding", "TE", "trailer", "cookie", "content-encoding", "webhook-id"],
+)
+def test_a_reserved_header(name: str) -> None:
+    (mistake,) = mistakes(orders(headers={name: "x"}))
+    assert mistake.startswith(f"webhookd.toml: [endpoint.orders] headers.{name}: is set by webhookd itself")
+
+
+@pytest.mark.parametrize(
+    ("url", "lines"),
+    [
+        ("http://hooks.example.com/?planted", ["allow_http = true"]),
+        ("http://127.0.0.1:9/?planted", ["allow_http = true", 'allow_networks = ["127.0.0.0/8"]']),
+        ("http://localhost/", ["allow_http = true", 'allow_networks = ["127.0.0.0/8", "::1/128"]']),
+        ("https://10.1.2.3/", ['allow_networks = ["10.1.2.3/32"]']),
+        ("https://[fd00::1]/", ['allow_networks = ["fd00::1/128"]']),
+        ("https://[::ffff:10.1.2.3]/", ['allow_networks = ["10.1.2.3/32"]']),
+    ],
+)
+def test_a_refused_url_says_which_lines_allow_it(url: str, lines: list[str]) -> None:
+    (mistake,) = mistakes(orders(url=url))
+    printed = mistake.split("\n")
+    assert printed[1:] == ["[egress]", *lines]
+    assert made({**orders(url=url), **tomllib.loads("\n".join(printed[1:]))}).endpoints[0].url == url
+
+
+def test_a_wrong_egress_section_is_told_once() -> None:
+    assert len(mistakes({**orders(url="http://10.0.0.1/"), "egress": {"allow_htp": True}})) == 1
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    document = {
+        **orders(url="http://a.example/", timeout="x", secret="planted"),
+        "delivery": {"timeout": "x", "max_in_flight": 0},
+        "log": {"level": "x"},
+        "nonsense": {},
+    }
+    other: tuple[str, Any] = ("b.toml", {"endpoint": {"bills": {}}, "delivery": {}, "endpoints": {}})
+    found = mistakes(document, other, environ={"WEBHOOKD_DELIVERY__TIMOUT": "5s"})
+    assert [mistake.split("\n")[0].split(": ")[0] for mistake in found].count("b.toml") == 5
+    assert len(found) == 1 + 3 + 1 + 3 + 5
+    assert "b.toml: [endpoints] belongs into the main file; an endpoint is [endpoint.NAME]" in found
+
+
+def test_a_name_is_one_endpoint_in_a_tenant() -> None:
+    other = orders(tenant="acme")
+    assert len(made(orders(), ("a.toml", other)).endpoints) == 2
+    assert mistakes({}, ("a.toml", other), ("b.toml", other)) == [
+        'b.toml: [endpoint.orders] of tenant "acme" is also in a.toml; rename one of them'
+    ]
+    assert mistakes(orders(), ("b.toml", orders())) == [
+        "b.toml: [endpoint.orders] is also in webhookd.toml; rename one of them"
+    ]
+
+
+def test_a_format_is_given_once() -> None:
+    table: dict[str, Any] = {"formats": {"mine": {"body": {}}}}
+    assert mistakes(table, ("b.toml", table)) == ["b.toml: [formats.mine] is also in webhookd.toml; give it once"]
+
+
+def test_the_environment_wins() -> None:
+    environ = {
+        "WEBHOOKD_DELIVERY__TIMEOUT": "5s",
+        "WEBHOOKD_DELIVERY__MAX_IN_FLIGHT": "7",
+        "WEBHOOKD_DELIVERY__MAX_PAYLOAD": "2048",
+        "WEBHOOKD_RETRY__FACTOR": "1.5",
+        "WEBHOOKD_EGRESS__ALLOW_HTTP": "true",
+        "WEBHOOKD_EGRESS__ALLOW_NETWORKS": "10.0.0.0/8, ::1/128",
+        "WEBHOOKD_DSN": "postgresql://planted@/app",
+        "WEBHOOKD_CONFIG": "ignored here",
+    }
+    config = made({"delivery": {"timeout": "9s"}, "database": {"dsn_file": "f"}}, environ=environ)
+    assert (config.delivery.timeout, config.delivery.max_in_flight, config.delivery.max_payload) == (5.0, 7, 2048)
+    assert config.retry.factor == 1.5
+    assert config.egress.allow_http
+    assert [str(network) for network in config.egress.allow_networks] == ["10.0.0.0/8", "::1/128"]
+    assert (config.database.dsn.get_secret_value(), config.database.dsn_file) == ("postgresql://planted@/app", "")
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        (
+            {"WEBHOOKD_DELIVERY__TIMOUT": "5s"},
+            "WEBHOOKD_DELIVERY__TIMOUT: is no setting; did you mean WEBHOOKD_DELIVERY__TIMEOUT?",
+        ),
+        (
+            {"WEBHOOKD_DELIVERY__TIMEOUT": "5"},
+            'WEBHOOKD_DELIVERY__TIMEOUT: 5 is no duration; write "20s", "5m" or "3d"',
+        ),
+        ({"WEBHOOKD_DELIVERY__MAX_IN_FLIGHT": "many"}, "WEBHOOKD_DELIVERY__MAX_IN_FLIGHT: wants a whole number"),
+        (
+            {"WEBHOOKD_DSN": "postgresql:///a", "WEBHOOKD_DATABASE__DSN": "postgresql:///b"},
+            "WEBHOOKD_DATABASE__DSN and WEBHOOKD_DSN: set only one of them",
+        ),
+        ({"WEBHOOKD_DSN": "planted"}, 'WEBHOOKD_DSN: must begin with "postgresql://"'),
+        (
+            {"WEBHOOKD_RETRY__SCHEDULE": "5s,x"},
+            'WEBHOOKD_RETRY__SCHEDULE item 2: "x" is no duration; write "20s", "5m" or "3d"',
+        ),
+    ],
+)
+def test_a_mistake_in_the_environment(environ: dict[str, str], expected: str) -> None:
+    assert mistakes({}, environ=environ) == [expected]
+
+
+def test_the_hash_follows_what_decides_about_deliveries() -> None:
+    base = made(orders(headers={"x-key": "a"})).config_hash
+    assert len(base) == 16
+    assert made({}, ("b.toml", orders(headers={"x-key": "a"}))).config_hash == base  # wherever it is written
+    assert made({**orders(headers={"x-key": "a"}), "log": {"level": "debug"}}).config_hash == base
+    changed = [
+        orders(headers={"x-key": "b"}),
+        orders(headers={"x-key": "a"}, secret=OTHER),
+        orders(headers={"x-key": "a"}, timeout="1s"),
+        {**orders(headers={"x-key": "a"}), "formats": {"mine": {"body": {}}}},
+    ]
+    assert len({base, *(made(document).config_hash for document in changed)}) == 5
+
+
+@given(st.integers(0, 10**9), st.sampled_from([("ms", 0.001), ("s", 1), ("m", 60), ("h", 3600), ("d", 86400)]))
+def test_durations_round_trip(number: int, unit: tuple[str, float]) -> None:
+    assert round(duration(f"{number}{unit[0]}") / unit[1]) == number
+
+
+@given(st.integers(0, 10**12), st.sampled_from([("B", 0), ("KiB", 10), ("MiB", 20), ("GiB", 30)]))
+def test_sizes_round_trip(number: int, unit: tuple[str, int]) -> None:
+    assert size(f"{number}{unit[0]}") >> unit[1] == number
+    assert size(number) == size(str(number)) == number
+
+
+@given(st.one_of(st.text(), st.floats(), st.none(), st.booleans(), st.lists(st.integers())))
+def test_anything_else_is_refused_with_one_line(value: object) -> None:
+    for parse in (duration, size):
+        try:
+            found: object = parse(value)
+        except ValueError as error:
+            found = str(error)
+        assert isinstance(found, (int, float)) or (isinstance(found, str) and len(found.splitlines()) == 1)
