@@ -1,0 +1,122 @@
+"""A PostgreSQL of the tests' own, and a fresh migrated database for each test that asks for one.
+
+pytest --postgres 18|16|15   which server (15 is Debian's, the others come with the `test` extra)
+pytest --long                the tests marked `long`, too
+"""
+
+import asyncio
+import itertools
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+
+import asyncpg
+import pytest
+import uvloop
+
+from webhookd.embedded import postgres
+from webhookd.store.migrations import migrate
+
+DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
+SETTINGS = {"max_connections": "200", "fsync": "off", "full_page_writes": "off"}  # nothing here outlives the session
+LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--postgres", choices=("18", "16", "15"), default="18", help="version of the PostgreSQL server")
+    parser.addoption("--long", action="store_true", help="run the tests that take minutes, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item not in long]
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Unit tests run on both loops, others on the one we ship; `@pytest.mark.asyncio(loop_factories=[...])` chooses."""
+    marker = item.get_closest_marker("asyncio")
+    if "unit" in item.path.parts or (marker and "loop_factories" in marker.kwargs):
+        return LOOPS
+    return {"uvloop": LOOPS["uvloop"]}
+
+
+def execute(dsn: str, statement: str) -> None:
+    """Run one statement on a connection of its own, from code that is not async."""
+
+    async def run() -> None:
+        connection = await asyncpg.connect(dsn)
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    with asyncio.Runner(
+        loop_factory=uvloop.new_event_loop
+    ) as runner:  # unlike asyncio.run: leaves the test's loop alone
+        runner.run(run())
+
+
+def database(server: str, name: str) -> str:
+    """The DSN of another database of the same server."""
+    return server.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture(scope="session")
+def server(pytestconfig: pytest.Config) -> Iterator[str]:
+    """The DSN of the database `postgres` on a server that lives for the session (of each xdist worker)."""
+    version = int(pytestconfig.getoption("--postgres"))
+    # Not tmp_path: as root that is closed to the account that runs the server.
+    directory = Path(tempfile.mkdtemp(prefix="webhookd-tests-"))
+    directory.chmod(0o755)
+    try:
+        with postgres(directory, version, SETTINGS, bin_directory=DEBIAN_15 if version == 15 else None) as dsn:
+            yield dsn
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def template(server: str) -> str:
+    """The name of a migrated database to copy."""
+    execute(server, "CREATE DATABASE template_webhookd")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(migrate(database(server, "template_webhookd")))
+    return "template_webhookd"
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def empty_dsn(server: str) -> Iterator[str]:
+    """The DSN of an empty database of this test's own."""
+    name = f"empty_{next(_numbers)}"
+    execute(server, f"CREATE DATABASE {name} TEMPLATE template0")
+    yield database(server, name)
+    execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def dsn(server: str, template: str) -> Iterator[str]:
+    """The DSN of a migrated database of this test's own."""
+    name = f"test_{next(_numbers)}"
+    execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield database(server, name)
+    execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def sql(dsn: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """A connection to that database; json comes as text, as the application wrote it."""
+    connection = await asyncpg.connect(dsn)
+    yield connection
+    await connection.close()

@@ -1,0 +1,25 @@
+-- Roles of the least privilege. A template: create the roles, change their names if you like, and run it as the owner of the
+-- schema, again after each `webhookd migrate`. The owner is the role that ran `webhookd migrate`; nothing else needs its rights.
+--
+--   CREATE ROLE webhookd_daemon LOGIN;  CREATE ROLE webhookd_producer;  CREATE ROLE webhookd_reader;
+GRANT USAGE ON SCHEMA webhookd TO webhookd_daemon, webhookd_producer, webhookd_reader;
+
+-- Applications, for `GRANT webhookd_producer TO my_app`. SELECT on what RETURNING asks for in Django, SQLAlchemy and Rails, no more.
+GRANT INSERT (type, payload, tenant, ordering_key, metadata, event_id, occurred_at, deliver_after),
+      SELECT (id, event_id, created_at) ON webhookd.outbox TO webhookd_producer;
+GRANT USAGE ON SEQUENCE webhookd.outbox_id_seq TO webhookd_producer;
+GRANT EXECUTE ON FUNCTION webhookd.emit(text, json, text, text, json, text, timestamptz, timestamptz) TO webhookd_producer;
+
+-- People and dashboards.
+GRANT SELECT ON ALL TABLES IN SCHEMA webhookd TO webhookd_reader;
+GRANT EXECUTE ON FUNCTION webhookd.event_status(text) TO webhookd_reader;
+
+-- `webhookd run`. Events and attempts are facts, which it cannot change; partitions go through functions of the owner.
+GRANT SELECT ON ALL TABLES IN SCHEMA webhookd TO webhookd_daemon;
+GRANT INSERT ON webhookd.outbox, webhookd.attempt TO webhookd_daemon;
+GRANT INSERT, UPDATE, DELETE ON webhookd.batch, webhookd.scheduled, webhookd.backlog, webhookd.binding, webhookd.endpoint,
+      webhookd.parked, webhookd.missed, webhookd.replay, webhookd.daemon, webhookd.downtime
+      TO webhookd_daemon;
+GRANT UPDATE ON webhookd.config_version TO webhookd_daemon;
+GRANT USAGE ON ALL SEQUENCES IN SCHEMA webhookd TO webhookd_daemon;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA webhookd TO webhookd_daemon;

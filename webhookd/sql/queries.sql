@@ -1,0 +1,280 @@
+-- Every statement of the daemon. A name, a sentence, the statement. Limits stand in the SQL; the database's now() is the only
+-- clock in predicates; keys are sorted before they are written, so that two daemons never deadlock.
+
+-- name: cut
+-- Newly committed and newly due events become batches that the caller owns.
+SELECT batch_id, o_nonce, o_cut_at, o_ids, o_lo, o_hi, o_claims FROM webhookd.cut($1, $2, $3);
+
+-- name: heads
+-- Everything of the events but their payloads. The range prunes partitions.
+SELECT id, event_id, created_at, type, tenant, ordering_key, metadata, occurred_at, size
+  FROM webhookd.outbox WHERE id = ANY($1::bigint[]) AND created_at BETWEEN $2 AND $3;
+
+-- name: payloads
+-- The payloads of what starts now; one that is too large is never read.
+SELECT id, CASE WHEN size <= $4 THEN payload END
+  FROM webhookd.outbox WHERE id = ANY($1::bigint[]) AND created_at BETWEEN $2 AND $3;
+
+-- name: adopt
+-- Batches that nobody handles: given back, ours by a reply that was lost, or of a daemon that is dead. That we judge only while we
+-- are steady, until $4: after an outage every living daemon looks dead, and this very statement may have been held up in the network.
+WITH orphan AS MATERIALIZED (
+  SELECT b.id FROM webhookd.batch b
+   WHERE b.id > $1 AND b.done_at IS NULL
+     AND (b.owner IS NULL
+          OR b.owner = $2 AND b.id <> ALL($3::bigint[])
+          OR now() < to_timestamp($4::float8) AND b.owner <> $2 AND NOT EXISTS (
+               SELECT FROM webhookd.daemon d
+                WHERE d.id = b.owner AND d.stopped_at IS NULL AND d.beat_at > now() - $5 * interval '1 s'))
+   ORDER BY b.id LIMIT $6 FOR UPDATE SKIP LOCKED)
+UPDATE webhookd.batch b SET owner = $2, claims = claims + 1
+  FROM orphan WHERE b.id = orphan.id
+RETURNING b.id, b.nonce, b.cut_at, b.outbox_ids, b.lo, b.hi, b.claims;
+
+-- name: known
+-- What of an adopted batch is settled already: delivered by the ledger, or owed by the backlog.
+-- Row by row, because without statistics the planner would read whole tables.
+SELECT s.outbox_id, s.endpoint_id FROM unnest($1::bigint[]) u(id) CROSS JOIN LATERAL
+  (SELECT a.outbox_id, a.endpoint_id FROM webhookd.attempt a WHERE a.outbox_id = u.id AND a.ok AND a.at >= $2 OFFSET 0) s
+UNION
+SELECT s.outbox_id, s.endpoint_id FROM unnest($1::bigint[]) u(id) CROSS JOIN LATERAL
+  (SELECT b.outbox_id, b.endpoint_id FROM webhookd.backlog b WHERE b.outbox_id = u.id OFFSET 0) s;
+
+-- name: give_back
+-- What a stopping daemon did not finish is free for the others at once.
+UPDATE webhookd.batch SET owner = NULL WHERE id = ANY($2::bigint[]) AND owner = $1 AND done_at IS NULL;
+
+-- name: backlog_delete
+-- An exception succeeded.
+DELETE FROM webhookd.backlog d USING unnest($1::int[], $2::bigint[]) u(endpoint_id, outbox_id)
+ WHERE d.endpoint_id = u.endpoint_id AND d.outbox_id = u.outbox_id;
+
+-- name: backlog_insert
+-- A first failure, a spill, a straggler's lease, or an end that was not a delivery.
+INSERT INTO webhookd.backlog
+       (endpoint_id, outbox_id, outbox_at, attempts, due, state, last_code, last_error, ordering_key, clock_from)
+SELECT u.p, u.o, u.at, u.a, now() + u.d * interval '1 s', u.s, u.c, u.x, u.k, to_timestamp(u.f)
+  FROM unnest($1::int[], $2::bigint[], $3::timestamptz[], $4::smallint[], $5::float8[], $6::text[], $7::smallint[], $8::text[],
+              $9::text[], $10::float8[]) u(p, o, at, a, d, s, c, x, k, f)
+ ORDER BY u.p, u.o
+ON CONFLICT DO NOTHING;
+
+-- name: backlog_update
+-- A further failure, or no attempt at all (then `made` is 0); fenced by the number of attempts the writer knew of.
+UPDATE webhookd.backlog d
+   SET attempts = u.a + u.made, due = now() + u.d * interval '1 s', state = u.s,
+       last_code = CASE WHEN u.made > 0 THEN u.c ELSE d.last_code END, last_error = COALESCE(u.x, d.last_error)
+  FROM unnest($1::int[], $2::bigint[], $3::smallint[], $4::smallint[], $5::float8[], $6::text[], $7::smallint[], $8::text[])
+       u(p, o, a, made, d, s, c, x)
+ WHERE d.endpoint_id = u.p AND d.outbox_id = u.o AND d.attempts = u.a AND d.state = 'retry';
+
+-- name: batch_done
+-- Fenced by nonce, owner and claims: a late end closes nobody else's batch.
+UPDATE webhookd.batch b SET done_at = now()
+  FROM unnest($1::bigint[], $2::bigint[], $3::smallint[]) u(id, nonce, claims)
+ WHERE b.id = u.id AND b.nonce = u.nonce AND b.claims = u.claims AND b.owner = $4 AND b.done_at IS NULL;
+
+-- name: xact_id
+-- Who we are inside a flush, so that a lost reply to COMMIT can be asked for.
+SELECT pg_current_xact_id()::text;
+
+-- name: xact_status
+-- What became of a flush whose reply was lost.
+SELECT pg_xact_status($1::text::xid8);
+
+-- name: owing
+-- The endpoints that owe something and when the first of it is due; a loose index scan, so its cost is the number of endpoints.
+WITH RECURSIVE e(id) AS (
+  (SELECT endpoint_id FROM webhookd.backlog WHERE state = 'retry' ORDER BY endpoint_id LIMIT 1)
+  UNION ALL
+  SELECT (SELECT b.endpoint_id FROM webhookd.backlog b WHERE b.state = 'retry' AND b.endpoint_id > e.id
+           ORDER BY b.endpoint_id LIMIT 1)
+    FROM e WHERE e.id IS NOT NULL)
+SELECT e.id, extract(epoch FROM f.due - now())::float8 AS due_in
+  FROM e CROSS JOIN LATERAL
+       (SELECT b.due FROM webhookd.backlog b WHERE b.endpoint_id = e.id AND b.state = 'retry' ORDER BY b.due LIMIT 1) f
+ WHERE e.id IS NOT NULL;
+
+-- name: claim
+-- Lease what is due, of each endpoint as much as it has room for; `due` becomes the end of the lease.
+WITH pick AS MATERIALIZED (
+  SELECT d.*, w.lease FROM unnest($1::int[], $2::int[], $3::float8[]) w(id, room, lease) CROSS JOIN LATERAL (
+    SELECT x.endpoint_id, x.outbox_id FROM webhookd.backlog x
+     WHERE x.endpoint_id = w.id AND x.state = 'retry' AND x.due <= now()
+     ORDER BY x.due LIMIT w.room FOR UPDATE SKIP LOCKED) d
+  LIMIT 500)
+UPDATE webhookd.backlog d SET due = now() + p.lease * interval '1 s'
+  FROM pick p WHERE d.endpoint_id = p.endpoint_id AND d.outbox_id = p.outbox_id
+RETURNING d.outbox_id, d.endpoint_id, d.attempts, d.outbox_at, extract(epoch FROM d.clock_from)::float8 AS clock_from;
+
+-- name: register
+-- A new daemon; it begins to look for orphans where the others have everything done.
+INSERT INTO webhookd.daemon (id, low, host, version, config_hash)
+SELECT nextval('webhookd.daemon_id_seq')::int, COALESCE(max(low), 0), $1, $2, $3 FROM webhookd.daemon
+RETURNING id, low;
+
+-- name: downtime
+-- Nobody has been beating for a while: that time does not count against any delivery.
+INSERT INTO webhookd.downtime (started_at, ended_at)
+SELECT max(beat_at), now() FROM webhookd.daemon HAVING max(beat_at) < now() - $1 * interval '1 s'
+ON CONFLICT (started_at) DO NOTHING;
+
+-- name: beat
+-- We are alive; what the clock says, who else is alive, and when nobody was.
+WITH me AS (UPDATE webhookd.daemon SET beat_at = now(), low = GREATEST(low, $2) WHERE id = $1 RETURNING id)
+SELECT extract(epoch FROM clock_timestamp())::float8 AS now,
+       (SELECT count(*) FROM me) = 1 AS known,
+       (SELECT count(*)::int FROM webhookd.daemon
+         WHERE stopped_at IS NULL AND beat_at > now() - $3 * interval '1 s' AND id <> $1) + 1 AS live,
+       ARRAY(SELECT extract(epoch FROM started_at)::float8 FROM webhookd.downtime ORDER BY started_at) AS down_from,
+       ARRAY(SELECT extract(epoch FROM ended_at)::float8 FROM webhookd.downtime ORDER BY started_at) AS down_to;
+
+-- name: low
+-- The last batch before which everything is done.
+SELECT COALESCE((SELECT b.id - 1 FROM webhookd.batch b WHERE b.id > $1 AND b.done_at IS NULL ORDER BY b.id LIMIT 1),
+                (SELECT max(b.id) FROM webhookd.batch b));
+
+-- name: leave
+-- A daemon that stopped in order is dead at once; its row stays a while, for the time of its last beat.
+UPDATE webhookd.daemon SET beat_at = now(), stopped_at = now() WHERE id = $1;
+
+-- name: forget_daemons
+-- Rows of daemons that stopped long ago, but for the newest, which tells since when nobody ran.
+DELETE FROM webhookd.daemon
+ WHERE beat_at < now() - interval '7 days' AND id <> (SELECT id FROM webhookd.daemon ORDER BY beat_at DESC, id DESC LIMIT 1);
+
+-- name: partitions
+-- Days ahead, so that no INSERT ever meets a missing partition.
+SELECT webhookd.make_partitions($1);
+
+-- name: sync_lock
+-- One configuration is written at a time.
+SELECT pg_advisory_xact_lock(7301, 3);
+
+-- name: sync_endpoints
+-- The files, as the database knows them; an endpoint that returns has its old number and its backlog.
+INSERT INTO webhookd.endpoint AS e (tenant, name, source, spec)
+SELECT u.tenant, u.name, 'file', u.spec::jsonb FROM unnest($1::text[], $2::text[], $3::text[]) u(tenant, name, spec)
+ON CONFLICT (tenant, name) DO UPDATE SET spec = EXCLUDED.spec, removed_at = NULL
+ WHERE e.spec IS DISTINCT FROM EXCLUDED.spec OR e.removed_at IS NOT NULL;
+
+-- name: removed_endpoints
+-- An endpoint counts as removed only when every live daemon has the configuration without it.
+UPDATE webhookd.endpoint e SET removed_at = now()
+ WHERE e.source = 'file' AND e.removed_at IS NULL
+   AND NOT EXISTS (SELECT FROM unnest($1::text[], $2::text[]) u(tenant, name) WHERE u.tenant = e.tenant AND u.name = e.name)
+   AND NOT EXISTS (SELECT FROM webhookd.daemon d
+                    WHERE d.stopped_at IS NULL AND d.beat_at > now() - $4 * interval '1 s' AND d.config_hash <> $3);
+
+-- name: endpoint_ids
+-- The numbers of the endpoints by name.
+SELECT id, tenant, name FROM webhookd.endpoint WHERE removed_at IS NULL;
+
+-- name: sleep
+-- 'sleep': the sleep lock is ours, so producers notify. 'listen': another daemon sleeps, so they notify too. 'poll': a transaction
+-- that inserted is open, and will not.
+SELECT CASE WHEN pg_try_advisory_lock(7301, 2) THEN 'sleep'
+            WHEN pg_try_advisory_xact_lock_shared(7301, 2) THEN 'poll'
+            ELSE 'listen' END;
+
+-- name: ping
+-- Is anybody there?
+SELECT 1;
+
+-- name: get_up
+-- Producers need not notify any longer.
+SELECT pg_advisory_unlock(7301, 2);
+
+-- What people ask.
+
+-- name: emit
+-- The function for who may or can only call one.
+SELECT webhookd.emit($1, $2, tenant => $3, ordering_key => $4, metadata => $5, event_id => $6, deliver_after => $7);
+
+-- name: insert
+-- What an application does.
+INSERT INTO webhookd.outbox (type, payload) VALUES ($1, $2) RETURNING event_id;
+
+-- name: status_waiting
+-- Committed events that no batch holds yet, and the age of the oldest.
+WITH last AS MATERIALIZED (SELECT pos_xmax, pos_xip FROM webhookd.batch ORDER BY id DESC LIMIT 1),
+fresh AS (
+  SELECT o.created_at FROM webhookd.outbox o WHERE o.xid >= (SELECT pos_xmax FROM last)
+  UNION ALL
+  SELECT o.created_at FROM last, unnest(last.pos_xip) u(x) CROSS JOIN LATERAL
+    (SELECT i.created_at FROM webhookd.outbox i WHERE i.xid = u.x OFFSET 0) o)
+SELECT count(*), extract(epoch FROM now() - min(created_at))::float8 FROM fresh;
+
+-- name: status_scheduled
+-- Events that are to be delivered later, and when the first is due.
+SELECT count(*), extract(epoch FROM min(due) - now())::float8 FROM webhookd.scheduled;
+
+-- name: status_open
+-- Batches that are not done, their events, and the age of the oldest.
+SELECT count(*), COALESCE(sum(cardinality(outbox_ids)), 0)::bigint, extract(epoch FROM now() - min(cut_at))::float8
+  FROM webhookd.batch
+ WHERE done_at IS NULL AND id > COALESCE((SELECT max(low) FROM webhookd.daemon), 0);
+
+-- name: status_daemons
+-- Who beats.
+SELECT id, host, version, config_hash, extract(epoch FROM now() - beat_at)::float8
+  FROM webhookd.daemon WHERE stopped_at IS NULL AND beat_at > now() - $1 * interval '1 s' ORDER BY id;
+
+-- name: status_endpoints
+-- The backlog by endpoint and state, and the attempts of the last minute, which the index of each endpoint leads to.
+SELECT p.tenant, p.name,
+       COALESCE(b.retrying, 0), COALESCE(b.held, 0), COALESCE(b.exhausted, 0), COALESCE(b.rejected, 0), b.due_in,
+       m.delivered, m.failed
+  FROM webhookd.endpoint p
+  LEFT JOIN (SELECT endpoint_id,
+                    count(*) FILTER (WHERE state = 'retry') AS retrying,
+                    count(*) FILTER (WHERE state = 'held') AS held,
+                    count(*) FILTER (WHERE state = 'exhausted') AS exhausted,
+                    count(*) FILTER (WHERE state = 'rejected') AS rejected,
+                    extract(epoch FROM min(due) FILTER (WHERE state = 'retry') - now())::float8 AS due_in
+               FROM webhookd.backlog GROUP BY endpoint_id) b ON b.endpoint_id = p.id
+ CROSS JOIN LATERAL (SELECT count(*) FILTER (WHERE a.ok) AS delivered, count(*) FILTER (WHERE NOT a.ok) AS failed
+                       FROM webhookd.attempt a
+                      WHERE a.endpoint_id = p.id AND a.at > now() - interval '1 minute') m
+ WHERE p.removed_at IS NULL OR b.endpoint_id IS NOT NULL
+ ORDER BY p.tenant, p.name;
+
+-- name: mark
+-- The newest event and batch, and the moment.
+SELECT COALESCE((SELECT max(id) FROM webhookd.outbox), 0), (SELECT max(id) FROM webhookd.batch), now();
+
+-- name: pulse
+-- What each endpoint met since a moment.
+SELECT p.id, a.delivered, a.failed, (SELECT count(*) FROM webhookd.backlog b WHERE b.endpoint_id = p.id AND b.state = 'retry'),
+       l.code, l.error, a.p50
+  FROM unnest($1::int[]) p(id)
+ CROSS JOIN LATERAL (SELECT count(*) FILTER (WHERE ok) AS delivered, count(*) FILTER (WHERE NOT ok) AS failed,
+                            percentile_cont(0.5) WITHIN GROUP (ORDER BY ms) FILTER (WHERE at > now() - interval '1 minute') AS p50
+                       FROM webhookd.attempt WHERE endpoint_id = p.id AND at >= $2) a
+  LEFT JOIN LATERAL (SELECT code, error FROM webhookd.attempt WHERE endpoint_id = p.id AND at >= $2
+                      ORDER BY at DESC LIMIT 1) l ON true;
+
+-- name: events_since
+-- How many events came after this one.
+SELECT count(*) FROM webhookd.outbox WHERE id > $1;
+
+-- name: unsettled
+-- Events after this one that are in no batch that is done, and those that are to be tried again.
+SELECT (SELECT count(*) FROM webhookd.outbox WHERE id > $1)
+     - (SELECT count(DISTINCT o) FROM webhookd.batch b, unnest(b.outbox_ids) o WHERE b.id > $2 AND b.done_at IS NOT NULL AND o > $1)
+     + (SELECT count(*) FROM webhookd.backlog WHERE outbox_id > $1 AND state IN ('retry', 'held'));
+
+-- name: account
+-- Each event after this one with each endpoint, and what is known of the pair: an event whose batch is not done still waits.
+WITH delivered AS MATERIALIZED (
+  SELECT DISTINCT outbox_id, endpoint_id FROM webhookd.attempt WHERE outbox_id > $1 AND ok),
+settled AS MATERIALIZED (
+  SELECT DISTINCT o AS id FROM webhookd.batch b, unnest(b.outbox_ids) o WHERE b.id > $2 AND b.done_at IS NOT NULL)
+SELECT e.id, e.event_id, e.created_at, e.type, e.tenant, e.ordering_key, e.metadata, e.occurred_at, e.size, p.id,
+       CASE WHEN d.outbox_id IS NOT NULL THEN 'delivered' WHEN b.state = 'retry' THEN 'retrying' WHEN b.state IS NOT NULL THEN b.state
+            WHEN s.id IS NULL THEN 'waiting' END
+  FROM webhookd.outbox e CROSS JOIN unnest($3::int[]) p(id)
+  LEFT JOIN delivered d ON d.outbox_id = e.id AND d.endpoint_id = p.id
+  LEFT JOIN webhookd.backlog b ON b.outbox_id = e.id AND b.endpoint_id = p.id
+  LEFT JOIN settled s ON s.id = e.id
+ WHERE e.id > $1;

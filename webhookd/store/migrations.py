@@ -1,0 +1,105 @@
+"""The schema in the database: bring it up to date, or say why this binary cannot run on it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+
+from webhookd.errors import SchemaMismatch, StoreUnavailable
+from webhookd.sql import MIGRATIONS, Migration
+
+_CONNECT_SECONDS = 10.0
+_TRIES = 30  # of 2 s each: an application's long transaction, or another migration, may be in the way
+_BEGIN = "SET LOCAL lock_timeout = '2s'; SELECT pg_advisory_xact_lock(7301, 0);"  # no session state: poolers
+_MAKE_PARTITIONS = "SELECT * FROM webhookd.make_partitions(30);"
+
+
+async def migrate(dsn: str) -> list[str]:
+    """Apply what is missing and make partitions for 30 days; return the names of what was applied, in order.
+
+    Several may run at once. Raises StoreUnavailable, and SchemaMismatch if the schema is too new for this binary.
+    """
+    applied = []
+    async with _connected(dsn) as connection:
+        for migration in MIGRATIONS:
+            if await _retried(connection, _script(migration), migration.version):
+                applied.append(migration.name)
+        await check_schema(connection)
+        await _retried(connection, _MAKE_PARTITIONS)
+    return applied
+
+
+async def check_schema(connection: "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]") -> None:
+    """Raise SchemaMismatch unless this binary can run on the schema; a newer one that is not breaking is fine."""
+    versions = await _versions(connection)
+    newest = MIGRATIONS[-1].version
+    if not versions:
+        raise SchemaMismatch("the database has no webhookd schema: run `webhookd migrate`")
+    if max(versions) < newest:
+        raise SchemaMismatch(f"the schema is version {max(versions)}, older than {newest}: run `webhookd migrate`")
+    if breaking := [version for version, breaks in versions.items() if breaks and version > newest]:
+        raise SchemaMismatch(
+            f"the schema is version {max(breaking)}, too new for this binary: upgrade webhookd", final=True
+        )
+
+
+def as_sql() -> str:
+    """All of it as a script for an empty database: `psql -v ON_ERROR_STOP=1 -f FILE`."""
+    scripts = [*map(_script, MIGRATIONS), _MAKE_PARTITIONS]
+    return "\n".join(f"BEGIN;\n{_BEGIN}\n{script}\nCOMMIT;\n" for script in scripts)
+
+
+def _script(migration: Migration) -> str:
+    values = f"{migration.version}, '{migration.name}', {str(migration.breaking).lower()}"
+    return f"{migration.text}\nINSERT INTO webhookd.schema_version (version, name, breaking) VALUES ({values});"
+
+
+async def _versions(connection: "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]") -> dict[int, bool]:
+    if await connection.fetchval("SELECT to_regclass('webhookd.schema_version') IS NULL"):
+        return {}
+    rows = await connection.fetch("SELECT version, breaking FROM webhookd.schema_version")
+    return {row["version"]: row["breaking"] for row in rows}
+
+
+async def _retried(connection: "asyncpg.Connection[asyncpg.Record]", script: str, version: int | None = None) -> bool:
+    """Run the script in a transaction of its own; False if its version has been applied before."""
+    for last in (*[False] * (_TRIES - 1), True):
+        try:
+            async with connection.transaction():
+                await connection.execute(_BEGIN)
+                if version is not None and version in await _versions(connection):
+                    return False
+                await connection.execute(script)
+                return True
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
+            if last:
+                raise StoreUnavailable(
+                    "a lock of another transaction is in the way of the migration: end it, or try again later"
+                ) from error
+    raise AssertionError("unreachable")
+
+
+@asynccontextmanager
+async def _connected(dsn: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """A connection for the block; what goes wrong on it is told in one sentence that holds nothing of the DSN."""
+    try:
+        connection = await asyncpg.connect(dsn, timeout=_CONNECT_SECONDS, statement_cache_size=0)  # poolers
+        try:
+            yield connection
+        finally:
+            await connection.close()
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise StoreUnavailable(
+            f"this role may not change the schema ({error.message}): run `webhookd migrate` as its owner"
+        ) from error
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidPasswordError) as error:
+        raise StoreUnavailable("Postgres refused the login: check user, password and pg_hba.conf") from error
+    except asyncpg.InvalidCatalogNameError as error:
+        raise StoreUnavailable("the database does not exist: create it, or check the name in the DSN") from error
+    except asyncpg.PostgresError as error:
+        raise StoreUnavailable(f"Postgres refused the migration (SQLSTATE {error.sqlstate}): see its log") from error
+    except ValueError:
+        raise StoreUnavailable("the DSN cannot be read: check its form") from None  # the cause may quote the password
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
+        raise StoreUnavailable("Postgres does not answer: check the DSN, and that the server runs") from error

@@ -1,0 +1,162 @@
+"""What people ask of the database, and the events that they put into it."""
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from webhookd.model import Event
+from webhookd.sql import QUERIES
+from webhookd.store.database import Database
+from webhookd.store.migrations import check_schema
+
+
+class NewEvent(NamedTuple):
+    """What `webhookd.emit` takes, in the order of the query `emit`; `payload` and `metadata` are JSON text."""
+
+    type: str
+    payload: bytes
+    tenant: str = ""
+    ordering_key: str | None = None
+    metadata: bytes | None = None
+    event_id: str | None = None
+    deliver_after: datetime | None = None
+
+
+class Producer:
+    """Events into the outbox, each in a transaction of its own."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def emit(self, event: NewEvent) -> str:
+        """Call `webhookd.emit`; the event_id."""
+        return str((await self._database.fetch_row(QUERIES["emit"], *event))[0])
+
+    async def insert(self, type_: str, payload: bytes) -> str:
+        """The plain INSERT that every application starts with; the event_id."""
+        return str((await self._database.fetch_row(QUERIES["insert"], type_, payload))[0])
+
+
+class Waiting(NamedTuple):
+    """So many events, and the age in seconds of the oldest (of scheduled ones: until the first is due)."""
+
+    events: int
+    seconds: float | None
+
+
+class Batches(NamedTuple):
+    """Batches that a daemon is handling, or that wait to be adopted."""
+
+    batches: int
+    events: int
+    seconds: float | None  # since the oldest was cut
+
+
+class Alive(NamedTuple):
+    """A daemon that beats."""
+
+    id: int
+    host: str
+    version: str
+    config_hash: str
+    seconds: float  # since its last beat
+
+
+class Owed(NamedTuple):
+    """An endpoint's part of the backlog, and its attempts of the last minute."""
+
+    tenant: str
+    name: str
+    retrying: int
+    held: int
+    exhausted: int
+    rejected: int
+    due_in: float | None  # seconds until the first retry; negative when it is overdue
+    delivered: int
+    failed: int
+
+
+class Status(NamedTuple):
+    """How things stand, in one snapshot."""
+
+    waiting: Waiting
+    scheduled: Waiting
+    open: Batches
+    daemons: tuple[Alive, ...]
+    endpoints: tuple[Owed, ...]
+
+
+class Mark(NamedTuple):
+    """A moment in the database; what comes later has greater numbers."""
+
+    event: int
+    batch: int
+    at: datetime
+
+
+class Pulse(NamedTuple):
+    """What one endpoint met since a mark; `p50` is in milliseconds, of the last minute."""
+
+    delivered: int
+    failed: int
+    retrying: int
+    code: int | None
+    error: str | None
+    p50: float | None
+
+
+class Account(NamedTuple):
+    """What the tables say about one event and one endpoint; state None when they know nothing of the pair."""
+
+    event: Event
+    endpoint_id: int
+    state: str | None
+
+
+class Reports:
+    """Questions that change nothing."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def status(self, dead_after: float) -> Status:
+        """Everything at once; a daemon counts as alive when it beat less than `dead_after` seconds ago."""
+        async with self._database.connection() as connection:
+            await check_schema(connection)
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                return Status(
+                    Waiting._make((await connection.fetch(QUERIES["status_waiting"]))[0]),
+                    Waiting._make((await connection.fetch(QUERIES["status_scheduled"]))[0]),
+                    Batches._make((await connection.fetch(QUERIES["status_open"]))[0]),
+                    tuple(map(Alive._make, await connection.fetch(QUERIES["status_daemons"], dead_after))),
+                    tuple(map(Owed._make, await connection.fetch(QUERIES["status_endpoints"]))),
+                )
+
+    async def mark(self) -> Mark:
+        """Now."""
+        return Mark._make(await self._database.fetch_row(QUERIES["mark"]))
+
+    async def endpoint_ids(self) -> dict[tuple[str, str], int]:
+        """(tenant, name) -> number of each endpoint."""
+        return {(row[1], row[2]): row[0] for row in await self._database.fetch(QUERIES["endpoint_ids"])}
+
+    async def pulse(self, endpoint_ids: Sequence[int], since: Mark) -> dict[int, Pulse]:
+        """What each of these endpoints met since then."""
+        rows = await self._database.fetch(QUERIES["pulse"], endpoint_ids, since.at)
+        return {row[0]: Pulse._make(tuple(row)[1:]) for row in rows}
+
+    async def events(self, since: Mark) -> int:
+        """Events in the outbox since then."""
+        return int((await self._database.fetch_row(QUERIES["events_since"], since.event))[0])
+
+    async def unsettled(self, since: Mark) -> int:
+        """Events since then that a batch or the backlog still has to see through."""
+        return int((await self._database.fetch_row(QUERIES["unsettled"], since.event, since.batch))[0])
+
+    async def account(self, endpoint_ids: Sequence[int], since: Mark) -> AsyncIterator[Account]:
+        """Each event since then with each of these endpoints, whether it is owed to it or not."""
+        arguments: tuple[Any, ...] = (since.event, since.batch, endpoint_ids)
+        async with self._database.connection() as connection, connection.transaction(readonly=True):
+            async for row in connection.cursor(QUERIES["account"], *arguments, prefetch=5000):
+                *event, endpoint_id, state = row
+                yield Account(Event._make(event), endpoint_id, state)

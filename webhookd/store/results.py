@@ -1,0 +1,146 @@
+"""What the recorder writes: one transaction a flush, exactly once also when the reply to COMMIT is lost."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from webhookd.errors import StoreUnavailable
+from webhookd.model import Batch, Delivered, Delivery, Ended, Result
+from webhookd.sql import QUERIES
+from webhookd.store.database import Database
+
+ATTEMPT_COLUMNS = ("at", "outbox_id", "endpoint_id", "attempt", "ok", "code", "ms", "error", "response")
+ASK_AGAIN = 0.5  # seconds between two questions for the fate of a commit
+
+
+class Results:
+    """Writes attempts, backlog rows and ends of batches on behalf of one daemon."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def record(
+        self, owner: int, results: Sequence[Result], leases: Sequence[tuple[Delivery, float]], done: Sequence[Batch]
+    ) -> None:
+        """Write all of it, or nothing and raise: StoreUnavailable when it may work later, StoreRefused for a bad value.
+
+        `leases` are deliveries in flight, with the seconds for which nobody else may start them. A delivery whose
+        batch is None has a row of the backlog. Attempts are facts and always written; the state of the backlog and
+        of batches is fenced.
+        """
+        flush = _Flush(owner, results, leases, done)
+        xact_id: str | None = None
+        try:
+            async with self._database.connection() as connection:
+                transaction = connection.transaction()
+                await transaction.start()
+                try:
+                    xact = await flush.write(connection)
+                except BaseException:
+                    if not connection.is_closed():
+                        await transaction.rollback()
+                    raise
+                xact_id = xact  # from here on only Postgres knows
+                await transaction.commit()
+        except StoreUnavailable:
+            if xact_id is None or not await self._committed(xact_id):
+                raise
+
+    async def _committed(self, xact_id: str) -> bool:
+        """What became of a commit whose reply was lost; asks until Postgres answers."""
+        while True:
+            try:
+                status = (await self._database.fetch_row(QUERIES["xact_status"], xact_id))[0]
+            except StoreUnavailable:
+                status = "in progress"
+            if status != "in progress":
+                return bool(status == "committed")
+            await asyncio.sleep(ASK_AGAIN)
+
+
+class _Flush:
+    """One flush, turned into the arguments of its statements."""
+
+    def __init__(
+        self, owner: int, results: Sequence[Result], leases: Sequence[tuple[Delivery, float]], done: Sequence[Batch]
+    ) -> None:
+        self._owner = owner
+        self._done = done
+        self._attempts: list[tuple[object, ...]] = []
+        self._deletes: list[tuple[int, int]] = []
+        self._inserts: list[tuple[object, ...]] = [
+            (
+                d.endpoint.id,
+                d.event.id,
+                d.event.created_at,
+                0,
+                seconds,
+                "retry",
+                None,
+                None,
+                d.event.ordering_key,
+                d.clock_from,
+            )
+            for d, seconds in leases
+        ]
+        self._updates: list[tuple[object, ...]] = []
+        for result in results:
+            self._add(result)
+
+    def _add(self, result: Result) -> None:
+        delivery, attempt, outcome = result
+        event_id, endpoint_id = delivery.event.id, delivery.endpoint.id
+        if attempt is not None:
+            at, number, ok, code, ms, error, response = attempt
+            self._attempts.append(
+                (datetime.fromtimestamp(at, UTC), event_id, endpoint_id, number, ok, code, ms, error, response)
+            )
+        has_row = delivery.batch is None
+        if isinstance(outcome, Delivered):
+            if has_row:
+                self._deletes.append((endpoint_id, event_id))
+            return
+        state, delay, why = (
+            ("retry", outcome.delay, None) if not isinstance(outcome, Ended) else (outcome.state, 0.0, outcome.reason)
+        )
+        made = 0 if attempt is None else 1
+        code = None if attempt is None else attempt.code
+        error = why if attempt is None else attempt.error
+        if has_row:
+            self._updates.append((endpoint_id, event_id, delivery.attempts, made, delay, state, code, error))
+        else:
+            self._inserts.append(
+                (
+                    endpoint_id,
+                    event_id,
+                    delivery.event.created_at,
+                    delivery.attempts + made,
+                    delay,
+                    state,
+                    code,
+                    error,
+                    delivery.event.ordering_key,
+                    delivery.clock_from,
+                )
+            )
+
+    async def write(self, connection: Any) -> str:
+        """Write it inside the caller's transaction, whose id is returned."""
+        if self._attempts:
+            await connection.copy_records_to_table(
+                "attempt", schema_name="webhookd", columns=ATTEMPT_COLUMNS, records=self._attempts
+            )
+        for name, rows in (
+            ("backlog_delete", sorted(self._deletes)),
+            ("backlog_insert", self._inserts),
+            ("backlog_update", self._updates),
+        ):
+            if rows:
+                rows.sort(key=lambda row: row[:2])
+                await connection.execute(QUERIES[name], *map(list, zip(*rows, strict=True)))
+        if self._done:
+            done = sorted((b.id, b.nonce, b.claims) for b in self._done)
+            await connection.execute(QUERIES["batch_done"], *map(list, zip(*done, strict=True)), self._owner)
+        xact_id: str = await connection.fetchval(QUERIES["xact_id"])
+        return xact_id
