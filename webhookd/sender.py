@@ -1,0 +1,299 @@
+"""The only HTTP client: `Request` in, `Response` or `NoResponse` out. sender.md of the project has the attacks.
+
+    send ── target (URL vetted, cached) ── connect (pool, or resolve, vet, dial, TLS) ── ask ── answer
+                                              ▲                                          │
+                                              └── once, on a fresh connection, when a reused one died without a byte
+
+It drives aiohttp's connector, writer and parser itself. What `ClientSession` would add is what a daemon must not have:
+cookies, redirects, proxies from the environment, a task and a second timer per request, and half of its CPU time.
+"""
+
+import asyncio
+import errno
+import functools
+import socket
+import ssl
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import NamedTuple, Self, cast
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+from aiohttp.http import HttpProcessingError, RawResponseMessage, StreamWriter
+from multidict import CIMultiDict
+from yarl import URL
+
+from webhookd.guard import Network, address_mistake, url_mistake
+from webhookd.model import NoResponse, Request, Response
+
+_DNS_SECONDS = 5.0
+_DNS_THREADS = 64
+_DNS_ADDRESSES = 4  # a name with N refused addresses costs N(N+1)/2 connects
+_BODY_SECONDS = 1.0
+_BODY_READ = 16 * 1024
+_BODY_KEPT = 1024
+_RECEIVE_BUFFER = 32 * 1024  # bounds how many 1xx answers one wake-up of the loop can meet
+_INFORMATIONAL = 8
+_RETRY_AFTER = 64  # characters
+_PIECE = 32 * 1024  # a body up to this goes out in one write; it cannot fill a transport's buffer
+_NO_TIMEOUT = aiohttp.ClientTimeout()  # `send` has one deadline for everything
+
+# Out of descriptors, buffers, memory or local ports: the receiver had no part in it.
+_OURS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
+_CODE_OF: tuple[tuple[type[Exception], str], ...] = (  # the first that fits
+    (aiohttp.ClientConnectorDNSError, "dns_error"),
+    (aiohttp.ClientConnectorCertificateError, "tls_certificate"),
+    (ssl.SSLError, "tls_error"),
+    (aiohttp.InvalidURL, "invalid_url"),
+    (HttpProcessingError, "malformed_response"),
+    (ConnectionResetError, "connection_reset"),
+    (TimeoutError, "connect_timeout"),  # the kernel's own, after its last SYN
+    (aiohttp.ClientConnectorError, "connection_refused"),  # no route is no connection either
+    (aiohttp.ClientConnectionError, "connection_reset"),
+    (OSError, "connection_reset"),
+)
+# All that a NoResponse can say. `payload_too_large` and `proxy_error` are for others; a status becomes `http_NNN`.
+CODES = frozenset(code for _, code in _CODE_OF) | frozenset(
+    ("timeout", "dns_timeout", "egress_denied", "proxy_error", "payload_too_large", "internal")
+)
+
+
+class _Trouble(OSError):
+    """A verdict on its way out through aiohttp, which wraps it; the text is a code and holds no address."""
+
+
+class _Protocol(ResponseHandler):
+    """A connection that knows whether it was used before, and whether its peer spoke since it was last given back."""
+
+    used = False
+    heard = False
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = True
+        end = data.find(b"\r\n\r\n") + 4
+        if 4 <= end < len(data):  # by itself, because aiohttp forgets a head when what follows it is not HTTP
+            super().data_received(data[:end])
+            data = data[end:]
+        if self._exception is None:
+            super().data_received(data)
+        if self._exception is not None and self._payload is not None and not self._payload.is_eof():
+            self._payload.feed_eof()  # aiohttp would leave its reader waiting
+
+
+_Answer = tuple[RawResponseMessage, aiohttp.StreamReader]  # a final head, and its body
+
+
+class _Target(NamedTuple):
+    request: aiohttp.ClientRequest  # what aiohttp's pool and dialling go by; never sent itself
+    line: str
+    headers: CIMultiDict[str]
+
+
+class _Resolver(AbstractResolver):
+    """Names to addresses on threads of its own; an answer with one denied address is refused as a whole."""
+
+    def __init__(self, allow_networks: tuple[Network, ...]) -> None:
+        self._allow_networks = allow_networks
+        self._threads = ThreadPoolExecutor(_DNS_THREADS, thread_name_prefix="dns")
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        lookup = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        try:
+            async with asyncio.timeout(_DNS_SECONDS):
+                found = await asyncio.get_running_loop().run_in_executor(self._threads, lookup)
+        except TimeoutError:
+            raise _Trouble("dns_timeout") from None
+        addresses = dict.fromkeys(str(address[0]) for _, _, _, _, address in found)
+        if any(address_mistake(address, port, self._allow_networks) for address in addresses):
+            raise _Trouble("egress_denied")
+        return [
+            ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=0)
+            for address in list(addresses)[:_DNS_ADDRESSES]
+        ]
+
+    async def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class Sender:
+    """Sends requests to addresses that the guard allows, over pooled connections. Use it with `async with`."""
+
+    def __init__(self, *, allow_http: bool, allow_networks: tuple[Network, ...], user_agent: str) -> None:
+        self._allow_http = allow_http
+        self._allow_networks = allow_networks
+        self._user_agent = user_agent
+        self._target = functools.lru_cache(maxsize=4096)(self._new_target)
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._resolver = _Resolver(self._allow_networks)
+        self._connector = aiohttp.TCPConnector(
+            limit=0,  # waiting for a slot would eat the deadline; the dispatcher bounds concurrency
+            resolver=self._resolver,
+            use_dns_cache=False,
+            socket_factory=self._socket,
+        )
+        self._connector._factory = functools.partial(_Protocol, self._loop)  # type: ignore[assignment]  # no public way
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._connector.close()
+        await self._resolver.close()
+
+    async def send(self, request: Request) -> Response | NoResponse:
+        """What the receiver said, or why nothing was heard within `request.timeout` seconds; neither is ever raised.
+
+        The timeout ends with the status line; the body of the answer gets one second more. A URL that the guard
+        refuses, http where it is not allowed included, is `invalid_url`; an address is `egress_denied`.
+        """
+        target = self._target(request.url)
+        if target is None:
+            return NoResponse("invalid_url")
+        connection = None
+        deadline = asyncio.timeout(request.timeout)
+        try:
+            async with deadline:
+                connection = await self._connect(target)
+                try:
+                    answer = await self._ask(connection, target, request)
+                except (aiohttp.ServerDisconnectedError, OSError):
+                    protocol = _protocol(connection)
+                    if protocol.heard or not protocol.used:
+                        raise
+                    _abandon(connection)
+                    connection = None
+                    connection = await self._connect(target, fresh=True)
+                    answer = await self._ask(connection, target, request)
+            return await self._response(connection, answer)
+        except Exception as error:  # a hostile answer can raise anything: UnicodeError, ValueError, AssertionError, ...
+            if deadline.expired():
+                return NoResponse("connect_timeout" if connection is None else "timeout")
+            return _verdict(error)
+        finally:
+            if connection is not None:
+                _abandon(connection)
+
+    def _new_target(self, url: str) -> _Target | None:
+        if url_mistake(url, self._allow_http):
+            return None
+        try:
+            parsed = URL(url, encoded=True)  # requoting would turn sig=a%2Fb into sig=a/b
+            request = aiohttp.ClientRequest("POST", parsed, loop=self._loop)
+        except (ValueError, aiohttp.InvalidURL):
+            return None
+        headers = CIMultiDict({"host": request.headers["host"], "user-agent": self._user_agent, "accept": "*/*"})
+        return _Target(request, f"POST {parsed.raw_path_qs} HTTP/1.1", headers)
+
+    def _socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        """A socket for the very address that is dialled next, so a name that changes its mind gains nothing."""
+        family, kind, protocol, _, (host, port, *_) = address
+        if address_mistake(str(host), int(port), self._allow_networks):
+            raise _Trouble("egress_denied")
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        return sock
+
+    async def _connect(self, target: _Target, *, fresh: bool = False) -> Connection:
+        while True:  # each turn takes one connection out of the pool for good
+            connection = await self._connector.connect(target.request, [], _NO_TIMEOUT)
+            protocol = _protocol(connection)
+            # Bytes that nobody asked for would answer the next request (aio-libs/aiohttp#13656).
+            if not protocol.used or not (fresh or protocol.heard or protocol.should_close):
+                return connection
+            _abandon(connection)
+
+    async def _ask(self, connection: Connection, target: _Target, request: Request) -> _Answer:
+        """Send the request; of the body of the answer only what came along with the head is there yet."""
+        protocol = _protocol(connection)
+        # A new parser for each answer, as aiohttp does: what came behind the last one dies with the old parser.
+        # Its limits for heads are 8190 bytes a line and 128 lines.
+        protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=_BODY_READ)
+        content = request.content
+        headers = CIMultiDict(target.headers)
+        headers.update(request.headers)
+        headers["accept-encoding"] = "identity"
+        headers["content-length"] = str(len(content))
+        writer = StreamWriter(protocol, self._loop)
+        await writer.write_headers(target.line, headers)
+        if len(content) <= _PIECE:
+            await writer.write_eof(content)
+            return await _head(protocol)
+        # Beside the reading, because a receiver may answer without reading all. It needs no TaskGroup: it raises
+        # nothing, does not outlive the connection, and the reader below is told when that is lost.
+        upload = self._loop.create_task(_upload(writer, content))
+        try:
+            return await _head(protocol)
+        finally:
+            if not upload.done():
+                upload.cancel()
+                protocol.force_close()
+
+    async def _response(self, connection: Connection, answer: _Answer) -> Response:
+        """What the status line said, whatever becomes of the body; the connection is pooled if that came whole."""
+        message, body = answer
+        status = message.code
+        good = 200 <= status < 300
+        start = b"" if good and body.is_eof() else await _start(body)
+        if body.is_eof() and body.exception() is None:
+            protocol = _protocol(connection)
+            protocol.used = True
+            protocol.heard = False
+            connection.release()
+        retry_after = message.headers.get("Retry-After") if status in (429, 503) else None
+        return Response(status, b"" if good else start[:_BODY_KEPT], _plain(retry_after))
+
+
+def _protocol(connection: Connection) -> _Protocol:
+    return cast(_Protocol, connection.protocol)
+
+
+def _abandon(connection: Connection) -> None:
+    """Close a connection that was not given back; what it still had to send is dropped."""
+    if connection.transport is not None:
+        connection.transport.abort()  # close() would first wait for a receiver that does not read
+    connection.close()
+
+
+def _plain(value: str | None) -> str | None:
+    return value if value and len(value) <= _RETRY_AFTER and value.isascii() and value.isprintable() else None
+
+
+async def _upload(writer: StreamWriter, content: bytes) -> None:
+    view = memoryview(content)
+    with suppress(aiohttp.ClientError, OSError):
+        for at in range(0, len(view), _PIECE):
+            await writer.write(view[at : at + _PIECE])  # waits while the transport's buffer is full
+        await writer.write_eof()
+
+
+async def _head(protocol: _Protocol) -> _Answer:
+    for _ in range(_INFORMATIONAL + 1):
+        message, body = await protocol.read()
+        if message.code == 101 or not 100 <= message.code < 200:
+            return message, body
+    raise HttpProcessingError(message="more informational answers than anyone needs")
+
+
+async def _start(body: aiohttp.StreamReader) -> bytes:
+    """The first bytes of a body: what comes within a second, up to the limit and one read."""
+    start = b""
+    with suppress(Exception):  # cut, undecodable, too slow: the status line has spoken
+        async with asyncio.timeout(_BODY_SECONDS):
+            while len(start) < _BODY_READ and not body.at_eof():
+                start += await body.readany()
+    return start
+
+
+def _verdict(error: Exception) -> NoResponse:
+    """The code of an error that is not the deadline's."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, OSError) and cause.errno in _OURS:
+        return NoResponse("internal", ours=True)
+    if isinstance(cause, _Trouble):
+        return NoResponse(str(cause))
+    codes = (code for kind, code in _CODE_OF if isinstance(error, kind) or isinstance(cause, kind))
+    return NoResponse(next(codes, "internal"))
