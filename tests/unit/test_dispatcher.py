@@ -1,0 +1,716 @@
+"""What is offered is sent: within the limits, in turns, within memory, and never at the cost of another endpoint."""
+
+import asyncio
+import itertools
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from tests.waiting import until
+from webhookd.clock import Clock
+from webhookd.dispatcher import Dispatcher
+from webhookd.errors import StoreUnavailable
+from webhookd.formats import FORMATS
+from webhookd.model import (
+    Batch,
+    Body,
+    Delivered,
+    Delivery,
+    Ended,
+    Endpoint,
+    Event,
+    NoResponse,
+    Postponed,
+    Request,
+    Response,
+    Result,
+    Retry,
+    RetryPolicy,
+)
+from webhookd.signing import SCHEMES
+
+DAY = datetime(2021, 1, 27, tzinfo=UTC)
+MB = 1_000_000
+BUDGET = 32 * 1024 * 1024
+FOREVER = float("inf")
+HOOK = Endpoint(
+    id=1,
+    tenant="",
+    name="hook",
+    url="https://1.example.com/",
+    events=("*",),
+    format=FORMATS["raw"],
+    signature=SCHEMES["none"],
+    secrets=(),
+    retry=RetryPolicy(jitter=0.0),
+    timeout=20.0,
+    max_in_flight=10,
+)
+Answer = Response | NoResponse
+
+
+def hook(number: int, **changes: Any) -> Endpoint:
+    return replace(HOOK, id=number, name=f"hook-{number}", url=f"https://{number}.example.com/", **changes)
+
+
+class Content(bytes):
+    """A payload that tells its store when it has left memory."""
+
+    store: "Store"
+
+    def __del__(self) -> None:
+        self.store.alive -= len(self)
+
+
+class Store:
+    """Payloads of any size; counts what is alive."""
+
+    def __init__(self) -> None:
+        self.fetches: list[list[int]] = []
+        self.alive = 0
+        self.peak = 0
+        self.gone: set[int] = set()
+        self.troubles: list[Exception] = []
+
+    @property
+    def fetched(self) -> list[int]:
+        return [id_ for ids in self.fetches for id_ in ids]
+
+    async def payloads(self, events: Sequence[Event], most_bytes: int) -> dict[int, bytes | None]:
+        self.fetches.append([event.id for event in events])
+        await asyncio.sleep(0)
+        if self.troubles:
+            raise self.troubles.pop(0)
+        found: dict[int, bytes | None] = {}
+        for event in events:
+            if event.id in self.gone:
+                continue
+            if event.size > most_bytes:
+                found[event.id] = None
+                continue
+            content = Content(event.size)
+            content.store = self
+            self.alive += event.size
+            found[event.id] = content
+        self.peak = max(self.peak, self.alive)
+        return found
+
+
+class Network:
+    """Receivers: `answers` says what each does, by URL; everything else answers 200 in the next turn of the loop."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Callable[[Request], Awaitable[Answer]]] = {}
+        self.sent: list[tuple[str, str]] = []  # (url, event)
+        self.sizes: list[int] = []
+        self.flying: Counter[str] = Counter()
+        self.peaks: defaultdict[str, int] = defaultdict(int)
+        self.peak = 0
+
+    async def send(self, request: Request) -> Answer:
+        url = request.url
+        self.sent.append((url, request.headers["webhook-id"]))
+        self.sizes.append(len(request.content))
+        self.flying[url] += 1
+        self.peaks[url] = max(self.peaks[url], self.flying[url])
+        self.peak = max(self.peak, self.flying.total())
+        try:
+            if url in self.answers:
+                return await self.answers[url](request)
+            await asyncio.sleep(0)
+            return Response(200)
+        finally:
+            self.flying[url] -= 1
+
+    def events(self, endpoint: Endpoint) -> list[str]:
+        return [event for url, event in self.sent if url == endpoint.url]
+
+
+class Recorder:
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.results: list[Result] = []
+        self.leases: list[tuple[Delivery, float]] = []
+        self.pending = 0
+        self.stuck = False
+
+    def put(self, result: Result) -> None:
+        self.results.append(result)
+
+    def lease(self, delivery: Delivery, seconds: float) -> None:
+        self.leases.append((delivery, seconds))
+        delivery.batch = None  # as the recorder does when it is written
+
+    @property
+    def delivered(self) -> list[int]:
+        return [result.delivery.event.id for result in self.results if isinstance(result.outcome, Delivered)]
+
+    @property
+    def postponed(self) -> list[Result]:
+        return [result for result in self.results if isinstance(result.outcome, Postponed)]
+
+
+class Parts:
+    """A dispatcher between fakes."""
+
+    def __init__(self, endpoints: Sequence[Endpoint], **changes: Any) -> None:
+        self.endpoints = {endpoint.id: endpoint for endpoint in endpoints}
+        self.store, self.network, self.recorder = Store(), Network(), Recorder()
+        self.batch = Batch(1, 7, 0.0, [], DAY, DAY, 1)
+        self.clock = Clock()
+        settings: dict[str, Any] = {"max_in_flight": 500, "max_payload": 32 * 1024 * 1024, "patience": 0.2}
+        self.dispatcher = Dispatcher(
+            self.store,
+            self.network,
+            self.recorder,
+            self.clock,
+            endpoints,
+            random=lambda: 0.5,
+            source="https://shop.example",
+            user_agent="webhookd/9.9",
+            **{**settings, **changes},
+        )
+        self.idle = self.dispatcher.room
+
+    @property
+    def empty(self) -> bool:
+        """Nothing that was offered is in memory any longer."""
+        return self.dispatcher.room >= self.idle
+
+    def offer(self, event: int, endpoint: int = 1, size: int = 2, claimed: bool = False, **changes: Any) -> Delivery:
+        head = Event(event, f"evt_{event}", DAY, "order.created", "", None, None, None, size)
+        start = time.monotonic()
+        delivery = Delivery(
+            head, self.endpoints[endpoint], None if claimed else self.batch, 0, self.clock.now(), start, FOREVER
+        )
+        for name, value in changes.items():
+            setattr(delivery, name, value)
+        self.dispatcher.offer(delivery)
+        return delivery
+
+
+@asynccontextmanager
+async def running(*endpoints: Endpoint, **changes: Any) -> AsyncIterator[Parts]:
+    """A dispatcher that runs, and is stopped in order at the end."""
+    parts = Parts(endpoints or (HOOK,), **changes)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(parts.dispatcher.run())
+        try:
+            yield parts
+        except BaseException:
+            task.cancel()  # a test that failed may have left a receiver that never answers
+            raise
+        parts.dispatcher.stop()
+
+
+class Gate:
+    """A receiver that answers when it is opened."""
+
+    def __init__(self, answer: Answer | None = None) -> None:
+        self.opened = asyncio.Event()
+        self.answer = answer or Response(200)
+
+    async def __call__(self, request: Request) -> Answer:
+        await self.opened.wait()
+        return self.answer
+
+
+async def test_what_is_offered_is_sent_and_recorded() -> None:
+    async with running() as parts:
+        before = parts.clock.now()
+        delivery = parts.offer(7, size=5)
+        await until(lambda: parts.recorder.results, "the result")
+        (result,) = parts.recorder.results
+        assert result.delivery is delivery
+        assert result.outcome == Delivered()
+        assert result.attempt is not None
+        assert result.attempt[1:4] == (1, True, 200)
+        assert before <= result.attempt.at <= parts.clock.now()
+        assert parts.network.sent == [("https://1.example.com/", "evt_7")]
+        assert parts.dispatcher.in_flight == 0
+        assert parts.empty
+        del result, delivery
+        await until(lambda: parts.store.alive == 0, "the payload to leave memory")
+
+
+@pytest.mark.parametrize(("daemon", "limits"), [(7, (3, 3, 3)), (4, (10, 10, 10)), (500, (1, 5, 10)), (1, (2, 2, 2))])
+async def test_no_limit_is_ever_exceeded_and_each_is_used(daemon: int, limits: tuple[int, ...]) -> None:
+    endpoints = [hook(n, max_in_flight=limit, tenant=f"t{n % 2}") for n, limit in enumerate(limits, 1)]
+    pauses = itertools.cycle([0, 0.001, 0.003, 0, 0.002])
+
+    async def slow(request: Request) -> Answer:
+        for _ in range(3):
+            await asyncio.sleep(next(pauses))
+        return Response(200)
+
+    async with running(*endpoints, max_in_flight=daemon, patience=60.0) as parts:
+        parts.network.answers = {endpoint.url: slow for endpoint in endpoints}
+        for event in range(60):
+            for endpoint in endpoints:
+                parts.offer(event, endpoint.id, claimed=event % 3 == 0)
+            if event % 7 == 0:
+                await asyncio.sleep(0.002)
+        await until(lambda: len(parts.recorder.delivered) == 60 * len(limits), "all of them")
+        assert parts.network.peak == min(daemon, sum(limits))
+        for endpoint, limit in zip(endpoints, limits, strict=True):
+            assert 1 <= parts.network.peaks[endpoint.url] <= limit
+            if daemon >= sum(limits):
+                assert parts.network.peaks[endpoint.url] == limit
+
+
+async def test_what_waits_for_a_hung_endpoint_is_spilled_and_others_flow() -> None:
+    hung, fine = hook(1, max_in_flight=2), hook(2)
+    async with running(hung, fine) as parts:
+        gate = parts.network.answers[hung.url] = Gate()
+        for event in range(30):
+            parts.offer(event, 1)
+        await until(lambda: parts.dispatcher.in_flight == 2, "its slots to be taken")
+        parts.offer(100, 2)
+        await until(lambda: parts.recorder.delivered == [100], "the other endpoint")
+        await until(lambda: len(parts.recorder.postponed) == 28, "what waits to leave memory")
+        assert {result.attempt for result in parts.recorder.postponed} == {None}
+        assert all(result.outcome == Postponed(0.0) for result in parts.recorder.postponed)
+        assert parts.dispatcher.room == parts.idle - 2
+        await until(lambda: len(parts.recorder.leases) == 2, "leases for what is in flight")
+        assert len(parts.network.events(hung)) == 2
+        gate.opened.set()
+        await until(lambda: len(parts.recorder.delivered) == 3, "the answers")
+
+
+async def test_thousands_for_a_hung_endpoint_do_not_fill_the_memory() -> None:
+    hung = hook(1, max_in_flight=2)
+    async with running(hung) as parts:
+        gate = parts.network.answers[hung.url] = Gate()
+        parts.offer(0, 1)
+        await until(lambda: parts.dispatcher.in_flight == 1, "a request in flight")
+        least = parts.dispatcher.room
+
+        def more() -> bool:
+            nonlocal least
+            for _ in range(100):
+                parts.offer(len(parts.recorder.postponed) + 1000, 1)
+            least = min(least, parts.dispatcher.room)
+            return len(parts.recorder.postponed) > 2000
+
+        await until(more, "two thousand spilled")
+        assert least > 500
+        gate.opened.set()
+
+
+async def test_what_waits_for_the_slots_of_the_daemon_is_not_spilled() -> None:
+    endpoints = [hook(n, max_in_flight=10) for n in range(1, 6)]
+    async with running(*endpoints, max_in_flight=5, patience=0.05) as parts:
+        gate = Gate()
+        parts.network.answers = {endpoint.url: gate for endpoint in endpoints}
+        for event in range(300):
+            for endpoint in endpoints:
+                parts.offer(event, endpoint.id)
+        await until(lambda: parts.recorder.leases, "more than the patience")
+        await asyncio.sleep(0.6)  # two sweeps: nothing may happen, so there is no condition to wait for
+        assert parts.recorder.postponed == []
+        assert parts.dispatcher.room == parts.idle - 1500
+        gate.opened.set()
+        await until(lambda: len(parts.recorder.delivered) == 1500, "all of them, from memory")
+        assert parts.network.peak == 5
+
+
+async def test_a_claim_is_not_spilled_again() -> None:
+    async with running(hook(1, max_in_flight=1), patience=0.05) as parts:
+        gate = parts.network.answers["https://1.example.com/"] = Gate()
+        for event in range(5):
+            parts.offer(event, claimed=True)
+        parts.offer(9)
+        await until(lambda: len(parts.recorder.postponed) == 1, "the only one that came with a batch")
+        assert parts.recorder.postponed[0].delivery.event.id == 9
+        gate.opened.set()
+        await until(lambda: len(parts.recorder.delivered) == 5, "the claims")
+        assert parts.recorder.leases == []  # they have one
+
+
+async def test_a_straggler_gets_a_lease_that_outlasts_its_attempt_once() -> None:
+    async with running(hook(1, timeout=9.0), patience=0.05) as parts:
+        gate = parts.network.answers["https://1.example.com/"] = Gate()
+        delivery = parts.offer(1)
+        await until(lambda: parts.recorder.leases, "the lease")
+        await asyncio.sleep(0.6)  # two more sweeps
+        ((leased, seconds),) = parts.recorder.leases
+        assert leased is delivery
+        assert seconds > 9.0
+        gate.opened.set()
+        await until(lambda: parts.recorder.delivered == [1], "the answer")
+
+
+async def test_a_quick_delivery_gets_no_lease() -> None:
+    async with running(patience=5.0) as parts:
+        for event in range(50):
+            parts.offer(event)
+        await until(lambda: len(parts.recorder.delivered) == 50, "all of them")
+        assert parts.recorder.leases == []
+
+
+async def test_small_payloads_pass_large_ones_and_memory_is_bounded() -> None:
+    large, small = hook(1, tenant="a"), hook(2, tenant="b")
+    async with running(large, small, patience=600.0) as parts:
+        gate = parts.network.answers[large.url] = Gate()
+        for event in range(20):
+            parts.offer(event, 1, size=10 * MB)
+        for event in range(1000, 2000):
+            parts.offer(event, 2, size=1000)
+        await until(lambda: len(parts.recorder.delivered) == 1000, "every small one while the large ones hang")
+        assert len(parts.network.events(large)) < 4
+        gate.opened.set()
+        await until(lambda: len(parts.recorder.delivered) == 1020, "the large ones, in portions")
+        assert parts.store.peak <= BUDGET
+        assert sorted(parts.store.fetched) == sorted([*range(20), *range(1000, 2000)])  # each read once
+        parts.recorder.results.clear()
+        await until(lambda: parts.store.alive == 0, "all to leave memory")
+
+
+async def test_small_payloads_pass_large_ones_of_the_same_endpoint() -> None:
+    async with running(patience=600.0) as parts:
+
+        async def hang_on_large(request: Request) -> Answer:
+            return await gate(request) if len(request.content) > MB else Response(200)
+
+        gate = Gate()
+        parts.network.answers[HOOK.url] = hang_on_large
+        for event in range(20):
+            parts.offer(event, size=10 * MB)
+        for event in range(1000, 2000):
+            parts.offer(event, size=1000)
+        await until(lambda: len(parts.recorder.delivered) == 1000, "every small one")
+        gate.opened.set()
+        await until(lambda: len(parts.recorder.delivered) == 1020, "the large ones")
+        assert parts.store.peak <= BUDGET
+
+
+async def test_many_small_payloads_stay_within_the_budget_too() -> None:
+    endpoints = [hook(n, max_in_flight=100) for n in range(1, 9)]
+    async with running(*endpoints, patience=600.0) as parts:
+        for event in range(400):  # 400 MB
+            parts.offer(event, 1 + event % 8, size=MB)
+        await until(lambda: len(parts.recorder.delivered) == 400, "all of them", timeout=20.0)
+        assert parts.store.peak <= BUDGET
+
+
+async def test_one_payload_as_large_as_the_budget_passes() -> None:
+    async with running(patience=600.0) as parts:
+        for event in range(3):
+            parts.offer(event, size=BUDGET)
+        await until(lambda: len(parts.recorder.delivered) == 3, "one after the other")
+        assert parts.store.peak <= BUDGET
+
+
+async def test_a_payload_that_is_too_large_is_never_read() -> None:
+    async with running(max_payload=100) as parts:
+        parts.offer(1, size=101)
+        parts.offer(2, size=100)
+        await until(lambda: len(parts.recorder.results) == 2, "both ends")
+        rejected = next(result for result in parts.recorder.results if result.delivery.event.id == 1)
+        assert rejected.attempt is None
+        assert rejected.outcome == Ended("rejected", "payload_too_large")
+        assert parts.store.fetched == [2]
+        assert parts.recorder.delivered == [2]
+
+
+async def test_an_event_for_many_endpoints_is_read_once() -> None:
+    endpoints = [hook(n) for n in range(1, 40)]
+    async with running(*endpoints) as parts:
+        for endpoint in endpoints:
+            parts.offer(7, endpoint.id)
+        await until(lambda: len(parts.recorder.delivered) == 39, "all of them")
+        assert parts.store.fetched == [7]
+
+
+async def test_an_event_that_is_gone_ends_rejected() -> None:
+    async with running() as parts:
+        parts.store.gone = {1}
+        parts.offer(1)
+        parts.offer(2)
+        await until(lambda: len(parts.recorder.results) == 2, "both ends")
+        assert {r.delivery.event.id: r.outcome for r in parts.recorder.results} == {
+            1: Ended("rejected", "event_missing"),
+            2: Delivered(),
+        }
+        assert parts.empty
+
+
+async def test_behind_many_events_that_are_gone_the_rest_is_sent() -> None:
+    async with running(patience=600.0) as parts:
+        parts.store.gone = set(range(1, 301))
+        for event in range(1, 350):
+            parts.offer(event)
+        await until(lambda: len(parts.recorder.results) == 349, "every end", timeout=3.0)
+        assert sorted(parts.recorder.delivered) == list(range(301, 350))
+
+
+async def test_behind_a_large_event_that_is_gone_the_next_large_one_is_sent() -> None:
+    async with running(patience=600.0) as parts:
+        parts.store.gone = {1}
+        parts.offer(1, size=20 * MB)
+        parts.offer(2, size=20 * MB)
+        await until(lambda: len(parts.recorder.results) == 2, "every end", timeout=3.0)
+        assert parts.recorder.delivered == [2]
+
+
+async def test_payloads_are_asked_for_again_when_the_database_was_away() -> None:
+    async with running(hook(1), hook(2), patience=600.0) as parts:
+        parts.store.troubles = [StoreUnavailable("gone")]
+        for event in range(300):
+            parts.offer(event, 1)
+            parts.offer(event, 2)
+        for event in range(300, 305):
+            parts.offer(event, 1, size=10 * MB)
+        await until(lambda: len(parts.recorder.delivered) == 605, "all of them")
+        first = [int(event.removeprefix("evt_")) for event in parts.network.events(hook(2))]
+        assert first == sorted(first)  # what had to wait keeps its place
+
+
+async def test_tenants_take_turns_and_so_do_the_endpoints_of_one() -> None:
+    busy = [hook(n, tenant="busy", max_in_flight=10) for n in (1, 2)]
+    quiet = hook(3, tenant="quiet")
+    async with running(*busy, quiet, max_in_flight=1, patience=600.0) as parts:
+        for event in range(150):
+            parts.offer(event, 1)
+        for event in range(150):
+            parts.offer(event, 2)
+        for event in range(20):
+            parts.offer(event, 3)
+        await until(lambda: len(parts.recorder.delivered) == 320, "all of them")
+        urls = [url for url, _ in parts.network.sent]
+        last = max(index for index, url in enumerate(urls) if url == quiet.url)
+        assert last <= 2 * 20 + 2  # a turn of the busy tenant for each of its own
+        assert abs(urls[: last + 1].count(busy[0].url) - urls[: last + 1].count(busy[1].url)) <= 2
+
+
+async def test_a_tenant_that_comes_late_waits_one_turn() -> None:
+    async with running(hook(1, tenant="busy"), hook(2, tenant="quiet"), max_in_flight=2, patience=600.0) as parts:
+
+        async def slow(request: Request) -> Answer:
+            await asyncio.sleep(0.001)
+            return Response(200)
+
+        parts.network.answers["https://1.example.com/"] = slow
+        for event in range(1000):
+            parts.offer(event, 1)
+        await until(lambda: len(parts.recorder.delivered) > 10, "a busy tenant")
+        sent = len(parts.network.sent)
+        parts.offer(5000, 2)
+        await until(lambda: 5000 in parts.recorder.delivered, "the quiet tenant")
+        place = parts.network.sent.index(("https://2.example.com/", "evt_5000"))
+        assert place - sent < 50  # far before the busy one's thousand
+
+
+async def test_a_bug_in_a_format_is_an_attempt_of_that_delivery_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(event: Event, payload: bytes, source: str) -> Body:
+        if event.id == 2:
+            raise ZeroDivisionError
+        return Body("application/json", payload)
+
+    async with running(hook(1, format=broken)) as parts:
+        for event in (1, 2, 3):
+            parts.offer(event)
+        await until(lambda: len(parts.recorder.results) == 3, "every end")
+        failed = next(result for result in parts.recorder.results if result.delivery.event.id == 2)
+        assert failed.outcome == Retry(5.0)
+        assert failed.attempt is not None
+        assert (failed.attempt.ok, failed.attempt.code, failed.attempt.error) == (False, None, "internal")
+        assert sorted(parts.recorder.delivered) == [1, 3]
+
+
+async def test_a_bug_in_the_sender_is_an_attempt_and_frees_its_slots() -> None:
+    async def broken(request: Request) -> Answer:
+        raise UnicodeError("oops")
+
+    async with running(hook(1, max_in_flight=1), max_in_flight=1) as parts:
+        parts.network.answers["https://1.example.com/"] = broken
+        for event in range(10):
+            parts.offer(event)
+        await until(lambda: len(parts.recorder.results) == 10, "every end")
+        assert [r.attempt.error for r in parts.recorder.results if r.attempt] == ["internal"] * 10
+        assert parts.dispatcher.in_flight == 0
+        assert parts.empty
+
+
+async def test_a_fault_of_ours_is_no_attempt() -> None:
+    async def out_of_sockets(request: Request) -> Answer:
+        return NoResponse("internal", ours=True)
+
+    async with running() as parts:
+        parts.network.answers[HOOK.url] = out_of_sockets
+        parts.offer(1)
+        await until(lambda: parts.recorder.results, "the result")
+        assert parts.recorder.results[0].attempt is None
+        assert isinstance(parts.recorder.results[0].outcome, Postponed)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+async def test_failures_keep_their_body_if_wanted(keep: bool) -> None:
+    async def failing(request: Request) -> Answer:
+        return Response(500, b"why")
+
+    async with running(keep_response=keep) as parts:
+        parts.network.answers[HOOK.url] = failing
+        parts.offer(1)
+        await until(lambda: parts.recorder.results, "the result")
+        assert parts.recorder.results[0].attempt is not None
+        assert parts.recorder.results[0].attempt.response == (b"why" if keep else None)
+
+
+async def test_a_claim_that_is_too_late_for_its_lease_is_forgotten() -> None:
+    async with running() as parts:
+        parts.offer(1, claimed=True, start_by=time.monotonic() - 0.001)
+        parts.offer(2, claimed=True, start_by=time.monotonic() + 60)
+        await until(lambda: parts.recorder.delivered == [2], "the one in time")
+        assert parts.network.sent == [("https://1.example.com/", "evt_2")]
+        assert len(parts.recorder.results) == 1
+        await until(lambda: parts.empty, "it to leave memory")
+
+
+async def test_on_hold_nothing_starts_and_nothing_is_claimed() -> None:
+    async with running(patience=600.0) as parts:
+        gate = parts.network.answers[HOOK.url] = Gate()
+        parts.offer(1)
+        await until(lambda: parts.dispatcher.in_flight == 1, "a request in flight")
+        parts.dispatcher.hold(True)
+        for event in range(2, 20):
+            parts.offer(event)
+        gate.opened.set()
+        await until(lambda: parts.recorder.delivered == [1], "what was in flight")
+        await asyncio.sleep(0.4)  # a sweep
+        assert len(parts.network.sent) == 1
+        assert parts.dispatcher.claimable(1) == (0, 0.0)
+        parts.dispatcher.hold(True)
+        parts.dispatcher.hold(False)
+        await until(lambda: len(parts.recorder.delivered) == 19, "the rest")
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_retry_after_delays_the_endpoint_and_nobody_else(status: int) -> None:
+    async def throttled(request: Request) -> Answer:
+        return Response(status, b"", "60")
+
+    async with running(hook(1, max_in_flight=1), hook(2)) as parts:
+        parts.network.answers["https://1.example.com/"] = throttled
+        for event in range(10):
+            parts.offer(event, 1)
+            parts.offer(event, 2)
+        await until(lambda: len(parts.recorder.delivered) == 10, "the other endpoint")
+        await until(lambda: len(parts.recorder.results) == 20, "what waits to be spilled")
+        assert len(parts.network.events(hook(1))) == 1
+        failed = [r for r in parts.recorder.results if isinstance(r.outcome, Retry)]
+        assert [r.outcome for r in failed] == [Retry(60.0)]
+        assert all(isinstance(r.outcome, Postponed) and 50 < r.outcome.delay <= 60 for r in parts.recorder.postponed)
+        assert parts.dispatcher.claimable(1) == (0, 0.0)
+        assert parts.dispatcher.claimable(2)[0] > 0
+
+
+async def test_when_the_pause_is_over_what_waits_is_sent() -> None:
+    answers = iter([Response(429, b"", "1")])
+
+    async def once(request: Request) -> Answer:
+        return next(answers, Response(200))
+
+    async with running(hook(1, retry=RetryPolicy(first=0.001, jitter=0.0)), patience=600.0) as parts:
+        parts.network.answers["https://1.example.com/"] = once
+        started = time.monotonic()
+        parts.offer(0)
+        await until(lambda: parts.recorder.results, "the 429")
+        for event in range(1, 6):
+            parts.offer(event)
+        await until(lambda: len(parts.recorder.delivered) == 5, "the rest")
+        assert time.monotonic() - started >= 1.0
+
+
+async def test_the_horizon_knows_when_nobody_ran() -> None:
+    parts = Parts([hook(1, retry=RetryPolicy(give_up_after=100.0))])
+    delivery = parts.offer(1, clock_from=1000.0)
+    assert parts.dispatcher.last_start(delivery) == 1100
+    parts.dispatcher.downtimes = ((1010.0, 1060.0),)
+    assert parts.dispatcher.last_start(delivery) == 1150
+
+
+async def test_behind_its_horizon_a_failure_is_the_end() -> None:
+    async def failing(request: Request) -> Answer:
+        return Response(500)
+
+    async with running(hook(1, retry=RetryPolicy(give_up_after=100.0))) as parts:
+        parts.network.answers["https://1.example.com/"] = failing
+        parts.offer(1, clock_from=time.time() - 101)
+        parts.offer(2, clock_from=time.time() - 50)
+        await until(lambda: len(parts.recorder.results) == 2, "both")
+        outcomes = {result.delivery.event.id: result.outcome for result in parts.recorder.results}
+        assert outcomes[1] == Ended("exhausted", "the time to retry is over")
+        assert outcomes[2] == Retry(5.0)
+        assert all(result.attempt for result in parts.recorder.results)
+
+
+async def test_what_may_be_claimed_shrinks_with_what_is_there() -> None:
+    async with running(hook(1, max_in_flight=4)) as parts:
+        parts.network.answers["https://1.example.com/"] = Gate()
+        room, lease = parts.dispatcher.claimable(1)
+        assert room >= 4
+        assert lease > HOOK.timeout + 5
+        for event in range(3):
+            parts.offer(event, claimed=True)
+        assert parts.dispatcher.claimable(1)[0] == room - 3
+        assert parts.dispatcher.claimable(99) == (0, 0.0)
+        for event in range(3, 50):
+            parts.offer(event, claimed=True)
+        assert parts.dispatcher.claimable(1)[0] == 0
+        for gate in parts.network.answers.values():
+            assert isinstance(gate, Gate)
+            gate.opened.set()
+
+
+async def test_room_counts_what_is_not_recorded_yet() -> None:
+    parts = Parts([HOOK], most_deliveries=10)
+    for event in range(4):
+        parts.offer(event)
+    assert parts.dispatcher.room == 6
+    parts.recorder.pending = 6
+    assert parts.dispatcher.room == 0
+
+
+async def test_room_that_is_freed_is_told() -> None:
+    async with running(most_deliveries=1) as parts:
+        parts.dispatcher.room_freed.clear()
+        parts.offer(1)
+        async with asyncio.timeout(10):
+            await parts.dispatcher.room_freed.wait()
+        assert parts.dispatcher.room == 1
+
+
+async def test_stop_waits_for_what_is_in_flight_and_gives_claims_back() -> None:
+    parts = Parts([hook(1, max_in_flight=2)], patience=600.0)
+    gate = parts.network.answers["https://1.example.com/"] = Gate()
+    for event in range(4):
+        parts.offer(event, claimed=event % 2 == 0)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(parts.dispatcher.run())
+        await until(lambda: parts.dispatcher.in_flight == 2, "its slots to be taken")
+        parts.dispatcher.stop()
+        assert parts.dispatcher.claimable(1) == (0, 0.0)
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        gate.opened.set()
+    assert sorted(parts.recorder.delivered) == [0, 1]
+    # The claim can be claimed by the next daemon at once; the other is still in its batch, which is given back.
+    assert [(r.delivery.event.id, r.attempt, r.outcome) for r in parts.recorder.postponed] == [
+        (2, None, Postponed(0.0))
+    ]
+    assert len(parts.network.sent) == 2
+
+
+async def test_nothing_more_is_taken_while_results_cannot_be_written() -> None:
+    async with running() as parts:
+        assert parts.dispatcher.room > 0
+        parts.recorder.stuck = True
+        assert parts.dispatcher.room == 0

@@ -1,0 +1,418 @@
+"""The log becomes deliveries: what is cut, adopted, opened, waited for and given back."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Literal
+
+import pytest
+
+from tests.waiting import until
+from webhookd import reader
+from webhookd.errors import SchemaMismatch, StoreUnavailable
+from webhookd.formats import FORMATS
+from webhookd.model import Batch, Delivery, Endpoint, Event, Postponed, Result, RetryPolicy
+from webhookd.reader import Reader
+from webhookd.signing import SCHEMES
+
+DAY = datetime(2021, 1, 27, tzinfo=UTC)
+HOOK = Endpoint(
+    id=1,
+    tenant="",
+    name="hook",
+    url="https://hooks.example.com/",
+    events=("*",),
+    format=FORMATS["raw"],
+    signature=SCHEMES["none"],
+    secrets=(),
+    retry=RetryPolicy(),
+    timeout=20.0,
+    max_in_flight=10,
+)
+OTHER = replace(HOOK, id=2, name="other")
+
+
+def batch(number: int, *events: int, claims: int = 1) -> Batch:
+    return Batch(number, 7, 1000.0 + number, list(events), DAY, DAY, claims)
+
+
+class Log:
+    """A store whose cuts and orphans are handed out one list at a time; `troubles` are raised first, by method."""
+
+    def __init__(self) -> None:
+        self.cuts: list[list[Batch]] = []
+        self.orphans: list[list[Batch]] = []
+        self.settled: set[tuple[int, int]] = set()
+        self.troubles: dict[str, list[Exception]] = {}
+        self.calls: list[str] = []
+        self.most: list[int] = []
+        self.adopt_arguments: list[tuple[int, list[int], float]] = []
+        self.during_cuts: list[Callable[[], None]] = []
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if self.troubles.get(name):
+            raise self.troubles[name].pop(0)
+
+    async def cut(self, owner: int, most: int) -> list[Batch]:
+        assert owner == 42
+        self.most.append(most)
+        self._call("cut")
+        found = self.cuts.pop(0) if self.cuts else []
+        if self.during_cuts:
+            self.during_cuts.pop(0)()  # committed behind the snapshot of this cut
+        await asyncio.sleep(0)
+        return found
+
+    async def adopt(
+        self, owner: int, low: int, mine: Iterable[int], *, steady_until: float, dead_after: float, most: int
+    ) -> list[Batch]:
+        self.adopt_arguments.append((low, list(mine), steady_until))
+        self._call("adopt")
+        return self.orphans.pop(0) if self.orphans else []
+
+    async def known(self, batch: Batch) -> set[tuple[int, int]]:
+        self._call("known")
+        return self.settled
+
+    async def heads(self, ids: Sequence[int], lo: datetime, hi: datetime) -> list[Event]:
+        self._call("heads")
+        return [Event(id_, f"evt_{id_}", DAY, "order.created", "", None, None, None, 2) for id_ in sorted(ids)]
+
+
+class Bell:
+    """A bell that the test rings; `rest` is what it answers."""
+
+    def __init__(self, rest: Literal["sleep", "listen", "poll"] = "sleep") -> None:
+        self.rung = asyncio.Event()
+        self.rest: Literal["sleep", "listen", "poll"] = rest
+        self.asleep = False
+        self.calls: list[str] = []
+
+    async def lie_down(self) -> Literal["sleep", "listen", "poll"]:
+        self.calls.append("lie_down")
+        self.asleep = True
+        return self.rest
+
+    async def get_up(self) -> None:
+        self.calls.append("get_up")
+        self.asleep = False
+
+
+class Dispatcher:
+    """Takes `room` deliveries, then no more until the test makes room."""
+
+    def __init__(self, room: int = 10_000) -> None:
+        self.room_freed = asyncio.Event()
+        self.room = room
+        self.offered: list[Delivery] = []
+
+    def offer(self, delivery: Delivery) -> None:
+        assert self.room > 0, "offered although there was no room"
+        self.room -= 1
+        self.offered.append(delivery)
+
+    def free(self, room: int) -> None:
+        self.room += room
+        self.room_freed.set()
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        return [(delivery.event.id, delivery.endpoint.id) for delivery in self.offered]
+
+
+class Recorder:
+    """Ends batches at once."""
+
+    def __init__(self) -> None:
+        self.flushed = asyncio.Event()
+        self.results: list[Result] = []
+
+    def put(self, result: Result) -> None:
+        self.results.append(result)
+
+    def settle(self, batch: Batch) -> None:
+        batch.open -= 1
+        if batch.open == 0:
+            batch.recorded = True
+        self.flushed.set()
+
+
+class Parts:
+    """A reader between fakes."""
+
+    def __init__(self, endpoints: tuple[Endpoint, ...], rescue_seconds: float, room: int) -> None:
+        self.log = Log()
+        self.bell = Bell()
+        self.dispatcher = Dispatcher(room)
+        self.recorder = Recorder()
+        self.reader = Reader(
+            self.log,
+            self.bell,
+            self.dispatcher,
+            self.recorder,
+            lambda _: endpoints,
+            42,
+            0,
+            dead_after=15.0,
+            rescue_seconds=rescue_seconds,
+        )
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "AWAY_FIRST", 0.001)
+    monkeypatch.setattr(reader, "AWAY_MOST", 0.002)
+    monkeypatch.setattr(reader, "NAP", 0.02)
+
+
+@asynccontextmanager
+async def reading(
+    *prepared: list[Batch],
+    endpoints: tuple[Endpoint, ...] = (HOOK,),
+    orphans: Sequence[list[Batch]] = (),
+    rescue_seconds: float = 600.0,
+    room: int = 10_000,
+    troubles: dict[str, list[Exception]] | None = None,
+) -> AsyncIterator[Parts]:
+    """A reader that runs, and is stopped in order at the end."""
+    parts = Parts(endpoints, rescue_seconds, room)
+    parts.log.cuts += prepared
+    parts.log.orphans += orphans
+    parts.log.troubles = troubles or {}
+    async with asyncio.TaskGroup() as group:
+        group.create_task(parts.reader.run())
+        yield parts
+        parts.reader.stop()
+
+
+async def test_every_event_is_offered_to_every_endpoint_in_order() -> None:
+    mine = batch(1, 11, 12, 13)
+    async with reading([mine], endpoints=(HOOK, OTHER)) as parts:
+        await until(lambda: mine.open == 6, "all offered and the reader done with it")
+        assert parts.dispatcher.pairs == [(11, 1), (11, 2), (12, 1), (12, 2), (13, 1), (13, 2)]
+        first = parts.dispatcher.offered[0]
+        assert (first.batch, first.attempts, first.clock_from, first.start_by) == (mine, 0, 1001.0, float("inf"))
+        assert first.since <= time.monotonic()
+        assert "known" not in parts.log.calls  # a first claim has no past
+        assert parts.reader.unfinished == [1]
+
+
+async def test_a_batch_that_nobody_wants_ends_at_once() -> None:
+    mine = batch(1, 11)
+    async with reading([mine], [batch(2)], endpoints=()) as parts:
+        await until(lambda: mine.recorded, "the end of the batch")
+        await until(lambda: not parts.reader.unfinished, "the end of the empty batch")
+    assert parts.dispatcher.offered == []
+
+
+async def test_a_ring_during_a_cut_survives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "NAP", 600.0)
+    async with reading() as parts:
+        await until(lambda: parts.bell.asleep, "a sleeping reader")
+
+        def commit() -> None:
+            number = 1 + len(parts.dispatcher.offered)
+            parts.log.cuts.append([batch(number, number)])
+            parts.bell.rung.set()
+
+        for quiet in (0, 1):  # in the cut that a ring leads to, and in the one before it sleeps again
+            offered = len(parts.dispatcher.offered)
+            parts.log.during_cuts = [lambda: None] * quiet + [commit]
+            parts.bell.rung.set()
+            await until(lambda n=offered: len(parts.dispatcher.offered) > n, "the event that came during a cut")  # type: ignore[misc]
+
+
+async def test_a_ring_that_was_answered_leaves_the_reader_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "NAP", 600.0)
+    async with reading() as parts:
+        await until(lambda: parts.bell.asleep, "a sleeping reader")
+        parts.bell.rung.set()
+        await asyncio.sleep(0.1)
+        assert len(parts.log.most) < 20  # it does not spin
+
+
+async def test_a_ring_is_answered_long_before_the_nap_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "NAP", 600.0)
+    async with reading() as parts:
+        for number in (1, 2, 3):
+            asked = len(parts.bell.calls)
+            await until(lambda n=asked: "lie_down" in parts.bell.calls[n:] or parts.bell.asleep, "sleep")  # type: ignore[misc]
+            parts.log.cuts.append([batch(number, number)])
+            parts.bell.rung.set()
+            await until(lambda n=number: (n, 1) in parts.dispatcher.pairs, "the event that rang")  # type: ignore[misc]
+
+
+async def test_it_cuts_once_more_after_it_has_lain_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "NAP", 600.0)
+    parts = Parts((HOOK,), 600.0, 10)
+
+    class Late(Bell):
+        async def lie_down(self) -> Literal["sleep", "listen", "poll"]:
+            if not self.calls:  # committed between the cut that was empty and the lock: it rang nobody
+                parts.log.cuts.append([batch(1, 11)])
+            return await super().lie_down()
+
+    late = Late()
+    reading = Reader(
+        parts.log,
+        late,
+        parts.dispatcher,
+        parts.recorder,
+        lambda _: (HOOK,),
+        42,
+        0,
+        dead_after=15.0,
+        rescue_seconds=600.0,
+    )
+    async with asyncio.TaskGroup() as group:
+        group.create_task(reading.run())
+        await until(lambda: parts.dispatcher.pairs == [(11, 1)], "the event that rang nobody")
+        reading.stop()
+
+
+async def test_without_a_bell_it_polls_and_finds() -> None:
+    async with reading() as parts:
+        parts.bell.rest = "poll"
+        await until(lambda: "lie_down" in parts.bell.calls, "a first look")
+        parts.log.cuts.append([batch(1, 11)])
+        await until(lambda: parts.dispatcher.pairs == [(11, 1)], "the event, without a ring")
+
+
+async def test_under_load_nobody_is_asked_to_ring() -> None:
+    async with reading() as parts:
+        parts.log.cuts += [[batch(n, *range(n * 500, n * 500 + 500))] for n in range(1, 20)]
+        parts.bell.rung.set()
+        await until(lambda: len(parts.dispatcher.offered) == 19 * 500, "all of them")
+        calls = parts.bell.calls
+        last = len(calls) - 1 - calls[::-1].index("get_up")
+        assert "lie_down" not in calls[calls.index("get_up") : last]
+        await until(lambda: parts.bell.asleep, "sleep when the load is over")
+
+
+async def test_no_room_stops_the_reading_and_freed_room_resumes_it() -> None:
+    first, second = batch(1, 1, 2, 3), batch(2, 4, 5)
+    async with reading([first, second], room=2) as parts:
+        await until(lambda: len(parts.dispatcher.offered) == 2, "as many as there is room for")
+        cuts = len(parts.log.most)
+        parts.dispatcher.free(1)
+        await until(lambda: len(parts.dispatcher.offered) == 3, "one more")
+        assert len(parts.log.most) == cuts  # what is cut but not opened is handed out first
+        parts.dispatcher.free(7)
+        await until(lambda: len(parts.dispatcher.offered) == 5, "the rest")
+        await until(lambda: len(parts.log.most) > cuts, "the next cut")
+        assert parts.log.most[cuts] == 5  # never more than there is room for
+
+
+async def test_a_settled_delivery_of_an_adopted_batch_is_not_repeated() -> None:
+    mine = batch(5, 11, 12, claims=2)
+    parts_settled = {(11, 1), (12, 2)}
+    async with reading(endpoints=(HOOK, OTHER), rescue_seconds=0.01) as parts:
+        parts.log.settled = parts_settled
+        parts.log.orphans.append([mine])
+        await until(lambda: mine.open == 2, "the rest of it")
+        assert parts.dispatcher.pairs == [(11, 2), (12, 1)]
+
+
+async def test_it_adopts_again_at_once_while_it_finds_some() -> None:
+    orphans = [[batch(n, n, claims=2)] for n in range(1, 30)]
+    async with reading(orphans=orphans) as parts:  # the pause between two rescues is ten minutes
+        await until(lambda: len(parts.dispatcher.offered) == 29, "all of them")
+
+
+async def test_it_tells_which_batches_it_has_and_what_the_janitor_said() -> None:
+    async with reading([batch(1, 11), batch(2, 12)], rescue_seconds=0.01) as parts:
+        await until(
+            lambda: [each[1] for each in parts.log.adopt_arguments[-1:]] == [[1, 2]], "a rescue that knows its batches"
+        )
+        assert parts.log.adopt_arguments[-1][0] == 0
+        assert parts.log.adopt_arguments[-1][2] == 0.0
+        parts.reader.low = 1
+        parts.reader.steady_until = 7.5
+        await until(lambda: parts.log.adopt_arguments[-1] == (1, [1, 2], 7.5), "the janitor's word")
+        batches = {delivery.batch for delivery in parts.dispatcher.offered if delivery.batch}
+        for each in batches:
+            parts.recorder.settle(each)
+        await until(lambda: parts.log.adopt_arguments[-1][1] == [], "finished batches are forgotten")
+        assert parts.reader.unfinished == []
+
+
+async def test_a_batch_that_may_have_killed_its_daemons_is_opened_one_event_at_a_time() -> None:
+    mine = batch(5, 11, 12, 13, claims=reader.ONE_BY_ONE + 1)
+    async with reading(orphans=[[mine]], endpoints=(HOOK, OTHER)) as parts:
+        for event in (11, 12, 13):
+            await until(lambda e=event: parts.dispatcher.pairs[-2:] == [(e, 1), (e, 2)], "the next event")  # type: ignore[misc]
+            assert mine.open == 3  # two deliveries, and the reader
+            parts.recorder.settle(mine)
+            assert len(parts.dispatcher.offered) == 2 * (event - 10)
+            parts.recorder.settle(mine)
+        await until(lambda: mine.recorded, "the end of the batch")
+
+
+async def test_a_batch_that_keeps_killing_goes_to_the_backlog() -> None:
+    mine = batch(5, 11, 12, claims=reader.ALL_TO_BACKLOG + 1)
+    async with reading(orphans=[[mine]]) as parts:
+
+        def put(result: Result) -> None:
+            parts.recorder.results.append(result)
+            parts.recorder.settle(mine)
+
+        parts.recorder.put = put  # type: ignore[method-assign]
+        await until(lambda: mine.recorded, "the end of the batch")
+        assert parts.dispatcher.offered == []
+        assert [(r.delivery.event.id, r.attempt, r.outcome) for r in parts.recorder.results] == [
+            (11, None, Postponed(0.0)),
+            (12, None, Postponed(0.0)),
+        ]
+
+
+@pytest.mark.parametrize("method", ["cut", "adopt", "heads", "known"])
+@pytest.mark.parametrize("error", [StoreUnavailable("gone"), SchemaMismatch("older")])
+async def test_it_goes_on_when_the_database_comes_back(method: str, error: Exception) -> None:
+    new, old = batch(2, 21, 22), batch(1, 11, claims=2)
+    async with reading([new], orphans=[[old]], troubles={method: [error] * 5}) as parts:
+        await until(lambda: len(parts.dispatcher.offered) == 3, "everything, once the database is back")
+        assert sorted(parts.dispatcher.pairs) == [(11, 1), (21, 1), (22, 1)]  # and each once
+        assert parts.reader.connected
+    assert (new.open, old.open) == (2, 1)
+
+
+async def test_after_a_lost_reply_it_looks_at_once_for_what_it_may_own() -> None:
+    async with reading() as parts:  # the pause between two rescues is ten minutes
+        await until(lambda: len(parts.log.most) > 2, "some cuts")
+        rescues = parts.log.calls.count("adopt")
+        parts.log.orphans.append([batch(7, 71, claims=2)])
+        parts.log.troubles["cut"] = [StoreUnavailable("the reply was lost")]
+        parts.bell.rung.set()
+        await until(lambda: parts.dispatcher.pairs == [(71, 1)], "the batch whose number never reached us")
+        assert parts.log.calls.count("adopt") > rescues
+
+
+async def test_it_says_when_the_database_was_asked_and_what_it_said() -> None:
+    async with reading(troubles={"adopt": [StoreUnavailable("no route")] * 3}) as parts:
+        await parts.reader.asked.wait()
+        assert (parts.reader.connected, parts.reader.problem) == (False, "no route")
+        await until(lambda: parts.reader.connected, "the database")
+        assert parts.reader.problem == ""
+
+
+async def test_stop_leaves_what_is_not_handed_out_unfinished() -> None:
+    first, second, third = batch(1, 1), batch(2, 2, 3), batch(3, 4)
+    async with reading([first, second, third], room=2) as parts:
+        await until(lambda: len(parts.dispatcher.offered) == 2, "as many as there is room for")
+        parts.recorder.settle(first)
+        assert first.recorded
+    assert parts.reader.unfinished == [2, 3]
+    assert second.open == 2  # one delivery, and the reader that did not finish: it cannot end
+
+
+@pytest.mark.parametrize("rest", ["sleep", "listen", "poll"])
+async def test_stop_wakes_a_sleeper(rest: Literal["sleep", "listen", "poll"], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "NAP", 600.0)
+    async with asyncio.timeout(10), reading() as parts:
+        parts.bell.rest = rest
+        await until(lambda: parts.bell.calls, "a look")
+        await asyncio.sleep(0.05)

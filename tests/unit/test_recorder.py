@@ -1,0 +1,410 @@
+"""Results are written in batches, in an order that keeps them safe, and none is ever dropped."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import pytest
+
+from tests.waiting import until
+from webhookd import recorder
+from webhookd.errors import StoreRefused, StoreUnavailable
+from webhookd.formats import FORMATS
+from webhookd.model import (
+    Attempt,
+    Batch,
+    Delivered,
+    Delivery,
+    Ended,
+    Endpoint,
+    Event,
+    Outcome,
+    Postponed,
+    Result,
+    Retry,
+    RetryPolicy,
+)
+from webhookd.recorder import Recorder
+from webhookd.signing import SCHEMES
+
+DAY = datetime(2021, 1, 27, tzinfo=UTC)
+ENDPOINT = Endpoint(
+    id=1,
+    tenant="",
+    name="hook",
+    url="https://hooks.example.com/",
+    events=("*",),
+    format=FORMATS["raw"],
+    signature=SCHEMES["none"],
+    secrets=(),
+    retry=RetryPolicy(),
+    timeout=20.0,
+    max_in_flight=10,
+)
+GOOD = Attempt(0.0, 1, True, 200, 5, None, None)
+BAD = Attempt(0.0, 1, False, 500, 5, "http_500", b"poison")
+
+
+def batch(number: int = 1) -> Batch:
+    return Batch(number, 7, 0.0, [], DAY, DAY, 1, open=0)
+
+
+def delivery(number: int, of: Batch | None) -> Delivery:
+    if of is not None:
+        of.open += 1
+    event = Event(number, f"evt_{number}", DAY, "order.created", "", None, None, None, 2)
+    return Delivery(event, ENDPOINT, of, 0, 0.0, 0.0, 0.0)
+
+
+def delivered(number: int, of: Batch | None) -> Result:
+    return Result(delivery(number, of), GOOD, Delivered())
+
+
+class Flush:
+    """What one call of the store was asked to write, as it stood at that moment."""
+
+    def __init__(
+        self, results: Sequence[Result], leases: Sequence[tuple[Delivery, float]], done: Sequence[Batch]
+    ) -> None:
+        self.results = list(results)
+        self.leases = list(leases)
+        self.done = [each.id for each in done]
+        self.rows = [result.delivery.event.id for result in results if result.delivery.batch is None]
+
+    def __bool__(self) -> bool:
+        return bool(self.results or self.leases or self.done)
+
+    @property
+    def ids(self) -> list[int]:
+        return [result.delivery.event.id for result in self.results]
+
+
+class Store:
+    """Keeps what it is given; `trouble` may raise instead, and `gate` holds every write back."""
+
+    def __init__(self) -> None:
+        self.asked: list[Flush] = []
+        self.written: list[Flush] = []
+        self.trouble: Callable[[Flush], None] = lambda _: None
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def record(
+        self, owner: int, results: Sequence[Result], leases: Sequence[tuple[Delivery, float]], done: Sequence[Batch]
+    ) -> None:
+        assert owner == 42
+        flush = Flush(results, leases, done)
+        self.asked.append(flush)
+        await self.gate.wait()
+        self.trouble(flush)
+        if flush:
+            self.written.append(flush)
+
+    @property
+    def ids(self) -> list[int]:
+        return [id_ for flush in self.written for id_ in flush.ids]
+
+    @property
+    def done(self) -> list[int]:
+        return [id_ for flush in self.written for id_ in flush.done]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "RETRY_FIRST", 0.001)
+    monkeypatch.setattr(recorder, "RETRY_MOST", 0.002)
+
+
+@pytest.fixture
+async def store() -> Store:
+    return Store()
+
+
+@asynccontextmanager
+async def running(store: Store, flush_seconds: float = 0.005) -> AsyncIterator[Recorder]:
+    """A recorder that runs, and is stopped in order at the end."""
+    recording = Recorder(store, 42, flush_seconds=flush_seconds)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(recording.run())
+        yield recording
+        recording.stop()
+
+
+async def test_results_are_written_together_and_the_batch_ends_with_the_last(store: Store) -> None:
+    mine = batch()
+    async with running(store) as recording:
+        for number in range(5):
+            recording.put(delivered(number, mine))
+        assert recording.pending == 5
+        await until(lambda: store.written, "a flush")
+    (flush,) = store.written
+    assert flush.ids == [0, 1, 2, 3, 4]
+    assert flush.done == [1]
+    assert mine.recorded
+    assert recording.pending == 0
+    assert recording.totals["delivered"] == 5
+
+
+async def test_no_transaction_is_spent_on_nothing(store: Store) -> None:
+    async with running(store) as recording:
+        for number in range(3):
+            recording.flushed.clear()
+            recording.put(delivered(number, batch()))
+            async with asyncio.timeout(10):
+                await recording.flushed.wait()
+            await asyncio.sleep(0.03)  # several times the pause between flushes
+    assert [flush.ids for flush in store.asked] == [[0], [1], [2]]
+
+
+async def test_a_batch_with_something_open_does_not_end(store: Store) -> None:
+    mine = batch()
+    mine.open = 1  # the reader is still handing it out
+    async with running(store) as recording:
+        recording.put(delivered(1, mine))
+        await until(lambda: store.ids == [1], "the result")
+        assert store.done == []
+        assert not mine.recorded
+        recording.settle(mine)
+        await until(lambda: mine.recorded, "the end of the batch")
+    assert store.done == [1]
+
+
+async def test_a_batch_is_recorded_only_when_its_results_are(store: Store) -> None:
+    mine = batch()
+    store.gate.clear()
+    async with running(store) as recording:
+        recording.put(delivered(1, mine))
+        await until(lambda: store.asked, "a write under way")
+        assert store.asked[0].done == [1]
+        assert not mine.recorded
+        assert recording.pending == 1
+        store.gate.set()
+        await until(lambda: mine.recorded, "the end of the batch")
+
+
+async def test_nothing_is_dropped_while_the_database_is_away(store: Store) -> None:
+    mine = batch()
+    mine.open = 1  # the reader is still handing it out
+    refused = 0
+
+    def away(flush: Flush) -> None:
+        nonlocal refused
+        if refused < 25:
+            refused += 1
+            raise StoreUnavailable("gone")
+
+    store.trouble = away
+    async with running(store) as recording:
+        for number in range(50):
+            recording.put(delivered(number, mine))
+            await asyncio.sleep(0)
+        await until(lambda: refused > 3, "tries")
+        for number in range(50, 100):
+            recording.put(delivered(number, mine))
+        recording.settle(mine)
+        assert recording.pending == 100
+        await until(lambda: len(store.ids) == 100, "all of them")
+    assert store.ids == list(range(100))  # in order, each once
+    assert store.done == [1]
+    assert store.written[-1].done == [1]  # never before its last result
+    assert refused == 25
+
+
+async def test_stop_writes_what_is_left_however_often_the_database_refuses(store: Store) -> None:
+    mine = batch()
+    refused = 0
+
+    def away(flush: Flush) -> None:
+        nonlocal refused
+        refused += 1
+        if refused < 10:
+            raise StoreUnavailable("gone")
+
+    store.trouble = away
+    async with running(store, flush_seconds=60.0) as recording:
+        await asyncio.sleep(0)
+        for number in range(3):
+            recording.put(delivered(number, mine))
+        recording.lease(delivery(3, mine), 45.0)
+    assert store.ids == [0, 1, 2]
+    assert [lease[1] for lease in store.written[-1].leases] == [45.0]
+    assert store.done == [1]
+
+
+async def test_a_result_that_comes_during_the_last_write_is_written_too(store: Store) -> None:
+    mine = batch()
+    store.gate.clear()
+    async with running(store) as recording:
+        recording.put(delivered(1, mine))
+        await until(lambda: store.asked, "a write under way")
+        recording.stop()
+        recording.put(delivered(2, mine))
+        store.gate.set()
+    assert store.ids == [1, 2]
+
+
+async def test_five_hundred_results_do_not_wait_for_the_clock(store: Store) -> None:
+    mine = batch()
+    async with running(store, flush_seconds=600.0) as recording:
+        for number in range(recorder.FLUSH_RESULTS):
+            recording.put(delivered(number, mine))
+        await until(lambda: store.written, "a flush")
+        assert len(store.ids) == recorder.FLUSH_RESULTS
+
+
+async def test_a_lease_is_dropped_when_the_result_comes_first(store: Store) -> None:
+    mine = batch()
+    late = delivery(1, mine)
+    async with running(store) as recording:
+        recording.lease(late, 45.0)
+        recording.put(Result(late, GOOD, Delivered()))
+        await until(lambda: store.ids == [1], "the result")
+    assert all(flush.leases == [] for flush in store.written)
+    assert all(flush.rows == [] for flush in store.written)  # it never had a row
+    assert store.done == [1]
+
+
+async def test_a_lease_frees_the_batch_and_the_result_goes_to_its_row(store: Store) -> None:
+    mine = batch()
+    late = delivery(1, mine)
+    async with running(store) as recording:
+        recording.lease(late, 45.0)
+        await until(lambda: mine.recorded, "the end of the batch without the result")
+        assert late.batch is None
+        assert [flush.leases for flush in store.written] == [[(late, 45.0)]]
+        recording.put(Result(late, GOOD, Delivered()))
+        await until(lambda: store.ids == [1], "the result")
+    assert store.written[-1].rows == [1]
+    assert store.done == [1]
+
+
+async def test_a_result_that_comes_while_its_lease_is_written_goes_to_the_row(store: Store) -> None:
+    mine = batch()
+    late = delivery(1, mine)
+    store.gate.clear()
+    async with running(store) as recording:
+        recording.lease(late, 45.0)
+        await until(lambda: store.asked, "a write under way")
+        recording.put(Result(late, BAD, Retry(5.0)))
+        store.gate.set()
+        await until(lambda: store.ids == [1], "the result")
+    assert store.written[0].leases == [(late, 45.0)]
+    assert store.written[1].rows == [1]
+    assert store.done == [1]
+
+
+async def test_a_lease_asked_for_twice_is_one_lease(store: Store) -> None:
+    mine = batch()
+    late = delivery(1, mine)
+    async with running(store) as recording:
+        recording.lease(late, 45.0)
+        recording.lease(late, 44.0)
+        await until(lambda: mine.recorded, "the end of the batch")
+    assert [lease for flush in store.written for lease in flush.leases] == [(late, 44.0)]
+    assert mine.open == 0
+
+
+async def test_results_of_rows_are_written_beside_those_of_batches(store: Store) -> None:
+    mine = batch()
+    async with running(store) as recording:
+        recording.put(delivered(1, None))
+        recording.put(delivered(2, mine))
+        recording.put(delivered(3, None))
+        await until(lambda: len(store.ids) == 3, "all of them")
+    assert sorted(id_ for flush in store.written for id_ in flush.rows) == [1, 3]
+    assert store.done == [1]
+
+
+def poisoned(*numbers: int) -> Callable[[Flush], None]:
+    def trouble(flush: Flush) -> None:
+        if any(
+            result.delivery.event.id in numbers and result.attempt and result.attempt.response
+            for result in flush.results
+        ):
+            raise StoreRefused("invalid byte sequence")
+
+    return trouble
+
+
+@pytest.mark.parametrize("where", [0, 1, 31, 62, 99])
+async def test_the_one_result_that_postgres_refuses_is_isolated(store: Store, where: int) -> None:
+    mine = batch()
+    store.trouble = poisoned(where)
+    held = delivery(1000, mine)
+    async with running(store) as recording:
+        recording.lease(held, 45.0)
+        for number in range(100):
+            recording.put(Result(delivery(number, mine), BAD, Retry(5.0)))
+        await until(lambda: len(store.ids) == 100, "all of them")
+    assert sorted(store.ids) == list(range(100))
+    results = {result.delivery.event.id: result for flush in store.written for result in flush.results}
+    assert results[where].attempt == BAD._replace(error="internal", response=None, code=None)
+    assert all(result.attempt == BAD for number, result in results.items() if number != where)
+    assert results[where].outcome == Retry(5.0)  # it is still owed
+    assert len(store.asked) < 3 * 8  # halving, not one by one
+    assert store.done == [1]
+    assert store.written[-1].done == [1]  # the end of the batch is the last that is written
+    assert [lease for flush in store.written for lease in flush.leases] == [(held, 45.0)]
+
+
+async def test_many_bad_results_and_a_database_that_goes_away_meanwhile(store: Store) -> None:
+    mine = batch()
+    refuse = poisoned(*range(0, 64, 5))
+    asked = 0
+
+    def trouble(flush: Flush) -> None:
+        nonlocal asked
+        asked += 1
+        if asked % 3 == 0:
+            raise StoreUnavailable("gone")
+        refuse(flush)
+
+    store.trouble = trouble
+    async with running(store) as recording:
+        for number in range(64):
+            recording.put(Result(delivery(number, mine), BAD, Retry(5.0)))
+        await until(lambda: len(store.ids) == 64, "all of them")
+    assert store.ids == list(range(64))
+    assert store.done == [1]
+
+
+async def test_a_result_that_is_refused_even_without_its_words_is_no_silent_loss(store: Store) -> None:
+    def refuse(flush: Flush) -> None:
+        raise StoreRefused("value out of int16 range")
+
+    store.trouble = refuse
+    mine = batch()
+    recording = Recorder(store, 42, flush_seconds=0.005)
+    recording.put(Result(delivery(1, mine), BAD, Retry(5.0)))
+    with pytest.raises(StoreRefused):
+        await recording.run()
+    assert len(store.asked) == 2
+    assert not mine.recorded
+
+
+@pytest.mark.parametrize(
+    ("outcome", "name"),
+    [
+        (Delivered(), "delivered"),
+        (Retry(1.0), "failed"),
+        (Postponed(1.0), "spilled"),
+        (Ended("exhausted", "over"), "exhausted"),
+        (Ended("rejected", "payload_too_large"), "rejected"),
+    ],
+)
+async def test_each_outcome_is_counted(store: Store, outcome: Outcome, name: str) -> None:
+    async with running(store) as recording:
+        recording.put(Result(delivery(1, batch()), None, outcome))
+        await until(lambda: store.written, "a flush")
+    assert {key: count for key, count in recording.totals.items() if count} == {name: 1}
+
+
+async def test_each_flush_tells_who_waits(store: Store) -> None:
+    async with running(store) as recording:
+        for number in range(3):
+            recording.flushed.clear()
+            recording.put(delivered(number, batch()))
+            async with asyncio.timeout(10):
+                await recording.flushed.wait()
+            assert number in store.ids

@@ -1,0 +1,254 @@
+"""What is owed comes back: claimed as there is room, forgotten when too late, ended when it cannot be tried."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.waiting import until
+from webhookd import retrier
+from webhookd.errors import SchemaMismatch, StoreUnavailable
+from webhookd.formats import FORMATS
+from webhookd.model import Delivery, Ended, Endpoint, Event, Result, RetryPolicy
+from webhookd.retrier import START_MARGIN, Retrier
+from webhookd.signing import SCHEMES
+
+DAY = datetime(2021, 1, 27, tzinfo=UTC)
+LEASE = 45.0
+HOOK = Endpoint(
+    id=1,
+    tenant="",
+    name="hook",
+    url="https://hooks.example.com/",
+    events=("*",),
+    format=FORMATS["raw"],
+    signature=SCHEMES["none"],
+    secrets=(),
+    retry=RetryPolicy(),
+    timeout=20.0,
+    max_in_flight=10,
+)
+
+
+class Row(NamedTuple):
+    event_id: int
+    endpoint_id: int
+    attempts: int
+    event_at: datetime
+    clock_from: float
+
+
+def row(event: int, endpoint: int = 1, attempts: int = 1, **changes: Any) -> Row:
+    return Row(event, endpoint, attempts, DAY + timedelta(seconds=event), time.time() - 60)._replace(**changes)
+
+
+class Store:
+    """A backlog, and the events behind it."""
+
+    def __init__(self) -> None:
+        self.due: dict[int, float] = {}
+        self.rows: list[Row] = []
+        self.gone: set[int] = set()
+        self.claims: list[list[tuple[int, int, float]]] = []
+        self.ranges: list[tuple[datetime, datetime]] = []
+        self.looks = 0
+        self.troubles: dict[str, list[Exception]] = {}
+
+    def _call(self, name: str) -> None:
+        if self.troubles.get(name):
+            raise self.troubles[name].pop(0)
+
+    async def owing(self) -> dict[int, float]:
+        self.looks += 1
+        self._call("owing")
+        return {**self.due, **{each.endpoint_id: -1.0 for each in self.rows}}
+
+    async def claim(self, wanted: Sequence[tuple[int, int, float]]) -> Sequence[Row]:
+        assert wanted
+        self._call("claim")
+        self.claims.append(list(wanted))
+        taken: list[Row] = []
+        for endpoint_id, room, _ in wanted:
+            taken += [each for each in self.rows if each.endpoint_id == endpoint_id][:room]
+        self.rows = [each for each in self.rows if each not in taken]
+        return taken
+
+    async def heads(self, ids: Sequence[int], lo: datetime, hi: datetime) -> list[Event]:
+        self._call("heads")
+        self.ranges.append((lo, hi))
+        assert len(set(ids)) == len(ids)
+        return [Event(i, f"evt_{i}", DAY, "order.created", "", None, None, None, 2) for i in ids if i not in self.gone]
+
+
+class Dispatcher:
+    """Takes everything; `rooms` says how much each endpoint has room for."""
+
+    def __init__(self) -> None:
+        self.room = 100
+        self.rooms: dict[int, int] = {1: 10}
+        self.offered: list[Delivery] = []
+
+    def claimable(self, endpoint_id: int) -> tuple[int, float]:
+        return self.rooms.get(endpoint_id, 0), LEASE
+
+    def offer(self, delivery: Delivery) -> None:
+        self.offered.append(delivery)
+
+
+class Recorder:
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.results: list[Result] = []
+
+    def put(self, result: Result) -> None:
+        self.results.append(result)
+
+
+class Parts:
+    """A retrier between fakes."""
+
+    def __init__(self, look_seconds: float) -> None:
+        self.store = Store()
+        self.dispatcher = Dispatcher()
+        self.recorder = Recorder()
+        self.endpoints = {1: HOOK, 2: replace(HOOK, id=2, name="other", timeout=5.0)}
+        self.retrier = Retrier(
+            self.store,
+            self.store,
+            self.dispatcher,
+            self.recorder,
+            self.endpoints.get,
+            look_seconds=look_seconds,
+        )
+
+
+@pytest.fixture
+def parts() -> Parts:
+    return Parts(look_seconds=0.01)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrier, "AWAY_SECONDS", 0.01)
+
+
+@asynccontextmanager
+async def running(parts: Parts) -> AsyncIterator[Parts]:
+    """It runs, and is stopped in order at the end."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(parts.retrier.run())
+        yield parts
+        parts.retrier.stop()
+
+
+async def test_a_due_row_is_offered_with_its_past(parts: Parts) -> None:
+    parts.store.rows = [row(7, attempts=3, clock_from=123.5)]
+    before = time.monotonic()
+    async with running(parts):
+        await until(lambda: parts.dispatcher.offered, "the delivery")
+    (delivery,) = parts.dispatcher.offered
+    assert (delivery.event.id, delivery.endpoint, delivery.batch) == (7, HOOK, None)
+    assert (delivery.attempts, delivery.attempt, delivery.clock_from) == (3, 4, 123.5)
+    assert before <= delivery.since <= time.monotonic()
+    # An attempt that starts then is over before the lease is.
+    assert delivery.start_by == pytest.approx(delivery.since + LEASE - HOOK.timeout - START_MARGIN)
+    assert parts.store.claims == [[(1, 10, LEASE)]]
+
+
+async def test_only_endpoints_with_room_are_asked_for(parts: Parts) -> None:
+    parts.dispatcher.rooms = {1: 0, 2: 3}
+    parts.store.rows = [row(n) for n in range(5)] + [row(n, endpoint=2) for n in range(5)] + [row(9, endpoint=9)]
+    async with running(parts):
+        await until(lambda: len(parts.dispatcher.offered) == 5, "all of the endpoint with room")
+        looks = parts.store.looks
+        await until(lambda: parts.store.looks > looks + 3, "a few more looks")
+    assert {claim[0] for claims in parts.store.claims for claim in claims} == {2}
+    assert all(claim[1] == 3 for claims in parts.store.claims for claim in claims)
+    assert {delivery.endpoint.id for delivery in parts.dispatcher.offered} == {2}
+
+
+async def test_nothing_is_claimed_while_memory_is_full(parts: Parts) -> None:
+    parts.dispatcher.room = 0
+    parts.store.rows = [row(1)]
+    async with running(parts):
+        await asyncio.sleep(0.1)  # several looks
+        assert parts.store.looks == 0
+        parts.dispatcher.room = 1
+        await until(lambda: parts.dispatcher.offered, "the delivery, once there is room")
+
+
+async def test_a_row_that_is_not_due_is_not_claimed(parts: Parts) -> None:
+    parts.store.due = {1: 0.2}
+    async with running(parts):
+        await until(lambda: parts.store.looks > 5, "some looks")
+    assert parts.store.claims == []
+
+
+async def test_it_looks_when_the_first_is_due_rather_than_at_its_pace() -> None:
+    parts = Parts(look_seconds=600.0)
+    parts.store.due = {1: 0.05}
+    async with running(parts):
+        await until(lambda: parts.store.looks == 1, "the first look")
+        parts.store.due, parts.store.rows = {}, [row(1)]
+        await until(lambda: parts.dispatcher.offered, "the delivery")
+
+
+async def test_a_full_backlog_is_drained_without_pauses() -> None:
+    parts = Parts(look_seconds=1.0)
+    parts.store.rows = [row(n) for n in range(100)]
+    async with running(parts):
+        await until(lambda: len(parts.dispatcher.offered) == 100, "all of them", timeout=5.0)  # 10 s at its usual pace
+
+
+async def test_one_event_for_two_endpoints_is_read_once(parts: Parts) -> None:
+    parts.dispatcher.rooms = {1: 10, 2: 10}
+    parts.store.rows = [row(7), row(7, endpoint=2), row(3, endpoint=2)]
+    async with running(parts):
+        await until(lambda: len(parts.dispatcher.offered) == 3, "all of them")
+    assert parts.store.ranges == [(DAY + timedelta(seconds=3), DAY + timedelta(seconds=7))]
+    short = next(delivery for delivery in parts.dispatcher.offered if delivery.endpoint.id == 2)
+    assert short.start_by - short.since == pytest.approx(LEASE - 5.0 - START_MARGIN)
+
+
+async def test_an_event_that_retention_took_ends_rejected(parts: Parts) -> None:
+    parts.store.rows = [row(7, attempts=2), row(8)]
+    parts.store.gone = {7}
+    async with running(parts):
+        await until(lambda: parts.recorder.results and parts.dispatcher.offered, "both")
+    (result,) = parts.recorder.results
+    assert result.attempt is None
+    assert result.outcome == Ended("rejected", "event_missing")
+    assert (result.delivery.event.id, result.delivery.attempts, result.delivery.batch) == (7, 2, None)
+    assert [delivery.event.id for delivery in parts.dispatcher.offered] == [8]
+
+
+async def test_an_endpoint_that_is_gone_leaves_its_row_to_its_lease(parts: Parts) -> None:
+    parts.dispatcher.rooms = {1: 10, 3: 10}
+    parts.store.rows = [row(7, endpoint=3), row(8)]
+    async with running(parts):
+        await until(lambda: parts.dispatcher.offered, "the other")
+    assert [delivery.event.id for delivery in parts.dispatcher.offered] == [8]
+    assert parts.recorder.results == []
+
+
+@pytest.mark.parametrize("method", ["owing", "claim", "heads"])
+@pytest.mark.parametrize("error", [StoreUnavailable("gone"), SchemaMismatch("older")])
+async def test_it_goes_on_when_the_database_comes_back(parts: Parts, method: str, error: Exception) -> None:
+    parts.store.troubles = {method: [error] * 3}
+    parts.store.rows = [row(n) for n in range(40)]
+    async with running(parts):
+        await until(lambda: not parts.store.troubles[method] and not parts.store.rows, "the database")
+        # Rows whose events could not be read are left to their leases.
+        expected = 40 - (30 if method == "heads" else 0)
+        await until(lambda: len(parts.dispatcher.offered) == expected, "the rest")
+
+
+async def test_stop_ends_a_long_pause() -> None:
+    async with asyncio.timeout(10), running(Parts(look_seconds=600.0)) as parts:
+        await until(lambda: parts.store.looks, "a look")

@@ -1,0 +1,238 @@
+"""The composition root: builds the parts, runs them in one TaskGroup, and stops them in an order that loses nothing.
+
+reader ──┐                               to stop: reader and retrier claim no more; the dispatcher finishes what
+         ├─▶ dispatcher ─▶ recorder      is in flight; the recorder writes it; what was never sent is given back
+retrier ─┘   janitor
+"""
+
+import asyncio
+import random
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import structlog
+
+from webhookd import __version__, dispatcher, janitor, reader, recorder, retrier
+from webhookd.clock import Clock
+from webhookd.config import Config
+from webhookd.errors import SchemaMismatch, StoreUnavailable
+from webhookd.matching import Matcher
+from webhookd.model import Endpoint
+from webhookd.sender import Sender
+from webhookd.store.backlog import Backlog
+from webhookd.store.batches import Batches
+from webhookd.store.bell import Bell
+from webhookd.store.database import Database
+from webhookd.store.migrations import check_schema
+from webhookd.store.registry import Beat, Registry
+from webhookd.store.results import Results
+from webhookd.tasks import unless
+
+DRAIN_SECONDS = 8.0  # for writing the last results, beyond the attempts in flight: systemd waits for 30 in all
+CLAIM_SECONDS = 2.0  # for a claim that is under way; one that is lost is adopted or runs out
+AWAY_FIRST, AWAY_MOST = 0.1, 5.0
+
+log = structlog.get_logger("webhookd.daemon")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often things happen, in seconds; tests run the same daemon at a tenth of it."""
+
+    beat: float = janitor.BEAT_SECONDS
+    rescue: float = reader.RESCUE_SECONDS
+    look: float = retrier.LOOK_SECONDS
+    flush: float = recorder.FLUSH_SECONDS
+    patience: float = dispatcher.PATIENCE
+
+
+NORMAL = Pace()
+
+
+class _Joined(NamedTuple):
+    """What a daemon knows when the others know it."""
+
+    daemon_id: int
+    low: int
+    endpoints: list[Endpoint]
+    beat: Beat
+
+
+class Daemon:
+    """One webhookd process. `run` returns when `stop` was called and everything in flight is recorded."""
+
+    def __init__(
+        self,
+        config: Config,
+        dsn: str | None,
+        direct_dsn: str | None = None,
+        *,
+        pace: Pace = NORMAL,
+        on_ready: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._config = config
+        self._dsn = dsn
+        self._direct_dsn = direct_dsn or dsn
+        self._pace = pace
+        self._on_ready = on_ready
+        self._stopped = asyncio.Event()
+        self._user_agent = f"webhookd/{__version__}"
+
+    def stop(self) -> None:
+        """Claim nothing more, finish what is in flight, write it down, and return from run."""
+        self._stopped.set()
+
+    async def run(self) -> None:
+        """Deliver until stopped; wait for a database that is away. SchemaMismatch when this binary can never use it."""
+        egress = self._config.egress
+        async with (
+            Database(self._dsn) as database,
+            Bell(self._direct_dsn) as bell,
+            Sender(
+                allow_http=egress.allow_http, allow_networks=egress.allow_networks, user_agent=self._user_agent
+            ) as sender,
+        ):
+            registry = Registry(database)
+            joined = await unless(self._stopped, self._join(database, registry))
+            if joined is None:
+                return
+            batches = Batches(database)
+            try:
+                unfinished = await self._deliver(joined, database, batches, registry, bell, sender)
+            except asyncio.CancelledError:
+                log.warning("stopped_at_once")
+                raise
+            await self._leave(joined.daemon_id, batches, registry, unfinished)
+
+    async def _join(self, database: Database, registry: Registry) -> _Joined:
+        """Become a daemon in the eyes of the others, however long the database keeps us waiting."""
+        config, away, told = self._config, AWAY_FIRST, ""
+        while True:
+            try:
+                async with database.connection() as connection:
+                    await check_schema(connection)
+                daemon_id, low = await registry.register(socket.gethostname(), __version__, config.config_hash)
+                dead_after = self._pace.beat * janitor.DEAD_AFTER_BEATS
+                beat = await registry.beat(daemon_id, low, dead_after)
+                ids = await registry.sync_endpoints(config.specs, config.config_hash, dead_after)
+            except (SchemaMismatch, StoreUnavailable) as error:
+                if isinstance(error, SchemaMismatch) and error.final:
+                    raise
+                if str(error) != told:
+                    log.warning("waiting_for_database", reason=str(error))
+                told = str(error)
+                await asyncio.sleep(away)
+                away = min(away * 2, AWAY_MOST)
+            else:
+                log.info("started", daemon=daemon_id, endpoints=len(config.endpoints), version=__version__)
+                endpoints = [replace(e, id=ids[e.tenant, e.name]) for e in config.endpoints]
+                return _Joined(daemon_id, low, endpoints, beat)
+
+    async def _deliver(
+        self,
+        joined: _Joined,
+        database: Database,
+        batches: Batches,
+        registry: Registry,
+        bell: Bell,
+        sender: Sender,
+    ) -> list[int]:
+        """Run the parts until stopped; the ids of the batches that were not finished."""
+        config, pace, clock = self._config, self._pace, Clock()
+        daemon_id, low, endpoints, first_beat = joined
+        clock.set(first_beat.now, time.monotonic())
+        results = recorder.Recorder(Results(database), daemon_id, flush_seconds=pace.flush)
+        sending = dispatcher.Dispatcher(
+            batches,
+            sender,
+            results,
+            clock,
+            endpoints,
+            random=random.random,  # jitter
+            max_in_flight=config.delivery.max_in_flight,
+            max_payload=config.delivery.max_payload,
+            source=config.delivery.source,
+            user_agent=self._user_agent,
+            keep_response=config.delivery.response_body == "failures",
+            patience=pace.patience,
+        )
+        reading = reader.Reader(
+            batches,
+            bell,
+            sending,
+            results,
+            Matcher(endpoints).endpoints_for,
+            daemon_id,
+            low,
+            dead_after=pace.beat * janitor.DEAD_AFTER_BEATS,
+            rescue_seconds=pace.rescue,
+        )
+        retrying = retrier.Retrier(
+            Backlog(database),
+            batches,
+            sending,
+            results,
+            {e.id: e for e in endpoints}.get,
+            look_seconds=pace.look,
+        )
+
+        # Known before anything is claimed, or what an outage left would look as if its time were over.
+        sending.downtimes = first_beat.downtimes
+
+        def on_beat(beat: janitor.Beat, low: int, steady: bool) -> None:
+            sending.downtimes = beat.downtimes
+            sending.hold(False)
+            reading.low = low
+            reading.steady_until = beat.now + 1.5 * pace.beat if steady else 0.0
+
+        def on_silence() -> None:
+            sending.hold(True)
+            reading.steady_until = 0.0
+
+        keeping = janitor.Janitor(
+            registry,
+            daemon_id,
+            low,
+            clock,
+            on_beat=on_beat,
+            on_silence=on_silence,
+            beat_seconds=pace.beat,
+        )
+
+        async with asyncio.TaskGroup() as parts:
+            parts.create_task(keeping.run())
+            recording = parts.create_task(results.run())
+            dispatching = parts.create_task(sending.run())
+            claiming = [parts.create_task(reading.run()), parts.create_task(retrying.run())]
+            self._on_ready(daemon_id)
+            await self._stopped.wait()
+            started = time.monotonic()
+            log.info("stopping", in_flight=sending.in_flight)
+            reading.stop()
+            retrying.stop()
+            _, late = await asyncio.wait(claiming, timeout=CLAIM_SECONDS)
+            for claim in late:
+                claim.cancel()
+            sending.stop()
+            await asyncio.wait([dispatching])
+            results.stop()
+            _, late = await asyncio.wait([recording], timeout=DRAIN_SECONDS)
+            if late:
+                # The database is away: what was sent and is not recorded will be sent once more.
+                log.error("results_not_recorded", results=results.pending)
+                recording.cancel()
+            keeping.stop()
+        log.info("stopped", seconds=round(time.monotonic() - started, 1), **results.totals)
+        return reading.unfinished
+
+    async def _leave(self, daemon_id: int, batches: Batches, registry: Registry, unfinished: list[int]) -> None:
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS / 2):
+                if unfinished:
+                    await batches.give_back(daemon_id, unfinished)
+                await registry.leave(daemon_id)
+        except (StoreUnavailable, TimeoutError):
+            log.warning("left_without_goodbye", batches=len(unfinished))  # the others adopt them when our beats are old

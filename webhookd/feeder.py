@@ -1,0 +1,153 @@
+"""Brings payloads to the deliveries that start next: late, many in one query, and within a byte budget."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import structlog
+
+from webhookd.errors import SchemaMismatch, StoreUnavailable
+from webhookd.model import Delivery, Event
+from webhookd.payloads import Payloads
+from webhookd.queues import EndpointQueue
+from webhookd.rotation import Rotation
+
+AHEAD = 200  # deliveries of an endpoint whose payloads are at hand
+EVENTS_PER_FETCH = 500
+AWAY_SECONDS = 1.0
+
+Chosen = list[tuple[EndpointQueue, Delivery]]
+
+log = structlog.get_logger("webhookd.feeder")
+
+
+class Store(Protocol):
+    """What the feeder needs of the log."""
+
+    async def payloads(self, events: Sequence[Event], most_bytes: int) -> dict[int, bytes | None]:
+        """Payload texts by event id; None for one that is too large, nothing for an event that is gone."""
+
+
+class Feeder:
+    """Moves deliveries from `waiting` to `ready`, queues in turns. `run` ends when it is cancelled.
+
+    `on_ready(queue)` is called when a queue has something ready, `on_gone(delivery, reason)` when a payload cannot be
+    had, and `on_fed()` after each round.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        queues: Iterable[EndpointQueue],
+        max_payload: int,
+        *,
+        on_ready: Callable[[EndpointQueue], None],
+        on_gone: Callable[[Delivery, str], None],
+        on_fed: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._queues = queues
+        self._max_payload = max_payload
+        self._on_ready = on_ready
+        self._on_gone = on_gone
+        self._on_fed = on_fed
+        self._payloads = Payloads()
+        self._hungry: Rotation[EndpointQueue] = Rotation()
+        self._wake = asyncio.Event()
+        self._starved = False  # a payload had to wait for the budget
+
+    def ask(self, queue: EndpointQueue) -> None:
+        """Feed this queue when it runs low."""
+        if queue.waiting and len(queue.ready) <= AHEAD // 2:
+            self._hungry.add(queue.endpoint.tenant, queue)
+            self._wake.set()
+
+    def drop(self, event: Event) -> None:
+        """One delivery less needs the payload of this event."""
+        if self._payloads.drop(event):
+            self._ask_the_starved()
+
+    def _ask_the_starved(self) -> None:
+        if self._starved:
+            self._starved = False
+            for queue in self._queues:
+                self.ask(queue)
+
+    async def run(self) -> None:
+        """Feed until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while chosen := self._choose():
+                if not await self._fetch(chosen):
+                    await asyncio.sleep(AWAY_SECONDS)
+                self._on_fed()
+
+    def _choose(self) -> Chosen:
+        """The next deliveries that need a fetch; those whose payload is at hand are ready at once."""
+        chosen: Chosen = []
+        new: set[int] = set()
+        while len(new) < EVENTS_PER_FETCH and (queue := self._hungry.take()) is not None:
+            self._feed(queue, chosen, new)
+        self._on_fed()
+        return chosen
+
+    def _feed(self, queue: EndpointQueue, chosen: Chosen, new: set[int]) -> None:
+        room = AHEAD - len(queue.ready)
+        skipped: list[Delivery] = []  # too large for now; what is behind them passes
+        while room > 0 and queue.waiting and len(new) < EVENTS_PER_FETCH and len(skipped) < AHEAD:
+            delivery = queue.waiting.popleft()
+            event = delivery.event
+            if event.id in new:
+                chosen.append((queue, delivery))
+            elif (payload := self._payloads.use(event)) is not None:
+                queue.ready.append((delivery, payload))
+            elif self._payloads.reserve(event):
+                new.add(event.id)
+                chosen.append((queue, delivery))
+            else:
+                skipped.append(delivery)
+                continue
+            room -= 1
+        if skipped:
+            queue.waiting.extendleft(reversed(skipped))
+            self._starved = True
+        if queue.ready:
+            self._on_ready(queue)
+
+    async def _fetch(self, chosen: Chosen) -> bool:
+        """Fetch the payloads of these deliveries; False, and they wait again, when the database is away."""
+        events = {delivery.event.id: delivery.event for _, delivery in chosen}
+        found: dict[int, bytes | None] | None = None
+        try:
+            found = await self._store.payloads(list(events.values()), self._max_payload)
+        except (StoreUnavailable, SchemaMismatch) as error:
+            log.warning("payloads_wait", events=len(events), reason=str(error))
+        finally:
+            if found is None:
+                self._put_back(chosen, events.values())
+        if found is None:
+            return False
+        for event in events.values():
+            content = found.get(event.id)
+            if content is None:
+                self._payloads.release(event)
+                self._ask_the_starved()
+            else:
+                self._payloads.keep(event, content)
+        for queue, delivery in chosen:
+            payload = self._payloads.use(delivery.event)
+            if payload is None:
+                self._on_gone(delivery, "payload_too_large" if delivery.event.id in found else "event_missing")
+                self.ask(queue)
+            else:
+                queue.ready.append((delivery, payload))
+                self._on_ready(queue)
+        return True
+
+    def _put_back(self, chosen: Chosen, events: Iterable[Event]) -> None:
+        for event in events:
+            self._payloads.release(event)
+        for queue, delivery in reversed(chosen):
+            queue.waiting.appendleft(delivery)
+            self.ask(queue)

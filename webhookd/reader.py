@@ -1,0 +1,267 @@
+"""Reads the log: cuts batches, opens them piece by piece, and adopts what nobody handles.
+
+    wake ──▶ cut ──▶ heads ──▶ endpoints_for ──▶ dispatcher.offer
+    every few seconds: adopt ──▶ known ──▶ heads ──▶ …
+
+After an empty cut the daemon sleeps: it takes the sleep lock, cuts once more, and waits until a producer rings. Under
+load it never sleeps, and lets a few milliseconds pass between two cuts so that batches are worth their row.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from typing import Literal, Protocol
+
+import structlog
+
+from webhookd.errors import SchemaMismatch, StoreUnavailable
+from webhookd.model import Batch, Delivery, Endpoint, Event, Postponed, Result
+from webhookd.tasks import wait_for
+
+MOST_PER_CUT = 5_000
+MOST_ADOPTED = 20
+RESCUE_SECONDS = 3.0
+NAP = 0.2  # seconds after which a sleeper looks, whether or not anybody rang
+POLL_FIRST, POLL_MOST = 0.003, 0.05
+NEVER_SLEEP_ABOVE = 500.0  # events/s: more NOTIFYs than that cost producers more than the polls cost us
+PAUSE_PER_RATE = 5e-6  # seconds between cuts per event/s: 0.5 ms at 100/s, 20 ms from 4,000/s
+PAUSE_LEAST, PAUSE_MOST = 0.0005, 0.02
+RATE_WINDOW = 0.25  # seconds over which the rate of events is averaged
+AWAY_FIRST, AWAY_MOST = 0.1, 5.0
+ONE_BY_ONE = 3  # claims beyond which a batch is opened event by event, since it may have killed its daemons
+ALL_TO_BACKLOG = 5  # claims beyond which nothing of it is tried from memory
+FOREVER = float("inf")
+
+log = structlog.get_logger("webhookd.reader")
+
+
+class Batches(Protocol):
+    """What the reader needs of the store."""
+
+    async def cut(self, owner: int, most: int) -> list[Batch]:
+        """New batches, ours."""
+
+    async def adopt(
+        self, owner: int, low: int, mine: Iterable[int], *, steady_until: float, dead_after: float, most: int
+    ) -> list[Batch]:
+        """Orphaned batches, now ours."""
+
+    async def known(self, batch: Batch) -> set[tuple[int, int]]:
+        """What of an adopted batch is settled: (event, endpoint) pairs."""
+
+    async def heads(self, ids: Sequence[int], lo: datetime, hi: datetime) -> list[Event]:
+        """Events without payloads."""
+
+
+class Bell(Protocol):
+    """How producers wake the reader."""
+
+    rung: asyncio.Event
+
+    async def lie_down(self) -> Literal["sleep", "listen", "poll"]:
+        """Ask to be woken."""
+
+    async def get_up(self) -> None:
+        """No longer ask."""
+
+
+class Dispatcher(Protocol):
+    """Where opened batches go."""
+
+    room_freed: asyncio.Event
+
+    @property
+    def room(self) -> int:
+        """Deliveries that may still be offered."""
+
+    def offer(self, delivery: Delivery) -> None:
+        """Take a delivery."""
+
+
+class Recorder(Protocol):
+    """Where batches end."""
+
+    flushed: asyncio.Event
+
+    def put(self, result: Result) -> None:
+        """Record a result."""
+
+    def settle(self, batch: Batch) -> None:
+        """One thing less keeps the batch open."""
+
+
+class Reader:
+    """Turns the log into deliveries, as many as memory allows."""
+
+    def __init__(
+        self,
+        batches: Batches,
+        bell: Bell,
+        dispatcher: Dispatcher,
+        recorder: Recorder,
+        endpoints_for: Callable[[Event], tuple[Endpoint, ...]],
+        owner: int,
+        low: int,
+        *,
+        dead_after: float,
+        rescue_seconds: float = RESCUE_SECONDS,
+    ) -> None:
+        self._store = batches
+        self._bell = bell
+        self._dispatcher = dispatcher
+        self._recorder = recorder
+        self._endpoints_for = endpoints_for
+        self._owner = owner
+        self._dead_after = dead_after
+        self._rescue_seconds = rescue_seconds
+        self._next_rescue = 0.0
+        self._open: dict[int, Batch] = {}
+        self._pending: deque[Batch] = deque()  # of the open ones, those not yet offered to the end
+        self._poll = POLL_FIRST
+        self._stopped = asyncio.Event()
+        self._rate = 0.0
+        self._rate_at = time.monotonic()
+        self.low = low  # every batch up to here is done; the janitor moves it
+        self.steady_until = 0.0  # until then, on the database's clock, we may call others dead: the janitor's word
+        self.connected = False  # the last question was answered
+        self.problem = ""  # why it was not
+        self.asked = asyncio.Event()  # the database has been asked once, whatever it said
+
+    @property
+    def unfinished(self) -> list[int]:
+        """Ids of the batches whose end is not in the database."""
+        return [batch.id for batch in self._open.values() if not batch.recorded]
+
+    def stop(self) -> None:
+        """Cut and adopt nothing more."""
+        self._stopped.set()
+        self._bell.rung.set()
+        self._dispatcher.room_freed.set()
+
+    async def run(self) -> None:
+        """Read until stopped."""
+        away = AWAY_FIRST
+        while not self._stopped.is_set():
+            try:
+                await self._turn()
+            except (StoreUnavailable, SchemaMismatch) as error:
+                self._lost(str(error))
+                await wait_for(self._stopped, away)
+                away = min(away * 2, AWAY_MOST)
+            else:
+                away = AWAY_FIRST
+
+    async def _turn(self) -> None:
+        while self._pending and not self._stopped.is_set():
+            await self._open_next()
+        await self._wait_for_room()
+        if self._stopped.is_set():
+            return
+        if time.monotonic() >= self._next_rescue:
+            await self._rescue()
+            return
+        self._bell.rung.clear()  # before the query: a ring that comes meanwhile must survive
+        if await self._cut() or self._rate >= NEVER_SLEEP_ABOVE:
+            await self._bell.get_up()
+            await wait_for(self._stopped, min(max(self._rate * PAUSE_PER_RATE, PAUSE_LEAST), PAUSE_MOST))
+        else:
+            await self._rest()
+
+    async def _cut(self) -> bool:
+        """Cut and open; True when there was something new."""
+        batches = await self._store.cut(self._owner, min(self._dispatcher.room, MOST_PER_CUT))
+        self._reached()
+        self._measure(sum(len(batch.event_ids) for batch in batches))
+        self._take_on(batches)
+        while self._pending and not self._stopped.is_set():
+            await self._open_next()
+        return bool(batches)
+
+    def _measure(self, events: int) -> None:
+        now = time.monotonic()
+        elapsed = max(now - self._rate_at, 1e-6)
+        self._rate += (events / elapsed - self._rate) * min(elapsed / RATE_WINDOW, 1.0)
+        self._rate_at = now
+
+    async def _rest(self) -> None:
+        rest = await self._bell.lie_down()
+        if rest == "poll":
+            await wait_for(self._stopped, self._poll)
+            self._poll = min(self._poll * 1.5, POLL_MOST)
+            return
+        self._poll = POLL_FIRST
+        # What was committed before the lock was ours has rung nobody.
+        if not self._bell.rung.is_set() and not await self._cut():
+            await wait_for(self._bell.rung, NAP)
+
+    async def _rescue(self) -> None:
+        self._next_rescue = time.monotonic() + self._rescue_seconds
+        self._open = {id_: batch for id_, batch in self._open.items() if not batch.recorded}
+        batches = await self._store.adopt(
+            self._owner,
+            self.low,
+            self._open,
+            steady_until=self.steady_until,
+            dead_after=self._dead_after,
+            most=MOST_ADOPTED,
+        )
+        if batches:
+            log.info("batches_adopted", batches=len(batches), first=batches[0].id)
+            self._next_rescue = 0.0  # there may be more
+            self._take_on(batches)
+
+    def _take_on(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            self._open[batch.id] = batch
+        self._pending.extend(batches)
+
+    async def _open_next(self) -> None:
+        """Offer every delivery of the oldest pending batch, which stays pending if the database goes away before."""
+        batch = self._pending[0]
+        # A first claim has no past; of a later one, the ledger and the backlog know what is settled.
+        known = await self._store.known(batch) if batch.claims > 1 else frozenset[tuple[int, int]]()
+        events = await self._store.heads(batch.event_ids, batch.lo, batch.hi) if batch.event_ids else []
+        for event in events:
+            for endpoint in self._endpoints_for(event):
+                if (event.id, endpoint.id) not in known:
+                    await self._wait_for_room()
+                    if self._stopped.is_set():
+                        return  # the batch stays open, and is given back
+                    self._offer(batch, event, endpoint)
+            if batch.claims > ONE_BY_ONE:
+                await self._wait_for_the_rest(batch)
+        self._pending.popleft()
+        self._recorder.settle(batch)
+
+    def _offer(self, batch: Batch, event: Event, endpoint: Endpoint) -> None:
+        batch.open += 1
+        delivery = Delivery(event, endpoint, batch, 0, batch.cut_at, time.monotonic(), FOREVER)
+        if batch.claims > ALL_TO_BACKLOG:
+            self._recorder.put(Result(delivery, None, Postponed(0.0)))
+        else:
+            self._dispatcher.offer(delivery)
+
+    async def _wait_for_room(self) -> None:
+        while self._dispatcher.room <= 0 and not self._stopped.is_set():
+            self._dispatcher.room_freed.clear()
+            await wait_for(self._dispatcher.room_freed, NAP)
+
+    async def _wait_for_the_rest(self, batch: Batch) -> None:
+        while batch.open > 1 and not self._stopped.is_set():
+            self._recorder.flushed.clear()
+            await wait_for(self._recorder.flushed, NAP)
+
+    def _reached(self) -> None:
+        if not self.connected:
+            log.info("reading")
+        self.connected, self.problem = True, ""
+        self.asked.set()
+
+    def _lost(self, problem: str) -> None:
+        if self.connected or not self.problem:
+            log.warning("database_away", reason=problem)
+        self.connected, self.problem = False, problem
+        self._next_rescue = 0.0  # a reply that was lost leaves batches that are ours and that we do not know of
+        self.asked.set()

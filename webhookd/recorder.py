@@ -1,0 +1,179 @@
+"""Writes down what happened: many results in one transaction, none ever dropped.
+
+    put / lease / settle ──▶ pending ──every 40 ms or 500 results──▶ one transaction ──▶ batches recorded
+
+The database may be slow or away: results then wait here, and as they count as deliveries in memory the reader stops
+reading.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import structlog
+
+from webhookd.errors import SchemaMismatch, StoreRefused, StoreUnavailable
+from webhookd.model import Batch, Delivered, Delivery, Ended, Result, Retry
+from webhookd.tasks import wait_for
+
+FLUSH_RESULTS = 500
+FLUSH_SECONDS = 0.04  # what a kill -9 resends
+RETRY_FIRST, RETRY_MOST = 0.1, 2.0
+CODE_OF_A_REFUSED_VALUE = "internal"
+
+log = structlog.get_logger("webhookd.recorder")
+
+
+class Results(Protocol):
+    """What the recorder needs of the store."""
+
+    async def record(
+        self, owner: int, results: Sequence[Result], leases: Sequence[tuple[Delivery, float]], done: Sequence[Batch]
+    ) -> None:
+        """Write all of it, or nothing and raise StoreUnavailable or StoreRefused."""
+
+
+class Recorder:
+    """Takes results without ever waiting, and writes them in batches."""
+
+    def __init__(self, results: Results, owner: int, *, flush_seconds: float = FLUSH_SECONDS) -> None:
+        self._store = results
+        self._owner = owner
+        self._flush_seconds = flush_seconds
+        self._results: list[Result] = []
+        self._leases: dict[Delivery, float] = {}
+        self._done: list[Batch] = []
+        self._writing = 0  # results of the flush that is under way
+        self._wake = asyncio.Event()
+        self._full = asyncio.Event()
+        self.flushed = asyncio.Event()  # set by each flush; whoever waits clears it
+        self._stopping = False
+        self.stuck = False  # the database does not take what we have, so nothing more should be claimed
+        self.totals = {"delivered": 0, "failed": 0, "exhausted": 0, "rejected": 0, "spilled": 0}
+
+    @property
+    def pending(self) -> int:
+        """Results that are not in the database yet."""
+        return len(self._results) + self._writing
+
+    def put(self, result: Result) -> None:
+        """Record `result` with the next flush."""
+        self._leases.pop(result.delivery, None)  # the result itself says what becomes of it
+        self._results.append(result)
+        if len(self._results) >= FLUSH_RESULTS:
+            self._full.set()
+        self._wake.set()
+
+    def lease(self, delivery: Delivery, seconds: float) -> None:
+        """Give a delivery in flight a row of the backlog, so that its batch need not wait for it."""
+        self._leases[delivery] = seconds
+        self._wake.set()
+
+    def settle(self, batch: Batch) -> None:
+        """One thing less keeps `batch` open; with the last one its end is recorded with the next flush."""
+        batch.open -= 1
+        if batch.open == 0:
+            self._done.append(batch)
+            self._wake.set()
+
+    def stop(self) -> None:
+        """Write what there is and return from run."""
+        self._stopping = True
+        self._wake.set()
+        self._full.set()
+
+    async def run(self) -> None:
+        """Write until stopped and empty."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if not self._stopping:
+                await wait_for(self._full, self._flush_seconds)
+            self._full.clear()
+            await self._flush()
+            if self._stopping and not (self._results or self._leases or self._done):
+                return
+
+    async def _flush(self) -> None:
+        results, self._results = self._results, []
+        leases, self._leases = list(self._leases.items()), {}
+        self._writing = len(results)
+        # From here on a leased delivery belongs to its row; whether a result has one, the store sees by its batch.
+        for delivery, _ in leases:
+            if delivery.batch is not None:
+                self.settle(delivery.batch)
+                delivery.batch = None
+        for result in results:
+            if result.delivery.batch is not None:
+                self.settle(result.delivery.batch)
+        done, self._done = self._done, []
+        self._wake.clear()  # everything until here is in this flush
+        if results or leases or done:
+            await self._write(results, leases, done)
+        for batch in done:
+            batch.recorded = True
+        for result in results:
+            self._count(result)
+        self._writing = 0
+        self.flushed.set()
+
+    async def _write(
+        self, results: Sequence[Result], leases: Sequence[tuple[Delivery, float]], done: Sequence[Batch]
+    ) -> None:
+        try:
+            await self._insist(results, leases, done)
+        except StoreRefused as error:
+            if len(results) > 1:
+                # The ends of batches go last: a batch is done when all of its results are written.
+                half = len(results) // 2
+                await self._write(results[:half], leases, ())
+                await self._write(results[half:], (), done)
+            elif results:
+                log.error("result_refused", event_id=results[0].delivery.event.event_id, reason=type(error).__name__)
+                await self._insist([_without_its_words(results[0])], leases, done)
+            else:
+                raise
+
+    async def _insist(
+        self, results: Sequence[Result], leases: Sequence[tuple[Delivery, float]], done: Sequence[Batch]
+    ) -> None:
+        delay = RETRY_FIRST
+        while True:
+            started = time.monotonic()
+            try:
+                await self._store.record(self._owner, results, leases, done)
+            except (StoreUnavailable, SchemaMismatch) as error:
+                log.warning(
+                    "record_waits",
+                    results=len(results),
+                    reason=str(error),
+                    seconds=round(time.monotonic() - started, 1),
+                )
+                self.stuck = True
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, RETRY_MOST)
+            else:
+                self.stuck = False
+                return
+
+    def _count(self, result: Result) -> None:
+        outcome = result.outcome
+        if isinstance(outcome, Delivered):
+            self.totals["delivered"] += 1
+        elif isinstance(outcome, Retry):
+            self.totals["failed"] += 1
+        elif isinstance(outcome, Ended):
+            self.totals[outcome.state] += 1
+        else:
+            self.totals["spilled"] += 1
+
+
+def _without_its_words(result: Result) -> Result:
+    """The same result, without anything a receiver could have put into it."""
+    attempt = result.attempt
+    if attempt is None:
+        return result
+    return result._replace(
+        attempt=attempt._replace(ok=attempt.ok, error=CODE_OF_A_REFUSED_VALUE, response=None, code=None)
+    )

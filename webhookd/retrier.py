@@ -1,0 +1,150 @@
+"""Brings back what is owed later: claims from the backlog as much as each endpoint has room for."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Protocol
+
+import structlog
+
+from webhookd.errors import SchemaMismatch, StoreUnavailable
+from webhookd.model import Delivery, Ended, Endpoint, Event, Result
+from webhookd.tasks import wait_for
+
+LOOK_SECONDS = 0.5
+AWAY_SECONDS = 1.0
+START_MARGIN = 5.0  # seconds before the end of a lease by which its attempt must be over
+
+log = structlog.get_logger("webhookd.retrier")
+
+
+class Claimed(Protocol):
+    """A row of the backlog that is leased to us."""
+
+    @property
+    def event_id(self) -> int: ...
+    @property
+    def endpoint_id(self) -> int: ...
+    @property
+    def attempts(self) -> int: ...
+    @property
+    def event_at(self) -> datetime: ...
+    @property
+    def clock_from(self) -> float: ...
+
+
+class Backlog(Protocol):
+    """What the retrier needs of the store."""
+
+    async def owing(self) -> dict[int, float]:
+        """Endpoint id -> seconds until its first delivery is due."""
+
+    async def claim(self, wanted: Sequence[tuple[int, int, float]]) -> Sequence[Claimed]:
+        """Lease what is due."""
+
+
+class Heads(Protocol):
+    """The events behind the rows."""
+
+    async def heads(self, ids: Sequence[int], lo: datetime, hi: datetime) -> list[Event]:
+        """Events without payloads."""
+
+
+class Dispatcher(Protocol):
+    """Where claimed deliveries go."""
+
+    @property
+    def room(self) -> int:
+        """Deliveries that may still be offered."""
+
+    def claimable(self, endpoint_id: int) -> tuple[int, float]:
+        """Room of an endpoint, and the seconds of the lease."""
+
+    def offer(self, delivery: Delivery) -> None:
+        """Take a delivery."""
+
+
+class Recorder(Protocol):
+    """Where deliveries end that cannot be tried."""
+
+    def put(self, result: Result) -> None:
+        """Record a result."""
+
+
+class Retrier:
+    """Claims what is due, for the endpoints of our configuration that can take it."""
+
+    def __init__(
+        self,
+        backlog: Backlog,
+        heads: Heads,
+        dispatcher: Dispatcher,
+        recorder: Recorder,
+        endpoint: Callable[[int], Endpoint | None],
+        *,
+        look_seconds: float = LOOK_SECONDS,
+    ) -> None:
+        self._backlog = backlog
+        self._heads = heads
+        self._dispatcher = dispatcher
+        self._recorder = recorder
+        self._endpoint = endpoint
+        self._look_seconds = look_seconds
+        self._stopped = asyncio.Event()
+
+    def stop(self) -> None:
+        """Claim nothing more."""
+        self._stopped.set()
+
+    async def run(self) -> None:
+        """Claim until stopped."""
+        pause = 0.0
+        while not await wait_for(self._stopped, pause):
+            try:
+                pause = await self._look()
+            except (StoreUnavailable, SchemaMismatch):
+                pause = AWAY_SECONDS  # the reader says why
+
+    async def _look(self) -> float:
+        """Claim once; the seconds until there may be more."""
+        if self._dispatcher.room <= 0:
+            return self._look_seconds
+        owing = await self._backlog.owing()
+        wanted = []
+        for endpoint_id, due_in in owing.items():
+            if due_in <= 0:
+                room, lease = self._dispatcher.claimable(endpoint_id)
+                if room > 0:
+                    wanted.append((endpoint_id, room, lease))
+        if wanted:
+            rows = await self._backlog.claim(wanted)
+            if rows:
+                await self._offer(rows, {endpoint_id: lease for endpoint_id, _, lease in wanted})
+                return self._look_seconds / 10
+        upcoming = min((due_in for due_in in owing.values() if due_in > 0), default=self._look_seconds)
+        return min(upcoming, self._look_seconds)
+
+    async def _offer(self, rows: Sequence[Claimed], leases: dict[int, float]) -> None:
+        claimed_at = time.monotonic()
+        moments = [row.event_at for row in rows]
+        # When this fails the leases run out, and the rows are claimed again.
+        found = await self._heads.heads(list({row.event_id for row in rows}), min(moments), max(moments))
+        events = {event.id: event for event in found}
+        for row in rows:
+            endpoint = self._endpoint(row.endpoint_id)
+            if endpoint is None:
+                continue  # gone from our files since; its lease runs out
+            start_by = claimed_at + leases[row.endpoint_id] - endpoint.timeout - START_MARGIN
+            event = events.get(row.event_id)
+            if event is None:
+                delivery = Delivery(_gone(row), endpoint, None, row.attempts, row.clock_from, claimed_at, start_by)
+                self._recorder.put(Result(delivery, None, Ended("rejected", "event_missing")))
+                continue
+            # What is owed was due before its horizon, so it has this attempt, however late we or its endpoint are.
+            self._dispatcher.offer(Delivery(event, endpoint, None, row.attempts, row.clock_from, claimed_at, start_by))
+
+
+def _gone(row: Claimed) -> Event:
+    """What is left of an event whose row retention has taken."""
+    return Event(row.event_id, "", row.event_at, "", "", None, None, None, 0)
