@@ -1,0 +1,327 @@
+"""The commands, run as a user runs them."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from tests.waiting import until
+from webhookd import __version__
+from webhookd.sink import Received, sink
+
+NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
+PLAIN = {key: text for key, text in os.environ.items() if not key.startswith(("WEBHOOKD_", "PG"))}
+
+
+def webhookd(
+    *arguments: object, env: Mapping[str, str] | None = None, stdin: str = "", cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "webhookd", *map(str, arguments)],
+        env={**PLAIN, **(env or {})},
+        input=stdin,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def fails(found: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
+    assert found.returncode == code, found.stderr
+    assert found.stdout == ""
+    assert "Traceback" not in found.stderr
+    for part in parts:
+        assert part in found.stderr
+
+
+def configuration(folder: Path, dsn: str, url: str = "http://127.0.0.1:9/hook") -> Path:
+    file = folder / "webhookd.toml"
+    file.write_text(
+        f"""
+[database]
+dsn = "{dsn}"
+[egress]
+allow_http = true
+allow_networks = ["127.0.0.0/8"]
+[endpoint.orders]
+url = "{url}"
+events = ["order.*"]
+signature = "none"
+"""
+    )
+    return file
+
+
+@asynccontextmanager
+async def running(config: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, list[dict[str, Any]]]]:
+    """`webhookd run`, and its log as it comes."""
+    daemon = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "webhookd", "run", "-c", config, stdout=PIPE, stderr=PIPE, env=PLAIN
+    )
+    log: list[dict[str, Any]] = []
+
+    async def read() -> None:
+        assert daemon.stderr is not None
+        async for line in daemon.stderr:
+            log.append(json.loads(line))
+
+    async with asyncio.TaskGroup() as tasks:
+        reading = tasks.create_task(read())
+        try:
+            yield daemon, log
+            await asyncio.wait_for(daemon.wait(), 10)
+            await reading
+        finally:
+            if daemon.returncode is None:
+                daemon.kill()
+                await daemon.wait()
+
+
+def said(log: list[dict[str, Any]], event: str) -> dict[str, Any]:
+    """The first line of the log about it, or nothing yet."""
+    return next((line for line in log if line["event"] == event), {})
+
+
+def status(config: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(webhookd("status", "--json", "-c", config).stdout)
+    return found
+
+
+def test_version_help_and_what_does_not_exist() -> None:
+    assert webhookd("--version").stdout == f"webhookd {__version__}\n"
+    assert "migrate" in webhookd("--help").stdout
+    fails(webhookd("migrat"), 2, "No such command 'migrat'")
+    fails(webhookd("status", "--jsn"), 2, "--jsn")
+    fails(webhookd("emit", "order.created"), 2, "PAYLOAD")
+
+
+def test_migrate_makes_the_schema_and_then_finds_nothing_to_do(empty_dsn: str, tmp_path: Path) -> None:
+    first = webhookd("migrate", env={"WEBHOOKD_DSN": empty_dsn}, cwd=tmp_path)  # no configuration file at all
+    assert (first.returncode, first.stderr) == (0, "")
+    assert "applied 0001_schema\n" in first.stdout
+    second = webhookd("migrate", "-c", configuration(tmp_path, empty_dsn))
+    assert (second.returncode, second.stdout) == (0, "the schema is up to date\n")
+
+
+async def test_migrate_sql_is_a_script_that_works_and_needs_no_database(empty_dsn: str, tmp_path: Path) -> None:
+    printed = webhookd("migrate", "--sql", cwd=tmp_path)
+    assert (printed.returncode, printed.stderr) == (0, "")
+    connection = await asyncpg.connect(empty_dsn)
+    await connection.execute(printed.stdout)
+    await connection.close()
+    assert webhookd("migrate", env={"WEBHOOKD_DSN": empty_dsn}).stdout == "the schema is up to date\n"
+
+
+async def test_emit_writes_the_event_byte_for_byte(
+    dsn: str, sql: "asyncpg.Connection[asyncpg.Record]", tmp_path: Path
+) -> None:
+    env = {"WEBHOOKD_DSN": dsn}
+    file = tmp_path / "payload.json"
+    file.write_text('{"price": 1.10}\n')
+    shown = [
+        webhookd("emit", "order.created", '{"b": 1,  "a": 2}', env=env),
+        webhookd("emit", "order.created", f"@{file}", "--tenant", "acme", "--metadata", '{"region": "eu"}', env=env),
+        webhookd("emit", "a", "-", "--event-id", "mine-1", "--ordering-key", "k", env=env, stdin='"ü"'),
+    ]
+    assert [(each.returncode, each.stderr) for each in shown] == [(0, "")] * 3
+    rows = await sql.fetch("SELECT event_id, payload, tenant, metadata, ordering_key FROM webhookd.outbox ORDER BY id")
+    assert [row["event_id"] for row in rows] == [each.stdout.strip() for each in shown]
+    assert [tuple(row)[1:] for row in rows] == [
+        ('{"b": 1,  "a": 2}', "", None, None),
+        ('{"price": 1.10}\n', "acme", '{"region": "eu"}', None),
+        ('"ü"', "", None, "k"),
+    ]
+    assert rows[2]["event_id"] == "mine-1"
+
+
+async def test_emit_for_later(dsn: str, sql: "asyncpg.Connection[asyncpg.Record]") -> None:
+    for when in ("90s", "2099-01-31T08:00:00+01:00"):
+        assert webhookd("emit", "a", "{}", "--deliver-after", when, env={"WEBHOOKD_DSN": dsn}).returncode == 0
+    soon, later = await sql.fetch(
+        "SELECT deliver_after - now() AS away, deliver_after FROM webhookd.outbox ORDER BY id"
+    )
+    assert 60 < soon["away"].total_seconds() < 90
+    assert later["deliver_after"].isoformat() == "2099-01-31T07:00:00+00:00"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("a", '{"a":'), "webhookd: PAYLOAD is no JSON: Expecting value (line 1, column 6)\n"),
+        (("a", "NaN"), "webhookd: PAYLOAD is no JSON: NaN is no JSON number\n"),
+        (("a", b"\xff".decode(errors="surrogateescape")), "webhookd: PAYLOAD is no JSON: it is not UTF-8\n"),
+        (("a", "@/does/not/exist"), "webhookd: PAYLOAD: /does/not/exist cannot be read: No such file or directory\n"),
+        (("a", "{}", "--metadata", "x"), "webhookd: --metadata is no JSON: Expecting value (line 1, column 1)\n"),
+        (("a", "{}", "--event-id", "a b"), "webhookd: --event-id: write 1 to 128 of A-Z, a-z, 0-9, '_' and '-'\n"),
+        (("a", "{}", "--deliver-after", "2030-01-01"), 'like "10m"'),
+        (("", "{}"), "webhookd: TYPE is empty"),
+    ],
+)
+def test_emit_says_in_one_sentence_what_is_wrong(arguments: tuple[str, ...], sentence: str) -> None:
+    found = webhookd("emit", *arguments, env={"WEBHOOKD_DSN": NOWHERE})
+    fails(found, 2, sentence)
+    assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [("migrate",), ("status",), ("emit", "a", "{}")])
+def test_a_database_that_is_away_is_69(command: tuple[str, ...]) -> None:
+    found = webhookd(*command, env={"WEBHOOKD_DSN": NOWHERE})
+    fails(found, 69, "does not answer")
+    assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [("status",), ("emit", "a", "{}")])
+def test_a_database_without_the_schema_says_what_to_run(command: tuple[str, ...], empty_dsn: str) -> None:
+    fails(webhookd(*command, env={"WEBHOOKD_DSN": empty_dsn}), 69, "`webhookd migrate`")
+
+
+def test_no_configuration_at_all_is_78(tmp_path: Path) -> None:
+    fails(webhookd("run", cwd=tmp_path), 78, "there is no configuration")
+    fails(webhookd("status", cwd=tmp_path), 78, "there is no configuration", "WEBHOOKD_DSN")
+
+
+def test_every_mistake_of_the_configuration_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "webhookd.toml"
+    file.write_text('[delivery]\ntimout = "3s"\n[endpoint.a]\nurl = "https://hooks.example.com/"\nevents = []\n')
+    for arguments in (("run", "-c", file), ("--config", file, "run")):
+        found = webhookd(*arguments)
+        fails(found, 78, "timout", "timeout", "[endpoint.a] events", "[endpoint.a] secret")
+        assert all(line.startswith("webhookd: ") for line in found.stderr.splitlines())
+
+
+async def test_a_schema_of_the_future_is_78(
+    dsn: str, sql: "asyncpg.Connection[asyncpg.Record]", tmp_path: Path
+) -> None:
+    await sql.execute("INSERT INTO webhookd.schema_version (version, name, breaking) VALUES (9999, 'future', true)")
+    fails(webhookd("run", "-c", configuration(tmp_path, dsn)), 78, "9999", "upgrade webhookd")
+    fails(webhookd("status", env={"WEBHOOKD_DSN": dsn}), 78, "upgrade webhookd")
+
+
+def test_status_of_a_database_that_nobody_serves(dsn: str) -> None:
+    env = {"WEBHOOKD_DSN": dsn}
+    for _ in range(3):
+        webhookd("emit", "order.created", "{}", env=env)
+    found = json.loads(webhookd("status", "--json", env=env).stdout)
+    assert found["waiting"]["events"] == 3
+    assert found["waiting"]["oldest_seconds"] > 0
+    assert found["daemons"] == found["endpoints"] == []
+    shown = webhookd("status", env=env).stdout
+    assert "none is alive" in shown
+    assert "3 events, the oldest for" in shown
+
+
+async def test_run_delivers_shows_in_status_and_ends_on_sigterm(dsn: str, tmp_path: Path) -> None:
+    got: list[Received] = []
+    async with sink((), got.append, random=lambda: 0.5) as url:
+        config = configuration(tmp_path, dsn, f"{url}/hook")
+        async with running(config) as (daemon, log):
+            await until(lambda: said(log, "started"), "the daemon runs")
+            for type_ in ("order.created", "invoice.paid"):
+                await asyncio.to_thread(webhookd, "emit", "-c", config, type_, '{"n":1}')
+            await until(lambda: got, "the event arrives")
+
+            def quiet() -> dict[str, Any]:
+                found = status(config)
+                settled = found["last_minute"]["delivered"] == 1 and not found["open_batches"]["batches"]
+                return found if settled else {}
+
+            found = await until(quiet, "the delivery is recorded")
+            assert found["waiting"] == {"events": 0, "oldest_seconds": None}
+            assert [one["version"] for one in found["daemons"]] == [__version__]
+            assert found["endpoints"][0] == {
+                "tenant": "",
+                "name": "orders",
+                "backlog": {"retrying": 0, "held": 0, "exhausted": 0, "rejected": 0},
+                "next_try_seconds": None,
+                "last_minute": {"delivered": 1, "failed": 0},
+            }
+            daemon.send_signal(signal.SIGTERM)
+        assert daemon.returncode == 0
+        assert said(log, "stopped")
+        assert len(got) == 1
+    assert status(config)["daemons"] == []
+
+
+async def test_status_shows_what_is_owed(dsn: str, tmp_path: Path) -> None:
+    config = configuration(tmp_path, dsn)  # nobody listens there
+    async with running(config) as (daemon, log):
+        await until(lambda: said(log, "started"), "the daemon runs")
+        await asyncio.to_thread(webhookd, "emit", "-c", config, "order.created", "{}")
+
+        def owed() -> bool:
+            (endpoint,) = status(config)["endpoints"]
+            return bool(endpoint["backlog"]["retrying"] == 1 and endpoint["last_minute"]["failed"] == 1)
+
+        await until(owed, "the failure is in the backlog")
+        daemon.send_signal(signal.SIGINT)
+    assert daemon.returncode == 0
+
+
+async def test_run_waits_for_a_database_says_so_and_ends_on_sigterm(tmp_path: Path) -> None:
+    async with running(configuration(tmp_path, NOWHERE)) as (daemon, log):
+        line = await until(lambda: said(log, "waiting_for_database"), "it says that it waits")
+        assert line["level"] == "warning"
+        assert "does not answer" in line["reason"]
+        daemon.send_signal(signal.SIGTERM)
+    assert daemon.returncode == 0
+
+
+async def test_run_waits_for_a_migration(empty_dsn: str, tmp_path: Path) -> None:
+    config = configuration(tmp_path, empty_dsn)
+    async with running(config) as (daemon, log):
+        line = await until(lambda: said(log, "waiting_for_database"), "it says that it waits")
+        assert "`webhookd migrate`" in line["reason"]
+        assert (await asyncio.to_thread(webhookd, "migrate", "-c", config)).returncode == 0
+        await until(lambda: said(log, "started"), "it starts by itself")
+        daemon.send_signal(signal.SIGTERM)
+    assert daemon.returncode == 0
+
+
+async def test_a_second_signal_ends_it_at_once(dsn: str, tmp_path: Path) -> None:
+    async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        asked.set()
+        await reader.read()  # until the daemon is gone
+        writer.close()
+
+    asked = asyncio.Event()
+    async with await asyncio.start_server(never, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        config = configuration(tmp_path, dsn, f"http://127.0.0.1:{port}/hook")
+        async with running(config) as (daemon, log):
+            await until(lambda: said(log, "started"), "the daemon runs")
+            await asyncio.to_thread(webhookd, "emit", "-c", config, "order.created", "{}")
+            await asyncio.wait_for(asked.wait(), 10)
+            daemon.send_signal(signal.SIGTERM)
+            await until(lambda: said(log, "stopping"), "it begins to stop")
+            assert daemon.returncode is None
+            asked_again = time.monotonic()
+            daemon.send_signal(signal.SIGTERM)
+            await asyncio.wait_for(daemon.wait(), 5)
+            assert time.monotonic() - asked_again < 1
+    assert daemon.returncode == 1
+
+
+async def test_a_dead_part_is_a_traceback_in_the_log_and_1(
+    dsn: str, sql: "asyncpg.Connection[asyncpg.Record]", tmp_path: Path
+) -> None:
+    async with running(configuration(tmp_path, dsn)) as (daemon, log):
+        await until(lambda: said(log, "started"), "the daemon runs")
+        await sql.execute("DELETE FROM webhookd.daemon")  # as after a restore: the heartbeat finds itself gone
+        line = await until(lambda: said(log, "died"), "the heartbeat notices", timeout=15)
+        assert "Traceback" in line["exception"]
+        assert "does not know this daemon" in line["exception"]
+    assert daemon.returncode == 1

@@ -1,0 +1,71 @@
+"""The `webhookd` command: a module per group of commands; an expected mistake is one message and an exit code."""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from webhookd import __version__
+from webhookd.cli import database, demo, run, status
+from webhookd.cli.options import Usage
+from webhookd.errors import ConfigError, EmbeddedUnavailable, SchemaMismatch, StoreUnavailable, WebhookdError
+
+NO, USAGE, DATABASE_AWAY, CONFIGURATION = 1, 2, 69, 78  # the last two are EX_UNAVAILABLE and EX_CONFIG of sysexits.h
+
+app = typer.Typer(
+    help="Delivers the events of a Postgres outbox to every endpoint that subscribes to them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they would show local variables, secrets among them
+    rich_markup_mode=None,
+)
+COMMANDS: Mapping[str, Callable[..., None]] = {
+    "demo": demo.demo,
+    "run": run.run,
+    "migrate": database.migrate,
+    "emit": database.emit,
+    "status": status.status,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"webhookd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option("-c", "--config", metavar="FILE", help="The main file; also after a command.")
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    if config is not None:
+        context.default_map = {each: {"config": str(config)} for each in COMMANDS}
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        app()
+    except WebhookdError as error:
+        for sentence in error.mistakes if isinstance(error, ConfigError) else [str(error)]:
+            typer.echo("webhookd: " + sentence.replace("\n", "\n  "), err=True)
+        sys.exit(exit_code(error))
+
+
+def exit_code(error: WebhookdError) -> int:
+    """What a command that met this error ends with."""
+    if isinstance(error, ConfigError) or (isinstance(error, SchemaMismatch) and error.final):
+        return CONFIGURATION
+    if isinstance(error, (StoreUnavailable, SchemaMismatch, EmbeddedUnavailable)):
+        return DATABASE_AWAY
+    return USAGE if isinstance(error, Usage) else NO

@@ -1,0 +1,116 @@
+"""What the demo shows: a live table on a terminal, plain lines elsewhere, nothing beside JSON."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import NamedTuple, Protocol
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from webhookd.cli.demo_accounts import Line, Summary
+from webhookd.cli.status import columns, counted
+from webhookd.store.reports import Pulse
+
+LINE_SECONDS = 2.0  # between two plain lines
+
+
+class Seen(NamedTuple):
+    """How the demo stands."""
+
+    seconds: float
+    doing: str
+    events: int
+    endpoints: list[tuple[str, str, Pulse]]  # label, description
+
+
+class View(Protocol):
+    """Where it is shown."""
+
+    def __call__(self, seen: Seen) -> None:
+        """Show it."""
+
+
+@contextmanager
+def view(quiet: bool) -> Iterator[View]:
+    """The view that fits standard output."""
+    if quiet:
+        yield lambda _: None
+    elif sys.stdout.isatty():
+        with Live(console=Console(), auto_refresh=False) as live:
+            yield lambda seen: live.update(_table(seen), refresh=True)
+    else:
+        yield _lines()
+
+
+def _headline(seen: Seen) -> str:
+    pulses = [pulse for _, _, pulse in seen.endpoints]
+    delivered, failed, retrying = (
+        sum(pulse.delivered for pulse in pulses),
+        sum(pulse.failed for pulse in pulses),
+        sum(pulse.retrying for pulse in pulses),
+    )
+    return (
+        f"{seen.seconds:.0f} s  {counted(seen.events, 'event')}, {delivered} delivered, "
+        f"{counted(failed, 'failed attempt')}, {retrying} to be retried  {seen.doing}"
+    )
+
+
+def _table(seen: Seen) -> Table:
+    table = Table(title=_headline(seen), title_justify="left", title_style="bold")
+    table.add_column("endpoint", style="cyan", no_wrap=True)
+    table.add_column("its receiver", style="dim")
+    for heading in ("delivered", "failed", "retrying", "last", "p50"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for label, description, pulse in seen.endpoints:
+        table.add_row(
+            Text(label),
+            Text(description),
+            Text(str(pulse.delivered), style="green"),
+            Text(str(pulse.failed), style="red" if pulse.failed else "dim"),
+            Text(str(pulse.retrying), style="yellow" if pulse.retrying else "dim"),
+            _last(pulse),
+            "" if pulse.p50 is None else f"{pulse.p50:.0f} ms",
+        )
+    return table
+
+
+def _last(pulse: Pulse) -> Text:
+    if pulse.code is None:
+        return Text(pulse.error or "", style="red")
+    return Text(str(pulse.code), style="green" if pulse.code < 300 else "red")
+
+
+def _lines() -> View:
+    shown = -LINE_SECONDS
+
+    def show(seen: Seen) -> None:
+        nonlocal shown
+        if seen.seconds - shown < LINE_SECONDS:
+            return
+        shown = seen.seconds
+        parts = [f"{label} {p.delivered}/{p.failed}/{p.retrying}" for label, _, p in seen.endpoints]
+        typer.echo(f"{_headline(seen).rstrip()}  delivered/failed/retrying: {', '.join(parts)}")
+
+    return show
+
+
+_RARE = ("exhausted", "rejected", "waiting", "unverified")  # shown only where there is something to show
+
+
+def summary_text(summary: Summary) -> str:
+    """The summary for people."""
+    lines = summary.endpoints.values()
+    keys = [key.name for key in fields(Line) if key.name not in _RARE or any(getattr(line, key.name) for line in lines)]
+    rows = [(label, *(str(getattr(line, key)) for key in keys)) for label, line in summary.endpoints.items()]
+    heads = ("endpoint", *(key.removesuffix("_attempts") for key in keys))
+    said = (
+        "every delivery is accounted for"
+        if not summary.unaccounted
+        else f"{summary.unaccounted} unaccounted for: this is a bug of webhookd, please report it"
+    )
+    return "\n".join(["", *columns([heads, *rows]), "", f"{counted(summary.events, 'event')}; {said}"])
