@@ -1,0 +1,121 @@
+"""A daemon to be killed, stopped, frozen or broken: `python -m tests.fault.process CONFIG.toml [--broken no_rescue]`.
+
+SIGTERM stops it in order. It tells `ready ID` on stdout and logs on stderr. Its pace is an argument, which the real
+command does not have.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from webhookd import dispatcher, janitor, loader, reader, recorder, retrier
+from webhookd.daemon import Daemon, Pace
+from webhookd.model import Batch
+from webhookd.sql import QUERIES
+from webhookd.store import results
+from webhookd.store.batches import Batches
+
+BROKEN = ("no_rescue", "no_ledger", "no_fence")
+
+
+def pace(factor: float, patience: float | None) -> Pace:
+    """The normal pace times `factor`; flushes stay as they are, because they bound what a kill resends."""
+    return Pace(
+        beat=janitor.BEAT_SECONDS * factor,
+        rescue=reader.RESCUE_SECONDS * factor,
+        look=retrier.LOOK_SECONDS * factor,
+        flush=recorder.FLUSH_SECONDS,
+        patience=patience or dispatcher.PATIENCE * factor,
+    )
+
+
+def break_it(how: str) -> None:
+    """Take one of its safeguards out of the daemon."""
+    if how == "no_rescue":
+        setattr(Batches, "adopt", _adopt_nothing)  # noqa: B010 - mypy knows no other way to break a class
+    elif how == "no_ledger":
+        setattr(Batches, "known", _know_nothing)  # noqa: B010 - the same
+    else:
+        unfenced = {
+            **QUERIES,
+            "batch_done": _without(
+                QUERIES["batch_done"],
+                "AND b.nonce = u.nonce AND b.claims = u.claims AND b.owner = $4",
+                "AND $4::int IS NOT NULL",
+            ),
+            "backlog_update": _without(QUERIES["backlog_update"], "AND d.attempts = u.a ", ""),
+        }
+        setattr(results, "QUERIES", unfenced)  # noqa: B010 - the same
+
+
+async def _adopt_nothing(
+    _self: Batches, owner: int, low: int, mine: Iterable[int], *, steady_until: float, dead_after: float, most: int
+) -> list[Batch]:
+    return []
+
+
+async def _know_nothing(_self: Batches, batch: Batch) -> set[tuple[int, int]]:
+    return set()
+
+
+def _without(statement: str, fence: str, instead: str) -> str:
+    if fence not in statement:
+        raise SystemExit(f"the statement has changed, so there is nothing to break: {fence}")
+    return statement.replace(fence, instead)
+
+
+async def run(config_file: Path, at_pace: Pace) -> None:
+    """Deliver until told to stop."""
+    config = loader.load(config_file, os.environ)
+
+    def ready(daemon_id: int) -> None:
+        sys.stdout.write(f"ready {daemon_id}\n")
+        sys.stdout.flush()
+
+    daemon = Daemon(config, loader.dsn(config), pace=at_pace, on_ready=ready)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, daemon.stop)
+    await daemon.run()
+
+
+def main() -> None:
+    """Run it with the arguments of the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--broken", choices=BROKEN)
+    parser.add_argument("--pace", type=float, default=0.1, help="1 is the normal pace; a tenth is the default")
+    parser.add_argument("--lease-margin", type=float, help="seconds; by default the normal ones at the same pace")
+    parser.add_argument("--patience", type=float, help="seconds; by default the normal ones at the same pace")
+    arguments = parser.parse_args()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    # Leases are no part of the pace, and a lease of 25 s beside a death of 1.5 s is out of proportion.
+    margin = arguments.lease_margin or dispatcher.LEASE_MARGIN * arguments.pace
+    retrier.START_MARGIN *= margin / dispatcher.LEASE_MARGIN
+    dispatcher.LEASE_MARGIN = margin
+    # How long they wait for a database that is away must stay short beside a lease, too.
+    recorder.RETRY_MOST *= arguments.pace
+    reader.AWAY_MOST *= arguments.pace
+    retrier.AWAY_SECONDS *= arguments.pace
+    if arguments.broken:
+        break_it(arguments.broken)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run(arguments.config, pace(arguments.pace, arguments.patience)))
+
+
+if __name__ == "__main__":
+    main()
