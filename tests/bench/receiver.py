@@ -1,0 +1,59 @@
+"""A receiver that costs as little as possible: it answers every request with 200, and counts and stamps them.
+
+Run as `python -m tests.bench.receiver`; prints its port. `GET /moments` gives {webhook-id: monotonic seconds} and
+forgets them.
+"""
+
+import asyncio
+import json
+import time
+from typing import cast
+
+import uvloop
+
+ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+
+
+class Receiver(asyncio.Protocol):
+    """One connection; requests come one after the other, since webhookd never pipelines."""
+
+    moments: dict[str, float] = {}  # noqa: RUF012  # shared by all connections on purpose
+    count = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._buffer = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head, found, body = self._buffer.partition(b"\r\n\r\n")
+        if not found:
+            return
+        headers = dict(
+            (name.lower(), value.strip())
+            for name, _, value in (line.partition(b":") for line in head.split(b"\r\n")[1:])
+        )
+        if len(body) < int(headers.get(b"content-length", b"0")):
+            return
+        self._buffer = b""
+        if head.startswith(b"GET"):
+            content = json.dumps({"count": Receiver.count, "moments": Receiver.moments}).encode()
+            Receiver.moments.clear()
+            self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(content), content))
+            return
+        Receiver.count += 1
+        if Receiver.count <= 50_000:  # enough to measure; more would be memory
+            Receiver.moments[headers.get(b"webhook-id", b"").decode()] = time.monotonic()
+        self._transport.write(ANSWER)
+
+
+async def serve() -> None:
+    """Listen on a free port until the process is ended."""
+    server = await asyncio.get_running_loop().create_server(Receiver, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve())
