@@ -97,7 +97,7 @@ def arguments(batch: "asyncpg.Record", low: int) -> dict[str, Callable[[int], tu
         "cut": lambda _: (5_000, 500, ME),
         "heads": lambda _: (ids, lo, hi),
         "payloads": lambda _: (ids, lo, hi, 1024**2),
-        "adopt": lambda _: (low, ME, [], True, 15.0, 20),
+        "adopt": lambda _: (low, ME, [], 1e11, 15.0, 20),
         "known": lambda _: (ids, lo - timedelta(minutes=1)),
         "give_back": lambda _: (DEAD, [batch["id"]]),
         "backlog_delete": rows,

@@ -41,16 +41,17 @@ async def test_a_request_that_is_signed_well_is_accepted_and_reported_as_it_came
 
 
 @pytest.mark.parametrize(
-    ("headers", "body", "reason"),
+    ("age", "body", "reason"),
     [
-        ({}, BODY, "the header webhook-id is missing"),
-        (signed(), b"{}", "no signature matches"),
-        (signed(at=time.time() - 3600), BODY, "in the past"),
+        (None, BODY, "the header webhook-id is missing"),
+        (0, b"{}", "no signature matches"),
+        (3600, BODY, "in the past"),
     ],
 )
 async def test_a_request_that_proves_nothing_is_refused_with_the_reason(
-    headers: Mapping[str, str], body: bytes, reason: str
+    age: float | None, body: bytes, reason: str
 ) -> None:
+    headers = {} if age is None else signed(at=time.time() - age)
     got: list[Received] = []
     async with sink((SECRET,), got.append, random=lambda: 0.5) as url:
         status, text = await post(f"{url}/", headers, body)
