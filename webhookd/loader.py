@@ -1,17 +1,20 @@
 """Reads the configuration's files, and the environment over them, into a Config; tells every mistake at once."""
 
+import os
 import re
+import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from webhookd import locator
 from webhookd.config import Config, build, endpoints_directory
 from webhookd.errors import ConfigError
 
 _PLACES: Final = (Path("/etc/webhookd/webhookd.toml"), Path("config/webhookd.toml"))
-_MAX_FILE: Final = 1024 * 1024
+_MAX_FILE: Final = 8 * 1024 * 1024
 _MAX_SECRET: Final = 64 * 1024  # a short-lived database token may be some KiB
 
 
@@ -22,7 +25,7 @@ def find(path: Path | None, environ: Mapping[str, str]) -> Path:
     if named := environ.get("WEBHOOKD_CONFIG"):
         return Path(named)
     for place in _PLACES:
-        if place.is_file():
+        if _there(place):
             return place
     looked = " and ".join(str(place) for place in _PLACES)
     raise ConfigError(
@@ -38,20 +41,21 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
 
     Raises ConfigError with every mistake in all of them. Relative paths start at the folder of the file that has them.
     """
-    document = _parsed(path)  # without the main file nothing else can be judged
+    texts: dict[str, str] = {}
+    document = _parsed(path, texts)  # without the main file nothing else can be judged
     mistakes: list[str] = []
     directory = path.parent / endpoints_directory(document, environ)
     documents: list[tuple[str, dict[str, Any]]] = []
     for file in _endpoint_files(directory, mistakes):
         try:
-            documents.append((str(file), _parsed(file)))
+            documents.append((str(file), _parsed(file, texts)))
         except ConfigError as error:
             mistakes += error.mistakes
     if not mistakes and not any(each.get("endpoint") for each in (document, *(tables for _, tables in documents))):
         missing = "has no endpoint" if directory.is_dir() else "does not exist, and there is no other endpoint"
         mistakes.append(f"{directory}: {missing}; write [endpoint.NAME] in a file such as {directory / 'orders.toml'}")
     try:
-        config = build(document, documents, environ, _read_secret, str(path))
+        config = build(document, documents, environ, _read_secret, str(path), lambda file: locator.lines(texts[file]))
     except ConfigError as error:
         raise ConfigError([*mistakes, *error.mistakes]) from None
     if mistakes:
@@ -60,6 +64,11 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
         return config
     file = path.parent / config.database.dsn_file
     return replace(config, database=config.database.model_copy(update={"dsn_file": str(file)}))
+
+
+def directories(path: Path, environ: Mapping[str, str]) -> tuple[Path, Path]:
+    """Where the files are that make up this configuration: the main one's folder, and that of the endpoints."""
+    return path.parent, path.parent / endpoints_directory(_parsed(path, {}), environ)
 
 
 def dsn(config: Config) -> str:
@@ -72,48 +81,88 @@ def dsn(config: Config) -> str:
         raise ConfigError([f"{file}: {error}"]) from None
 
 
-def _endpoint_files(directory: Path, mistakes: list[str]) -> list[Path]:
+def _there(place: Path) -> bool:
     try:
-        return sorted(file for file in directory.iterdir() if file.suffix == ".toml" and not file.name.startswith("."))
+        return place.is_file()
+    except OSError:
+        return True  # whoever reads it is told why that cannot be
+
+
+def _endpoint_files(directory: Path, mistakes: list[str]) -> Iterator[Path]:
+    """Each *.toml in it. Links may lead around in it, as those of Kubernetes volumes do, but not out of it."""
+    try:
+        names = sorted(name for name in os.listdir(directory) if name.endswith(".toml") and not name.startswith("."))
+        real = directory.resolve()
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        return
     except OSError as error:
-        mistakes.append(f"{directory}: cannot be read: {error.strerror}")
-        return []
+        mistakes.append(f"{directory}: {_refused(error)}")
+        return
+    for file in (directory / name for name in names):
+        if file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(real):
+            mistakes.append(f"{file}: is a link out of {directory}; put the file itself there")
+        else:
+            yield file
 
 
-def _parsed(file: Path) -> dict[str, Any]:
+def _parsed(file: Path, texts: dict[str, str]) -> dict[str, Any]:
+    """The document in a file, whose text is kept for the lines of its mistakes."""
     try:
-        return tomllib.loads(_text(file, _MAX_FILE))
+        content = _content(file, _MAX_FILE)
+        text = texts[str(file)] = content.decode("utf-8-sig")
+        return tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError([f"{file}:{line}: is not UTF-8"]) from None
     except tomllib.TOMLDecodeError as error:
-        # "(at line 3, column 5)" becomes "line 3"; the rest of the text never shows what stands in the file.
-        text = str(error)
-        line = re.search(r" \(at line (\d+), column \d+\)", text)
-        place = f"line {line[1]}" if line else "the end"
-        what = re.sub(r" \(at .*\)$", "", text)
-        raise ConfigError([f"{file}: {place} is not TOML: {what}"]) from None
+        # "(at line 3, column 5)" goes before the sentence; the rest never shows what stands in the file.
+        what, _, place = str(error).rpartition(" (at ")
+        found = re.match(r"line (\d+)", place)
+        last = text.rstrip("\n").count("\n") + 1
+        raise ConfigError([f"{file}:{found[1] if found else last}: is not TOML: {what}"]) from None
     except (ValueError, RecursionError) as error:
         raise ConfigError([f"{file}: {error}"]) from None
 
 
 def _read_secret(path: str, origin: str) -> str:
-    """The text of a secret's file without the newline at its end; ValueError, which hides the path, says why not."""
+    """The text of a secret's file without the newline at its end; ValueError says why not.
+
+    It shows the path only where a file is: what stands in its place may be a secret.
+    """
+    folder = Path(origin).parent
     try:
-        return _text(Path(origin).parent / path, _MAX_SECRET).rstrip("\r\n")
+        return _text(folder / path, _MAX_SECRET).rstrip("\r\n")
     except ValueError as error:
-        raise ValueError(f"the file it names {error}; a relative path starts at {Path(origin).parent}") from None
+        start = "" if os.path.isabs(path) else f"; a relative path starts at {folder}"
+        raise ValueError(f"the file it names {error}{start}") from None
 
 
 def _text(file: Path, limit: int) -> str:
     """What stands in a file; ValueError, the end of a sentence that begins with the file, says why it cannot be had."""
     try:
-        with file.open("rb") as opened:
+        return _content(file, limit).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8") from None
+
+
+def _content(file: Path, limit: int) -> bytes:
+    try:
+        # Opening a pipe without a writer would block.
+        with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
+            mode = os.fstat(opened.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise ValueError("is no regular file")
+            if mode & stat.S_IWOTH:
+                raise ValueError(f'can be changed by everyone; run "chmod o-w {file}"')
             content = opened.read(limit + 1)
-        if len(content) > limit:
-            raise ValueError(f"is larger than {limit // 1024} KiB")
-        return content.decode("utf-8-sig")
     except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"is not UTF-8 in line {line}") from None
+        raise ValueError(_refused(error)) from None
+    if len(content) > limit:
+        raise ValueError(f"is larger than {limit // 1024} KiB")
+    return content
+
+
+def _refused(error: OSError) -> str:
+    """The rest of a sentence about a file or directory that the system does not give. Does not show its name."""
+    mend = '; let the group of webhookd read it: "chgrp webhookd FILE; chmod g+rX FILE"'
+    return f"cannot be read: {error.strerror}{mend if isinstance(error, PermissionError) else ''}"

@@ -36,6 +36,23 @@ def size(value: object) -> int:
     return int(match[1]) * _BYTES["KB" if unit == "kB" else unit]
 
 
+def written_duration(seconds: float) -> str:
+    """The shortest text that `duration` reads as these whole milliseconds."""
+    milliseconds = round(seconds * 1000)
+    for unit in ("d", "h", "m", "s"):
+        if milliseconds % (_SECONDS[unit] * 1000) == 0:
+            return f"{milliseconds // (_SECONDS[unit] * 1000)}{unit}"
+    return f"{milliseconds}ms"
+
+
+def written_size(number: int) -> str:
+    """The shortest text that `size` reads as these bytes."""
+    for unit in ("GiB", "MiB", "KiB"):
+        if number % _BYTES[unit] == 0:
+            return f"{number // _BYTES[unit]}{unit}"
+    return f"{number}B"
+
+
 def quoted(value: object) -> str:
     """The value as a configuration file would show it, on one line and at most about 80 characters long."""
     if isinstance(value, bool):

@@ -5,6 +5,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError
+from datetime import date
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from webhookd.config import Config, build
 from webhookd.errors import ConfigError
 from webhookd.formats import FORMATS
+from webhookd.locator import lines
 from webhookd.signing import SCHEMES, parse_secret
-from webhookd.units import duration, size
+from webhookd.units import duration, size, written_duration, written_size
 
 SECRET = "whsec_" + base64.b64encode(b"planted-secret-of-test-config").decode()
 OTHER = "whsec_" + base64.b64encode(b"another-planted-secret-of-test").decode()
@@ -107,6 +109,73 @@ def test_each_way_to_give_secrets() -> None:
     assert made(orders(secret=None, signature="none")).endpoints[0].secrets == ()
 
 
+def test_a_systemd_credential() -> None:
+    files = {"/run/credentials/webhookd/orders": SECRET + "\n"}
+
+    def read(path: str, origin: str) -> str:
+        if path not in files:
+            raise ValueError("the file it names cannot be read: No such file or directory")
+        return files[path]
+
+    def build_with(name: object, **environ: str) -> Config:
+        return build(orders(secret=None, secret_credential=name), [], environ, read)
+
+    there = "/run/credentials/webhookd"
+    assert build_with("orders", CREDENTIALS_DIRECTORY=there).endpoints[0].secrets == (parse_secret(SECRET),)
+    place = r"^webhookd\.toml: \[endpoint\.orders\] secret_credential: "
+    with pytest.raises(ConfigError, match=place + r"\$CREDENTIALS_DIRECTORY is not set; start webhookd by a systemd"):
+        build_with("orders")
+    with pytest.raises(
+        ConfigError, match=place + r"the file it names cannot be read: .*; the unit needs LoadCredential="
+    ):
+        build_with("bills", CREDENTIALS_DIRECTORY=there)
+    for name in ("../orders", "..", "", 5):
+        with pytest.raises(ConfigError, match=place + "wants the name of a systemd credential, without its folder"):
+            build_with(name, CREDENTIALS_DIRECTORY=there)
+
+
+def test_event_types_are_kept_for_people() -> None:
+    table = {"order.status": {"description": "It changed", "example": {"at": date(2026, 1, 31), "amount": [1.5, "x"]}}}
+    types = made({"event_types": table}, ("b.toml", {"event_types": {"a": {}}})).event_types
+    assert types["order.status"].description == "It changed"
+    assert types["order.status"].example == {"at": "2026-01-31", "amount": [1.5, "x"]}
+    assert types["a"].example is None
+    assert mistakes({"event_types": table}, ("b.toml", {"event_types": table})) == [
+        'b.toml: [event_types."order.status"] is also in webhookd.toml; give it once'
+    ]
+
+
+def test_the_hash_leaves_out_what_is_a_hosts_own_business() -> None:
+    base = made({}).config_hash
+    assert made({"daemon": {"watch": True}}).config_hash == base
+    assert made({"daemon": {"environment": "staging"}}).config_hash != base
+
+
+def test_mistakes_have_the_line_of_their_key_or_of_its_table() -> None:
+    text = '[delivery]\ntimeout = 5\n\n[endpoint.orders]\nevents = []\nretry = { frist = "1s" }\nsecret = "planted"\n'
+    with pytest.raises(ConfigError) as caught:
+        build(tomllib.loads(text), [], {"WEBHOOKD_LOG__LEVEL": "x"}, no_file, "a.toml", lambda file: lines(text))
+    assert [mistake.partition(": ")[0] for mistake in caught.value.mistakes] == [
+        "a.toml:2",
+        "WEBHOOKD_LOG__LEVEL",
+        "a.toml:4",  # there is no url
+        "a.toml:5",
+        "a.toml:7",
+        "a.toml:6",
+    ]
+
+
+def test_files_without_a_mistake_are_not_searched_for_lines() -> None:
+    def searched(file: str) -> dict[tuple[str, ...], int]:
+        asked.append(file)
+        return {}
+
+    asked: list[str] = []
+    with pytest.raises(ConfigError):
+        build({}, [("b.toml", {"x": 1, "y": 2}), ("c.toml", orders())], {}, no_file, lines=searched)
+    assert asked == ["b.toml"]
+
+
 def test_an_exponential_key_ends_an_inherited_schedule() -> None:
     retry = made({**orders(retry={"first": "1s"}), "retry": {"schedule": ["5s"]}}).endpoints[0].retry
     assert (retry.first, retry.schedule) == (1.0, ())
@@ -181,6 +250,21 @@ def test_a_format_of_ones_own() -> None:
         ),
         ({"formats": {"raw": {"body": {}}}}, "[formats.raw] is built in; choose another name"),
         ({"formats": {"mine": {}}}, "[formats.mine] body: is required"),
+        ({"retention": {"events": "7d"}}, '"retention" is not there yet in this version of webhookd; remove it'),
+        ({"admin": {}}, '"admin" is not there yet in this version of webhookd; remove it'),
+        ({"egress": {"proxy": "x"}}, "[egress] proxy: is not there yet in this version of webhookd; remove it"),
+        (
+            {"event_types": {"order": {"status": {}}}},
+            '[event_types.order] status: a name with dots wants quotes; write [event_types."order.status"]',
+        ),
+        (
+            {"event_types": {"order.*": {}}},
+            '[event_types] "order.*" is no event type; write words with dots between them, such as "order.created"',
+        ),
+        (
+            {"event_types": {"a.b": {"example": [float("nan")]}}},
+            '[event_types."a.b"] example: holds inf or nan, which JSON does not have',
+        ),
     ],
 )
 def test_a_mistake_in_a_section(document: dict[str, Any], expected: str) -> None:
@@ -202,9 +286,10 @@ def test_a_mistake_in_a_section(document: dict[str, Any], expected: str) -> None
         ({"secert": "planted"}, "secert: is no key here; did you mean secret?"),
         (
             {"secret": None},
-            'secret: is required, as secret, secrets, secret_file or secret_env, unless signature = "none"',
+            "secret: is required, as secret, secrets, secret_file, secret_env or secret_credential, "
+            'unless signature = "none"',
         ),
-        ({"secrets": [OTHER]}, "secret and secrets: give only one of them"),
+        ({"secrets": [OTHER]}, "secrets: stands beside secret; give only one of them"),
         ({"signature": "none"}, 'secret: signature = "none" uses no secret; remove one or the other'),
         ({"secret": "planted"}, "secret: a secret starts with whsec_ (HMAC-SHA256) or whsk_ (ed25519)"),
         ({"secret": 5}, "secret: wants a text in quotes"),
@@ -221,6 +306,8 @@ def test_a_mistake_in_a_section(document: dict[str, Any], expected: str) -> None
         ({"headers": {"x-key": "$planted"}}, "headers.x-key: "),
         ({"headers": {"x-key": 5}}, "headers.x-key: wants a text in quotes"),
         ({"headers": {"X-Key": "a", "x-key": "b"}}, 'headers: "X-Key" and "x-key" are one header; give it once'),
+        ({"rate_limit": 5}, "rate_limit: is not there yet in this version of webhookd; remove it"),
+        ({"kind": "poll"}, "kind: is not there yet in this version of webhookd; remove it"),
         ({"timeout": "0s"}, 'timeout: "0s" is out of bounds; write "1ms" to "5m"'),
         ({"max_in_flight": 0}, "max_in_flight: must be at least 1"),
         ({"retry": {"frist": "1s"}}, "retry.frist: is no key here; did you mean first?"),
@@ -333,6 +420,15 @@ def test_the_environment_wins() -> None:
             {"WEBHOOKD_DSN": "postgresql:///a", "WEBHOOKD_DATABASE__DSN": "postgresql:///b"},
             "WEBHOOKD_DATABASE__DSN and WEBHOOKD_DSN: set only one of them",
         ),
+        (
+            {"WEBHOOKD_ADMIN__LISTEN": "x"},
+            "WEBHOOKD_ADMIN__LISTEN: is not there yet in this version of webhookd; remove it",
+        ),
+        (
+            {"WEBHOOKD_EGRESS__PROXY": "x"},
+            "WEBHOOKD_EGRESS__PROXY: is not there yet in this version of webhookd; remove it",
+        ),
+        ({"WEBHOOKD_DAEMON__WATCH": "yes"}, "WEBHOOKD_DAEMON__WATCH: wants true or false"),
         ({"WEBHOOKD_DSN": "planted"}, 'WEBHOOKD_DSN: must begin with "postgresql://"'),
         (
             {"WEBHOOKD_RETRY__SCHEDULE": "5s,x"},
@@ -361,12 +457,13 @@ def test_the_hash_follows_what_decides_about_deliveries() -> None:
 @given(st.integers(0, 10**9), st.sampled_from([("ms", 0.001), ("s", 1), ("m", 60), ("h", 3600), ("d", 86400)]))
 def test_durations_round_trip(number: int, unit: tuple[str, float]) -> None:
     assert round(duration(f"{number}{unit[0]}") / unit[1]) == number
+    assert duration(written_duration(duration(f"{number}{unit[0]}"))) == duration(f"{number}{unit[0]}")
 
 
 @given(st.integers(0, 10**12), st.sampled_from([("B", 0), ("KiB", 10), ("MiB", 20), ("GiB", 30)]))
 def test_sizes_round_trip(number: int, unit: tuple[str, int]) -> None:
     assert size(f"{number}{unit[0]}") >> unit[1] == number
-    assert size(number) == size(str(number)) == number
+    assert size(number) == size(str(number)) == size(written_size(number)) == number
 
 
 @given(st.one_of(st.text(), st.floats(), st.none(), st.booleans(), st.lists(st.integers())))

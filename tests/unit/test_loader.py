@@ -1,6 +1,8 @@
 """Where the configuration is read from, and what is said when it cannot be."""
 
 import base64
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -69,7 +71,7 @@ def test_a_secret_file_lies_beside_the_file_that_names_it(main: Path) -> None:
     (directory / "orders.toml").write_text(ORDERS + 'secret_file = "orders.secret"\n')
     (directory / "orders.secret").write_text(SECRET + "\n")
     assert load(main, {}).endpoints[0].secrets == (parse_secret(SECRET),)
-    place = f"{directory / 'orders.toml'}: [endpoint.orders] secret_file: the file it names "
+    place = f"{directory / 'orders.toml'}:4: [endpoint.orders] secret_file: the file it names "
     (directory / "orders.secret").write_text(SECRET * 5000)
     assert mistakes(main) == [f"{place}is larger than 64 KiB; a relative path starts at {directory}"]
     (directory / "orders.secret").unlink()
@@ -92,17 +94,18 @@ def test_no_endpoint_at_all(main: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"[log]\nlevel = \n", "line 2 is not TOML: Invalid value"),
-        (b'a = 1\nb = "x', "is not TOML: "),
-        (b"# ok\n\xff", "is not UTF-8 in line 2"),
-        (b"#" * (1024 * 1024 + 1), "is larger than 1024 KiB"),
+        (b"[log]\nlevel = \n", ":2: is not TOML: Invalid value"),
+        (b'a = 1\nb = "x', ":2: is not TOML: Unterminated string"),
+        (b"a = 1\n[log", ":2: is not TOML: Expected ']'"),
+        (b'a = 1\nb = [\n"x",\n', ":3: is not TOML: "),
+        (b"# ok\n\xff", ":2: is not UTF-8"),
+        (b"#" * (8 * 1024 * 1024 + 1), ": is larger than 8192 KiB"),
     ],
 )
 def test_a_file_that_cannot_be_read(main: Path, content: bytes, expected: str) -> None:
     main.write_bytes(content)
     (mistake,) = mistakes(main)
-    assert mistake.startswith(f"{main}: ")
-    assert expected in mistake
+    assert mistake.startswith(f"{main}{expected}")
 
 
 def test_a_file_that_is_not_there(main: Path) -> None:
@@ -116,7 +119,82 @@ def test_mistakes_of_all_files_are_told_at_once(main: Path) -> None:
     (directory / "a.toml").write_text("[")
     (directory / "b.toml").write_text("[endpoint.bills]\n")
     files = [mistake.split(": ")[0] for mistake in mistakes(main)]
-    assert files == [str(directory / "a.toml"), str(main), *[str(directory / "b.toml")] * 3]
+    assert files == [f"{directory / 'a.toml'}:1", f"{main}:2", *[f"{directory / 'b.toml'}:1"] * 3]
+
+
+def test_a_file_that_everyone_may_write_is_refused(main: Path) -> None:
+    directory = main.parent / "endpoints.d"
+    orders, secret = directory / "orders.toml", directory / "orders.secret"
+    orders.write_text(ORDERS + 'secret_file = "orders.secret"\n')
+    secret.write_text(SECRET)
+    for file in (main, orders, secret):
+        file.chmod(0o666)
+        (mistake,) = mistakes(main)
+        assert f'can be changed by everyone; run "chmod o-w {file}"' in mistake
+        file.chmod(0o644)
+    assert load(main, {}).endpoints
+
+
+def test_a_link_out_of_the_directory_is_refused(main: Path) -> None:
+    link = main.parent / "endpoints.d" / "bills.toml"
+    target = main.parent / "bills.toml"
+    target.write_text(WITH_SECRET.replace("orders", "bills"))
+    link.symlink_to(target)
+    assert mistakes(main) == [f"{link}: is a link out of {link.parent}; put the file itself there"]
+    target.unlink()
+    assert mistakes(main) == [f"{link}: is a link out of {link.parent}; put the file itself there"]
+    link.unlink()
+    link.symlink_to(link.name)
+    (mistake,) = mistakes(main)
+    assert mistake.startswith(f"{link}: cannot be read: ")
+
+
+def test_a_volume_of_kubernetes_is_read(tmp_path: Path) -> None:
+    volume = tmp_path / "endpoints.d"
+    real = volume / "..2026_01_31_12_00_00.123456789"
+    real.mkdir(parents=True)
+    (real / "orders.toml").write_text(ORDERS + 'secret_file = "orders.secret"\n')
+    (real / "orders.secret").write_text(SECRET)
+    (real / "orders.toml").chmod(0o644)
+    (real / "orders.secret").chmod(0o440)
+    (volume / "..data").symlink_to(real.name)
+    for name in ("orders.toml", "orders.secret"):
+        (volume / name).symlink_to(f"..data/{name}")
+    (volume / ".orders.toml.swp").write_text("[")
+    (volume / ".hidden.toml").write_text("[")
+    volume.chmod(0o777)
+    (tmp_path / "linked.d").symlink_to(volume.name)
+    main = tmp_path / "webhookd.toml"
+    main.write_text('[endpoints]\ndirectory = "linked.d"\n')
+    assert [endpoint.secrets for endpoint in load(main, {}).endpoints] == [(parse_secret(SECRET),)]
+
+
+def test_what_is_no_file_is_told_and_not_waited_for(main: Path) -> None:
+    directory = main.parent / "endpoints.d"
+    os.mkfifo(directory / "a.toml")
+    (directory / "b.toml").mkdir()
+    assert mistakes(main) == [
+        f"{directory / 'a.toml'}: is no regular file",
+        f"{directory / 'b.toml'}: cannot be read: Is a directory",
+    ]
+
+
+def test_what_may_not_be_read_is_told(main: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    mend = (
+        'cannot be read: Permission denied; let the group of webhookd read it: "chgrp webhookd FILE; chmod g+rX FILE"'
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr("webhookd.loader.os.listdir", refuse)
+        assert mistakes(main) == [f"{main.parent / 'endpoints.d'}: {mend}"]
+    with monkeypatch.context() as patched:
+        patched.setattr("webhookd.loader.os.open", refuse)
+        assert mistakes(main) == [f"{main}: {mend}"]
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.is_file", refuse)
+        assert find(None, {}) == Path("/etc/webhookd/webhookd.toml")
 
 
 def test_dsn_file_is_read_anew(main: Path) -> None:
