@@ -9,27 +9,30 @@ import asyncio
 import random
 import socket
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import structlog
 
-from webhookd import __version__, dispatcher, janitor, reader, recorder, retrier
+from webhookd import __version__, dispatcher, janitor, reader, recorder, reloader, retrier
 from webhookd.clock import Clock
 from webhookd.config import Config
 from webhookd.errors import SchemaMismatch, StoreUnavailable
 from webhookd.matching import Matcher
 from webhookd.model import Endpoint
+from webhookd.notify import Notifier
 from webhookd.sender import Sender
 from webhookd.store.backlog import Backlog
 from webhookd.store.batches import Batches
 from webhookd.store.bell import Bell
-from webhookd.store.database import Database
+from webhookd.store.database import Database, Dsn
 from webhookd.store.migrations import check_schema
-from webhookd.store.registry import Beat, Registry
+from webhookd.store.registry import Beat, Known, Registry
 from webhookd.store.results import Results
 from webhookd.tasks import unless
+from webhookd.watcher import watch
 
 DRAIN_SECONDS = 8.0  # for writing the last results, beyond the attempts in flight: systemd waits for 30 in all
 CLAIM_SECONDS = 2.0  # for a claim that is under way; one that is lost is adopted or runs out
@@ -50,6 +53,7 @@ class Pace:
 
 
 NORMAL = Pace()
+SILENT = Notifier()
 
 
 class _Joined(NamedTuple):
@@ -57,36 +61,59 @@ class _Joined(NamedTuple):
 
     daemon_id: int
     low: int
-    endpoints: list[Endpoint]
     beat: Beat
+    endpoints: Known
 
 
 class Daemon:
-    """One webhookd process. `run` returns when `stop` was called and everything in flight is recorded."""
+    """One webhookd process. `run` returns when `stop` was called and everything in flight is recorded.
+
+    `load` reads the configuration again, and `watch` are the directories whose edits make it do so.
+    """
 
     def __init__(
         self,
         config: Config,
-        dsn: str | None,
-        direct_dsn: str | None = None,
+        dsn: Dsn,
+        direct_dsn: Dsn = None,
         *,
+        load: Callable[[], Config] | None = None,
+        watch: Sequence[Path] = (),
+        notifier: Notifier = SILENT,
         pace: Pace = NORMAL,
         on_ready: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._config = config
         self._dsn = dsn
         self._direct_dsn = direct_dsn or dsn
+        self._load = load or (lambda: config)
+        self._watch = watch
+        self._notifier = notifier
         self._pace = pace
         self._on_ready = on_ready
+        self._dead_after = pace.beat * janitor.DEAD_AFTER_BEATS
         self._stopped = asyncio.Event()
+        self._reload_wanted = asyncio.Event()
         self._user_agent = f"webhookd/{__version__}"
 
     def stop(self) -> None:
         """Claim nothing more, finish what is in flight, write it down, and return from run."""
         self._stopped.set()
 
+    def reload(self) -> None:
+        """Read the configuration again, soon; what is refused leaves the old one."""
+        self._reload_wanted.set()
+
     async def run(self) -> None:
         """Deliver until stopped; wait for a database that is away. SchemaMismatch when this binary can never use it."""
+        # Around everything, also a database that is away and a slow stop. A TaskGroup would wrap what this raises.
+        watchdog = asyncio.create_task(self._notifier.watchdog())
+        try:
+            await self._live()
+        finally:
+            watchdog.cancel()
+
+    async def _live(self) -> None:
         egress = self._config.egress
         async with (
             Database(self._dsn) as database,
@@ -100,11 +127,7 @@ class Daemon:
             if joined is None:
                 return
             batches = Batches(database)
-            try:
-                unfinished = await self._deliver(joined, database, batches, registry, bell, sender)
-            except asyncio.CancelledError:
-                log.warning("stopped_at_once")
-                raise
+            unfinished = await self._deliver(joined, database, batches, registry, bell, sender)
             await self._leave(joined.daemon_id, batches, registry, unfinished)
 
     async def _join(self, database: Database, registry: Registry) -> _Joined:
@@ -115,21 +138,20 @@ class Daemon:
                 async with database.connection() as connection:
                     await check_schema(connection)
                 daemon_id, low = await registry.register(socket.gethostname(), __version__, config.config_hash)
-                dead_after = self._pace.beat * janitor.DEAD_AFTER_BEATS
-                beat = await registry.beat(daemon_id, low, dead_after)
-                ids = await registry.sync_endpoints(config.specs, config.config_hash, dead_after)
+                beat = await registry.beat(daemon_id, low, self._dead_after)
+                known = await registry.sync_endpoints(daemon_id, config.specs, config.config_hash, self._dead_after)
             except (SchemaMismatch, StoreUnavailable) as error:
                 if isinstance(error, SchemaMismatch) and error.final:
                     raise
                 if str(error) != told:
                     log.warning("waiting_for_database", reason=str(error))
+                    self._notifier.ready(f"waiting for the database: {error}")
                 told = str(error)
                 await asyncio.sleep(away)
                 away = min(away * 2, AWAY_MOST)
             else:
                 log.info("started", daemon=daemon_id, endpoints=len(config.endpoints), version=__version__)
-                endpoints = [replace(e, id=ids[e.tenant, e.name]) for e in config.endpoints]
-                return _Joined(daemon_id, low, endpoints, beat)
+                return _Joined(daemon_id, low, beat, known)
 
     async def _deliver(
         self,
@@ -141,76 +163,89 @@ class Daemon:
         sender: Sender,
     ) -> list[int]:
         """Run the parts until stopped; the ids of the batches that were not finished."""
-        config, pace, clock = self._config, self._pace, Clock()
-        daemon_id, low, endpoints, first_beat = joined
+        pace, clock = self._pace, Clock()
+        daemon_id, low, first_beat, known = joined
         clock.set(first_beat.now, time.monotonic())
+        own: dict[int, Endpoint] = {}
+        matcher = Matcher(())
         results = recorder.Recorder(Results(database), daemon_id, flush_seconds=pace.flush)
         sending = dispatcher.Dispatcher(
             batches,
             sender,
             results,
             clock,
-            endpoints,
+            self._config.delivery,
             random=random.random,  # jitter
-            max_in_flight=config.delivery.max_in_flight,
-            max_payload=config.delivery.max_payload,
-            source=config.delivery.source,
             user_agent=self._user_agent,
-            keep_response=config.delivery.response_body == "failures",
             patience=pace.patience,
         )
-        reading = reader.Reader(
-            batches,
-            bell,
-            sending,
-            results,
-            Matcher(endpoints).endpoints_for,
-            daemon_id,
-            low,
-            dead_after=pace.beat * janitor.DEAD_AFTER_BEATS,
-            rescue_seconds=pace.rescue,
-        )
-        retrying = retrier.Retrier(
-            Backlog(database),
-            batches,
-            sending,
-            results,
-            {e.id: e for e in endpoints}.get,
-            look_seconds=pace.look,
-        )
-
         # Known before anything is claimed, or what an outage left would look as if its time were over.
         sending.downtimes = first_beat.downtimes
+        reading = reader.Reader(
+            batches, bell, sending, results, daemon_id, low, dead_after=self._dead_after, rescue_seconds=pace.rescue
+        )
+        retrying = retrier.Retrier(Backlog(database), batches, sending, results, own.get, look_seconds=pace.look)
+
+        def apply(config: Config, ours: Sequence[Endpoint], foreign: Sequence[Endpoint]) -> None:
+            sender.configure(allow_http=config.egress.allow_http, allow_networks=config.egress.allow_networks)
+            # An inactive endpoint is sent nothing: it has no queue, and what it was owed stays in the backlog.
+            active = [endpoint for endpoint in ours if endpoint.active]
+            own.clear()
+            own.update((endpoint.id, endpoint) for endpoint in active)
+            sending.configure(active, config.delivery)
+            nonlocal matcher
+            matcher = Matcher((*active, *foreign), require_tenant=config.delivery.require_tenant)
+            reading.endpoints_for = matcher.endpoints_for
+            self._notifier.ready(f"delivering to {len(active)} endpoints")
 
         def on_beat(beat: janitor.Beat, low: int, steady: bool) -> None:
             sending.downtimes = beat.downtimes
             sending.hold(False)
             reading.low = low
             reading.steady_until = beat.now + 1.5 * pace.beat if steady else 0.0
+            if matcher.refused:
+                log.warning("events_without_tenant", events=matcher.refused)
+                matcher.refused = 0
 
         def on_silence() -> None:
             sending.hold(True)
             reading.steady_until = 0.0
 
         keeping = janitor.Janitor(
+            registry, daemon_id, low, clock, on_beat=on_beat, on_silence=on_silence, beat_seconds=pace.beat
+        )
+        reloading = reloader.Reloader(
             registry,
             daemon_id,
-            low,
-            clock,
-            on_beat=on_beat,
-            on_silence=on_silence,
-            beat_seconds=pace.beat,
+            self._config,
+            self._load,
+            apply,
+            self._reload_wanted,
+            dead_after=self._dead_after,
+            on_reload=self._notifier.reloading,
+            on_refused=lambda why: self._notifier.ready(f"delivering on the old configuration: {why}"),
+            look_seconds=pace.look * 2,
         )
+        with reloader.long_lived():
+            await reloading.take_over(self._config, known)
 
         async with asyncio.TaskGroup() as parts:
             parts.create_task(keeping.run())
+            watching = parts.create_task(watch(self._watch, self.reload, self._stopped))
+            changing = parts.create_task(reloading.run())
             recording = parts.create_task(results.run())
             dispatching = parts.create_task(sending.run())
             claiming = [parts.create_task(reading.run()), parts.create_task(retrying.run())]
             self._on_ready(daemon_id)
             await self._stopped.wait()
             started = time.monotonic()
+            longest = max((endpoint.timeout for endpoint in own.values()), default=0.0)
+            self._notifier.stopping(
+                longest + CLAIM_SECONDS + 1.5 * DRAIN_SECONDS, f"finishing {sending.in_flight} attempts"
+            )
             log.info("stopping", in_flight=sending.in_flight)
+            watching.cancel()
+            changing.cancel()
             reading.stop()
             retrying.stop()
             _, late = await asyncio.wait(claiming, timeout=CLAIM_SECONDS)

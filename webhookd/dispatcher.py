@@ -56,6 +56,19 @@ class Sender(Protocol):
         """The answer, whatever the receiver does."""
 
 
+class Settings(Protocol):
+    """What can be told to the dispatcher, also while it runs: `[delivery]` of the configuration."""
+
+    @property
+    def max_in_flight(self) -> int: ...
+    @property
+    def max_payload(self) -> int: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def response_body(self) -> str: ...
+
+
 class Recorder(Protocol):
     """What the dispatcher needs of the recorder."""
 
@@ -81,14 +94,10 @@ class Dispatcher:
         sender: Sender,
         recorder: Recorder,
         clock: Clock,
-        endpoints: Iterable[Endpoint],
+        delivery: Settings,
         *,
         random: Callable[[], float],
-        max_in_flight: int,
-        max_payload: int,
-        source: str,
         user_agent: str,
-        keep_response: bool = True,
         most_deliveries: int = MOST_DELIVERIES,
         patience: float = PATIENCE,
     ) -> None:
@@ -96,19 +105,15 @@ class Dispatcher:
         self._recorder = recorder
         self._clock = clock
         self._random = random
-        self._max_in_flight = max_in_flight
-        self._max_payload = max_payload
-        self._source = source
         self._user_agent = user_agent
-        self._keep_response = keep_response
         self._most_deliveries = most_deliveries
         self._patience = patience
-        self._queues = {endpoint.id: EndpointQueue(endpoint) for endpoint in endpoints}
+        self._queues: dict[int, EndpointQueue] = {}
         self._turns: Rotation[EndpointQueue] = Rotation()  # queues that could start an attempt
         self._feeder = Feeder(
             store,
             self._queues.values(),
-            max_payload,
+            delivery.max_payload,
             on_ready=lambda queue: self._turns.add(queue.endpoint.tenant, queue),
             on_gone=self._reject,
             on_fed=self._fill_lanes,
@@ -122,6 +127,7 @@ class Dispatcher:
         self._on_hold = False
         self.room_freed = asyncio.Event()  # set when a delivery leaves; whoever waits clears it
         self.downtimes: Sequence[tuple[float, float]] = ()
+        self.configure((), delivery)
 
     # What the other parts ask.
 
@@ -158,7 +164,10 @@ class Dispatcher:
 
     def offer(self, delivery: Delivery) -> None:
         """Attempt this delivery when its turn comes, or spill it when its endpoint cannot keep up."""
-        queue = self._queues[delivery.endpoint.id]
+        queue = self._queues.get(delivery.endpoint.id)
+        if queue is None:  # of another daemon's files, or gone from ours a moment ago: whoever has it finds it owed
+            self._recorder.put(Result(delivery, None, Postponed(0.0)))
+            return
         if delivery.event.size > self._max_payload:
             self._recorder.put(Result(delivery, None, Ended("rejected", "payload_too_large")))
             return
@@ -170,6 +179,26 @@ class Dispatcher:
         self._held += 1
         queue.waiting.append(delivery)
         self._feeder.ask(queue)
+
+    def configure(self, endpoints: Iterable[Endpoint], delivery: Settings) -> None:
+        """Go on with these endpoints and settings; what an endpoint that is gone was owed goes to the backlog."""
+        self._max_in_flight = delivery.max_in_flight
+        self._feeder.max_payload = self._max_payload = delivery.max_payload
+        self._source = delivery.source
+        self._keep_response = delivery.response_body == "failures"
+        gone = set(self._queues)
+        for endpoint in endpoints:
+            gone.discard(endpoint.id)
+            if queue := self._queues.get(endpoint.id):
+                queue.change(endpoint)
+            else:
+                self._queues[endpoint.id] = EndpointQueue(endpoint)
+        for endpoint_id in gone:
+            queue = self._queues.pop(endpoint_id)
+            for owed, payload in queue.take_all():
+                self._leave(owed, payload)
+                self._spill(queue, owed)
+        self._fill_lanes()
 
     def hold(self, on_hold: bool) -> None:
         """Start no attempts while nobody can know whether we are alive."""
@@ -227,7 +256,8 @@ class Dispatcher:
         try:
             while True:
                 await self._attempt(queue, delivery, payload)
-                following = self._take()
+                # A reload may have left more lanes than there are slots.
+                following = self._take() if self._lanes <= self._max_in_flight else None
                 if following is None:
                     return
                 queue, delivery, payload = following
@@ -292,6 +322,11 @@ class Dispatcher:
         self._held -= 1
         self._recorder.put(Result(delivery, None, Ended("rejected", reason)))
 
+    def _leave(self, delivery: Delivery, payload: Payload | None) -> None:
+        self._held -= 1
+        if payload is not None:
+            self._feeder.drop(delivery.event)
+
     def _spill(self, queue: EndpointQueue, delivery: Delivery) -> None:
         delay = max(queue.blocked_until - time.monotonic(), 0.0)
         self._recorder.put(Result(delivery, None, Postponed(delay)))
@@ -312,9 +347,7 @@ class Dispatcher:
 
     def _spill_overdue(self, queue: EndpointQueue, now: float) -> None:
         for delivery, payload in queue.take_overdue(now - self._patience):
-            self._held -= 1
-            if payload is not None:
-                self._feeder.drop(delivery.event)
+            self._leave(delivery, payload)
             self._spill(queue, delivery)
         self._feeder.ask(queue)
         self.room_freed.set()

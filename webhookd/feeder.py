@@ -47,7 +47,7 @@ class Feeder:
     ) -> None:
         self._store = store
         self._queues = queues
-        self._max_payload = max_payload
+        self.max_payload = max_payload
         self._on_ready = on_ready
         self._on_gone = on_gone
         self._on_fed = on_fed
@@ -120,7 +120,7 @@ class Feeder:
         events = {delivery.event.id: delivery.event for _, delivery in chosen}
         found: dict[int, bytes | None] | None = None
         try:
-            found = await self._store.payloads(list(events.values()), self._max_payload)
+            found = await self._store.payloads(list(events.values()), self.max_payload)
         except (StoreUnavailable, SchemaMismatch) as error:
             log.warning("payloads_wait", events=len(events), reason=str(error))
         finally:

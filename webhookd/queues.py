@@ -60,6 +60,21 @@ class EndpointQueue:
             if delivery.batch is not None:
                 yield delivery
 
+    def change(self, endpoint: Endpoint) -> None:
+        """Go on with a changed endpoint, also for what is queued."""
+        self.endpoint = endpoint
+        for delivery, _ in self.ready:
+            delivery.endpoint = endpoint
+        for delivery in self.waiting:
+            delivery.endpoint = endpoint
+
+    def take_all(self) -> list[tuple[Delivery, Payload | None]]:
+        """Take out everything that is not in flight."""
+        everything = [*self.ready, *((delivery, None) for delivery in self.waiting)]
+        self.ready.clear()
+        self.waiting.clear()
+        return everything
+
     def take_overdue(self, before: float) -> list[tuple[Delivery, Payload | None]]:
         """Take out what was offered before that moment; claims of the backlog stay, since their lease ends."""
         overdue: list[tuple[Delivery, Payload | None]] = []

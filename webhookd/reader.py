@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 import structlog
 
 from webhookd.errors import SchemaMismatch, StoreUnavailable
+from webhookd.matching import Matcher
 from webhookd.model import Batch, Delivery, Endpoint, Event, Postponed, Result
 from webhookd.tasks import wait_for
 
@@ -101,7 +102,6 @@ class Reader:
         bell: Bell,
         dispatcher: Dispatcher,
         recorder: Recorder,
-        endpoints_for: Callable[[Event], tuple[Endpoint, ...]],
         owner: int,
         low: int,
         *,
@@ -112,7 +112,7 @@ class Reader:
         self._bell = bell
         self._dispatcher = dispatcher
         self._recorder = recorder
-        self._endpoints_for = endpoints_for
+        self.endpoints_for: Callable[[Event], tuple[Endpoint, ...]] = Matcher(()).endpoints_for
         self._owner = owner
         self._dead_after = dead_after
         self._rescue_seconds = rescue_seconds
@@ -224,7 +224,7 @@ class Reader:
         known = await self._store.known(batch) if batch.claims > 1 else frozenset[tuple[int, int]]()
         events = await self._store.heads(batch.event_ids, batch.lo, batch.hi) if batch.event_ids else []
         for event in events:
-            for endpoint in self._endpoints_for(event):
+            for endpoint in self.endpoints_for(event):
                 if (event.id, endpoint.id) not in known:
                     await self._wait_for_room()
                     if self._stopped.is_set():

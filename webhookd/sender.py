@@ -95,7 +95,7 @@ class _Resolver(AbstractResolver):
     """Names to addresses on threads of its own; an answer with one denied address is refused as a whole."""
 
     def __init__(self, allow_networks: tuple[Network, ...]) -> None:
-        self._allow_networks = allow_networks
+        self.allow_networks = allow_networks
         self._threads = ThreadPoolExecutor(_DNS_THREADS, thread_name_prefix="dns")
 
     async def resolve(
@@ -108,7 +108,7 @@ class _Resolver(AbstractResolver):
         except TimeoutError:
             raise _Trouble("dns_timeout") from None
         addresses = dict.fromkeys(str(address[0]) for _, _, _, _, address in found)
-        if any(address_mistake(address, port, self._allow_networks) for address in addresses):
+        if any(address_mistake(address, port, self.allow_networks) for address in addresses):
             raise _Trouble("egress_denied")
         return [
             ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=0)
@@ -127,22 +127,38 @@ class Sender:
         self._allow_networks = allow_networks
         self._user_agent = user_agent
         self._target = functools.lru_cache(maxsize=4096)(self._new_target)
+        self._retired: list[aiohttp.TCPConnector] = []
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._resolver = _Resolver(self._allow_networks)
-        self._connector = aiohttp.TCPConnector(
+        self._connector = self._new_connector()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        for connector in (*self._retired, self._connector):
+            await connector.close()
+        await self._resolver.close()
+
+    def configure(self, *, allow_http: bool, allow_networks: tuple[Network, ...]) -> None:
+        """Allow this from now on; a connection to what was allowed before ends its request and is not used again."""
+        if (allow_http, allow_networks) == (self._allow_http, self._allow_networks):
+            return
+        self._allow_http, self._allow_networks = allow_http, allow_networks
+        self._target.cache_clear()
+        self._resolver.allow_networks = allow_networks
+        self._retired.append(self._connector)  # it closes its idle connections by itself, and the others when we end
+        self._connector = self._new_connector()
+
+    def _new_connector(self) -> aiohttp.TCPConnector:
+        connector = aiohttp.TCPConnector(
             limit=0,  # waiting for a slot would eat the deadline; the dispatcher bounds concurrency
             resolver=self._resolver,
             use_dns_cache=False,
             socket_factory=self._socket,
         )
-        self._connector._factory = functools.partial(_Protocol, self._loop)  # type: ignore[assignment]  # no public way
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self._connector.close()
-        await self._resolver.close()
+        connector._factory = functools.partial(_Protocol, self._loop)  # type: ignore[assignment]  # no public way
+        return connector
 
     async def send(self, request: Request) -> Response | NoResponse:
         """What the receiver said, or why nothing was heard within `request.timeout` seconds; neither is ever raised.

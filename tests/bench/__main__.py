@@ -17,6 +17,7 @@ from tests.bench import rig
 from tests.bench.cost import cost
 from tests.bench.latency import latency
 from tests.bench.memory import memory
+from tests.bench.reload import reload
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ BENCHES: dict[str, Callable[[str], Awaitable[list[tuple[str, float, str, float]]
     "cost": cost,
     "latency": latency,
     "memory": memory,
+    "reload": reload,
 }
 
 

@@ -103,6 +103,16 @@ async def daemon(dsn: str, endpoints: dict[str, dict[str, Any]], **delivery: Any
             yield psutil.Process(child.pid)
 
 
+@asynccontextmanager
+async def asking(dsn: str) -> AsyncIterator[Any]:
+    """One more connection."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
 async def wal(connection: Any) -> float:
     """Bytes of WAL the server has written since it was made."""
     return float(await connection.fetchval("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn"))

@@ -5,7 +5,7 @@ import base64
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import asyncpg
 import pytest
@@ -202,7 +202,12 @@ def configuration(endpoints: Mapping[str, Mapping[str, Any]], **sections: Mappin
     return build(document, [], {}, lambda path, file: "")
 
 
-Running = Callable[[Config], AbstractAsyncContextManager[Daemon]]
+class Running(Protocol):
+    """Runs a daemon; `load` is what a reload reads."""
+
+    def __call__(
+        self, config: Config, pace: Pace = QUICK, load: Callable[[], Config] | None = None
+    ) -> AbstractAsyncContextManager[Daemon]: ...
 
 
 @pytest.fixture
@@ -210,9 +215,11 @@ def daemon(dsn: str) -> Running:
     """`async with daemon(config):` runs the whole daemon at a tenth of its pace, and stops it in order."""
 
     @asynccontextmanager
-    async def run(config: Config, pace: Pace = QUICK) -> AsyncIterator[Daemon]:
+    async def run(
+        config: Config, pace: Pace = QUICK, load: Callable[[], Config] | None = None
+    ) -> AsyncIterator[Daemon]:
         ready = asyncio.Event()
-        made = Daemon(config, dsn, pace=pace, on_ready=lambda _: ready.set())
+        made = Daemon(config, dsn, load=load, pace=pace, on_ready=lambda _: ready.set())
         async with asyncio.TaskGroup() as group:
             task = group.create_task(made.run())
             try:

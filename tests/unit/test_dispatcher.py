@@ -6,7 +6,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -157,6 +157,16 @@ class Recorder:
         return [result for result in self.results if isinstance(result.outcome, Postponed)]
 
 
+@dataclass(frozen=True)
+class Settings:
+    """`[delivery]` of a configuration."""
+
+    max_in_flight: int = 500
+    max_payload: int = 32 * 1024 * 1024
+    source: str = "https://shop.example"
+    response_body: str = "failures"
+
+
 class Parts:
     """A dispatcher between fakes."""
 
@@ -165,18 +175,19 @@ class Parts:
         self.store, self.network, self.recorder = Store(), Network(), Recorder()
         self.batch = Batch(1, 7, 0.0, [], DAY, DAY, 1)
         self.clock = Clock()
-        settings: dict[str, Any] = {"max_in_flight": 500, "max_payload": 32 * 1024 * 1024, "patience": 0.2}
+        told = {field.name: changes.pop(field.name) for field in fields(Settings) if field.name in changes}
+        self.settings = Settings(**told)
         self.dispatcher = Dispatcher(
             self.store,
             self.network,
             self.recorder,
             self.clock,
-            endpoints,
+            self.settings,
             random=lambda: 0.5,
-            source="https://shop.example",
             user_agent="webhookd/9.9",
-            **{**settings, **changes},
+            **{"patience": 0.2, **changes},
         )
+        self.dispatcher.configure(endpoints, self.settings)
         self.idle = self.dispatcher.room
 
     @property
@@ -556,7 +567,7 @@ async def test_failures_keep_their_body_if_wanted(keep: bool) -> None:
     async def failing(request: Request) -> Answer:
         return Response(500, b"why")
 
-    async with running(keep_response=keep) as parts:
+    async with running(response_body="failures" if keep else "none") as parts:
         parts.network.answers[HOOK.url] = failing
         parts.offer(1)
         await until(lambda: parts.recorder.results, "the result")
@@ -707,6 +718,48 @@ async def test_stop_waits_for_what_is_in_flight_and_gives_claims_back() -> None:
         (2, None, Postponed(0.0))
     ]
     assert len(parts.network.sent) == 2
+
+
+async def test_what_is_queued_follows_its_endpoint() -> None:
+    first, gate = hook(1, max_in_flight=1), asyncio.Event()
+
+    async def held(_: Request) -> Answer:
+        await gate.wait()
+        return Response(200)
+
+    async with running(first, patience=600.0) as parts:
+        parts.network.answers[first.url] = held
+        parts.offer(1)
+        await until(lambda: parts.dispatcher.in_flight == 1, "one in flight")
+        parts.offer(2)
+        moved = replace(first, url="https://moved.example/")
+        parts.dispatcher.configure([moved], parts.settings)
+        gate.set()
+        await until(lambda: len(parts.recorder.delivered) == 2, "both")
+        assert len(parts.network.events(first)) == len(parts.network.events(moved)) == 1
+
+
+async def test_what_a_removed_endpoint_was_owed_goes_to_the_backlog() -> None:
+    first, kept, gate = hook(1, max_in_flight=1), hook(2), asyncio.Event()
+
+    async def held(_: Request) -> Answer:
+        await gate.wait()
+        return Response(200)
+
+    async with running(first, kept, patience=600.0) as parts:
+        parts.network.answers[first.url] = held
+        for event in range(5):
+            parts.offer(event, 1)
+        await until(lambda: parts.dispatcher.in_flight == 1, "one in flight")
+        parts.dispatcher.configure([kept], parts.settings)
+        assert len(parts.recorder.postponed) == 4
+        gate.set()
+        await until(lambda: len(parts.recorder.delivered) == 1, "the one in flight")
+        parts.offer(9, 1)  # the reader had it in hand
+        assert len(parts.recorder.postponed) == 5
+        parts.offer(10, 2)
+        await until(lambda: 10 in parts.recorder.delivered, "the other endpoint")
+        assert parts.empty
 
 
 async def test_nothing_more_is_taken_while_results_cannot_be_written() -> None:

@@ -154,12 +154,12 @@ class Parts:
             self.bell,
             self.dispatcher,
             self.recorder,
-            lambda _: endpoints,
             42,
             0,
             dead_after=15.0,
             rescue_seconds=rescue_seconds,
         )
+        self.reader.endpoints_for = lambda _: endpoints
 
 
 @pytest.fixture(autouse=True)
@@ -262,12 +262,12 @@ async def test_it_cuts_once_more_after_it_has_lain_down(monkeypatch: pytest.Monk
         late,
         parts.dispatcher,
         parts.recorder,
-        lambda _: (HOOK,),
         42,
         0,
         dead_after=15.0,
         rescue_seconds=600.0,
     )
+    reading.endpoints_for = lambda _: (HOOK,)
     async with asyncio.TaskGroup() as group:
         group.create_task(reading.run())
         await until(lambda: parts.dispatcher.pairs == [(11, 1)], "the event that rang nobody")

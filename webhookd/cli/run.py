@@ -1,26 +1,104 @@
 """`webhookd run`: the daemon in the foreground, as systemd wants it."""
 
+import asyncio
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import shutdown
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Final
 
 import structlog
 import typer
 
 from webhookd import loader
 from webhookd.cli import logging
-from webhookd.cli.options import ConfigFile, on_stop_signals, ran
+from webhookd.cli.options import STOP_SIGNALS, ConfigFile, on_stop_signals, ran
 from webhookd.config import Config
 from webhookd.daemon import Daemon
-from webhookd.errors import SchemaMismatch
+from webhookd.embedded import postgres
+from webhookd.errors import ConfigError, SchemaMismatch
+from webhookd.notify import Notifier
+from webhookd.store.migrations import migrate
 
 log = structlog.get_logger("webhookd.run")
 
 
-def run(config: ConfigFile = None) -> None:
+DEV: Final = MappingProxyType(
+    {
+        "WEBHOOKD_EGRESS__ALLOW_HTTP": "true",
+        # Not link-local addresses: those of clouds give out credentials.
+        "WEBHOOKD_EGRESS__ALLOW_NETWORKS": "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7",
+    }
+)
+DATABASE: Final = ("WEBHOOKD_DSN", "WEBHOOKD_DATABASE__DSN", "WEBHOOKD_DATABASE__DSN_FILE")
+SYSTEMD: Final = ("INVOCATION_ID", "NOTIFY_SOCKET")
+
+
+def run(
+    config: ConfigFile = None,
+    dev: Annotated[
+        bool, typer.Option("--dev", help="Allow http and private networks, for a first try; never in production.")
+    ] = False,
+    embedded: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep a Postgres of its own in DIR, migrate it, and run on it.")
+    ] = None,
+) -> None:
     """Deliver events until SIGTERM or Ctrl-C."""
-    loaded = loader.load(loader.find(config, os.environ), os.environ)
+    if dev:
+        _allow_all()
+    if embedded is None:
+        _run(config)
+    else:
+        loader.load(loader.find(config, os.environ), os.environ)  # a mistake is told before Postgres is started
+        with _postgres(embedded):
+            _run(config)
+
+
+def _allow_all() -> None:
+    if under := [name for name in SYSTEMD if name in os.environ]:
+        raise ConfigError(
+            [
+                f"run --dev is not for services, and systemd has started this one ({under[0]} is set): allow what you "
+                f"need under [egress]; if this is a terminal, unset {' and '.join(under)} first"
+            ]
+        )
+    os.environ.update(DEV)  # not only for the first load: a reload must find it, too
+    typer.echo(
+        "webhookd: --dev ALLOWS HTTP AND PRIVATE NETWORKS to every endpoint, whatever [egress] says; "
+        "for a first try on your own machine only",
+        err=True,
+    )
+
+
+@contextmanager
+def _postgres(directory: Path) -> Iterator[None]:
+    """A migrated Postgres of our own for the block, and for every load in it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop takes over: it must not be left behind
+    try:
+        with postgres(directory) as dsn:
+            try:
+                ran(migrate(dsn))
+                for name in DATABASE:
+                    os.environ.pop(name, None)
+                os.environ.update(WEBHOOKD_DSN=dsn, WEBHOOKD_DATABASE__DIRECT_DSN=dsn)
+                typer.echo(f"PostgreSQL runs in {directory}: {dsn}")
+                yield
+            finally:
+                for number in STOP_SIGNALS:
+                    signal.signal(number, signal.SIG_IGN)  # what is left takes moments
+    except KeyboardInterrupt:
+        raise typer.Exit(1) from None
+
+
+def _run(config: Path | None) -> None:
+    file = loader.find(config, os.environ)
+    loaded = loader.load(file, os.environ)
     logging.configure(loaded.log.level, loaded.log.format)
     try:
-        ran(_deliver(loaded))
+        ran(_deliver(file, loaded))
     except SchemaMismatch:
         raise  # no migration mends it: a configuration error, which systemd is told not to repeat
     except Exception:
@@ -28,13 +106,25 @@ def run(config: ConfigFile = None) -> None:
         raise typer.Exit(1) from None
 
 
-async def _deliver(config: Config) -> None:
-    daemon = Daemon(config, loader.dsn(config) or None, config.database.direct_dsn.get_secret_value() or None)
+async def _deliver(file: Path, config: Config) -> None:
+    watched = config.daemon.watch
+    if watched is None:
+        watched = "NOTIFY_SOCKET" not in os.environ
+    daemon = Daemon(
+        config,
+        lambda: loader.dsn(config) or None,
+        config.database.direct_dsn.get_secret_value() or None,
+        load=lambda: loader.load(file, os.environ),
+        watch=loader.directories(file, os.environ) if watched else (),
+        notifier=Notifier.from_environ(os.environ),
+    )
     on_stop_signals(daemon.stop, _leave)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, daemon.reload)
     await daemon.run()
 
 
 def _leave() -> None:
     # Not by cancelling: a database or a name server that hangs must not keep us. It is as harmless as a kill -9.
     log.warning("stopped_at_once")
+    shutdown()  # the log, which waits for a second at most
     os._exit(1)

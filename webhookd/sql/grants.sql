@@ -20,6 +20,7 @@ GRANT INSERT ON webhookd.outbox, webhookd.attempt TO webhookd_daemon;
 GRANT INSERT, UPDATE, DELETE ON webhookd.batch, webhookd.scheduled, webhookd.backlog, webhookd.binding, webhookd.endpoint,
       webhookd.parked, webhookd.missed, webhookd.replay, webhookd.daemon, webhookd.downtime
       TO webhookd_daemon;
+GRANT INSERT, DELETE ON webhookd.consent TO webhookd_daemon;
 GRANT UPDATE ON webhookd.config_version TO webhookd_daemon;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA webhookd TO webhookd_daemon;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA webhookd TO webhookd_daemon;

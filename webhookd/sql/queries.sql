@@ -158,6 +158,10 @@ SELECT u.tenant, u.name, 'file', u.spec::jsonb FROM unnest($1::text[], $2::text[
 ON CONFLICT (tenant, name) DO UPDATE SET spec = EXCLUDED.spec, removed_at = NULL
  WHERE e.spec IS DISTINCT FROM EXCLUDED.spec OR e.removed_at IS NOT NULL;
 
+-- name: loaded
+-- What this daemon runs on, and that nothing is wrong with it.
+UPDATE webhookd.daemon SET config_hash = $2, config_at = now(), config_problem = NULL WHERE id = $1;
+
 -- name: removed_endpoints
 -- An endpoint counts as removed only when every live daemon has the configuration without it.
 UPDATE webhookd.endpoint e SET removed_at = now()
@@ -166,9 +170,46 @@ UPDATE webhookd.endpoint e SET removed_at = now()
    AND NOT EXISTS (SELECT FROM webhookd.daemon d
                     WHERE d.stopped_at IS NULL AND d.beat_at > now() - $4 * interval '1 s' AND d.config_hash <> $3);
 
--- name: endpoint_ids
--- The numbers of the endpoints by name.
-SELECT id, tenant, name FROM webhookd.endpoint WHERE removed_at IS NULL;
+-- name: raise_version
+-- The other daemons look again.
+UPDATE webhookd.config_version SET version = version + 1 RETURNING version;
+
+-- name: own_endpoints
+-- The numbers of our endpoints, in our order; one array, because thousands of rows would stall the loop.
+SELECT array_agg(e.id ORDER BY u.n)
+  FROM unnest($1::text[], $2::text[]) WITH ORDINALITY u(tenant, name, n) JOIN webhookd.endpoint e USING (tenant, name);
+
+-- name: foreign_endpoints
+-- What only other daemons have in their files.
+SELECT e.id, e.tenant, e.name, e.spec FROM webhookd.endpoint e
+ WHERE e.removed_at IS NULL
+   AND NOT EXISTS (SELECT FROM unnest($1::text[], $2::text[]) u(tenant, name) WHERE u.tenant = e.tenant AND u.name = e.name);
+
+-- name: versions
+-- How often endpoints have changed, and how often a reload was asked for.
+SELECT version, reload FROM webhookd.config_version;
+
+-- name: reload_refused
+-- Why this daemon kept its old configuration.
+UPDATE webhookd.daemon SET config_at = now(), config_problem = $2 WHERE id = $1;
+
+-- name: accepted_removals
+-- What an operator has let go within the hour.
+SELECT DISTINCT unnest(removed) FROM webhookd.consent WHERE at > now() - interval '1 hour';
+
+-- name: accept_removals
+-- An operator lets these endpoints go; old consents are forgotten.
+WITH old AS (DELETE FROM webhookd.consent WHERE at < now() - interval '1 day')
+INSERT INTO webhookd.consent (removed) VALUES ($1::text[]);
+
+-- name: ask_for_reload
+-- Every daemon reads its files again.
+UPDATE webhookd.config_version SET reload = reload + 1 RETURNING clock_timestamp();
+
+-- name: reloads
+-- What the live daemons made of it.
+SELECT id, host, config_hash, config_problem FROM webhookd.daemon
+ WHERE stopped_at IS NULL AND beat_at > now() - $2 * interval '1 s' AND config_at >= $1 ORDER BY id;
 
 -- name: sleep
 -- 'sleep': the sleep lock is ours, so producers notify. 'listen': another daemon sleeps, so they notify too. 'poll': a transaction
@@ -217,7 +258,7 @@ SELECT count(*), COALESCE(sum(cardinality(outbox_ids)), 0)::bigint, extract(epoc
 
 -- name: status_daemons
 -- Who beats.
-SELECT id, host, version, config_hash, extract(epoch FROM now() - beat_at)::float8
+SELECT id, host, version, config_hash, extract(epoch FROM now() - beat_at)::float8, config_problem
   FROM webhookd.daemon WHERE stopped_at IS NULL AND beat_at > now() - $1 * interval '1 s' ORDER BY id;
 
 -- name: status_endpoints
@@ -238,6 +279,20 @@ SELECT p.tenant, p.name,
                       WHERE a.endpoint_id = p.id AND a.at > now() - interval '1 minute') m
  WHERE p.removed_at IS NULL OR b.endpoint_id IS NOT NULL
  ORDER BY p.tenant, p.name;
+
+-- name: deployed
+-- The endpoints of the files that run.
+SELECT tenant, name, spec FROM webhookd.endpoint WHERE source = 'file' AND removed_at IS NULL;
+
+-- name: events_of
+-- The events of an id: one, unless the application gave it twice.
+SELECT id, event_id, created_at, type, tenant, ordering_key, metadata, occurred_at, size
+  FROM webhookd.outbox WHERE event_id = $1 ORDER BY id;
+
+-- name: fates
+-- What became of them.
+SELECT outbox_id, endpoint, state, attempts, last_code, last_error, extract(epoch FROM due - now())::float8
+  FROM webhookd.event_status($1);
 
 -- name: mark
 -- The newest event and batch, and the moment.
@@ -278,3 +333,120 @@ SELECT e.id, e.event_id, e.created_at, e.type, e.tenant, e.ordering_key, e.metad
   LEFT JOIN webhookd.backlog b ON b.outbox_id = e.id AND b.endpoint_id = p.id
   LEFT JOIN settled s ON s.id = e.id
  WHERE e.id > $1;
+
+-- name: endpoint_ids
+-- The numbers of the endpoints by name.
+SELECT id, tenant, name FROM webhookd.endpoint WHERE removed_at IS NULL;
+
+-- Listings: a page at a time, newest first, each statement within a window that the caller widens. So no page reads a table from
+-- one end to the other, and none needs an index of its own.
+
+-- name: list_now
+-- The clock that the ages of a listing are counted from.
+SELECT now();
+
+-- name: list_ids
+-- The newest event, and one that is not newer than any since a moment: partitions that end before it are not looked at.
+SELECT COALESCE((SELECT max(id) FROM webhookd.outbox), 0),
+       COALESCE((SELECT min(id) FROM webhookd.outbox WHERE created_at >= date_trunc('day', $1::timestamptz, 'UTC')), 9e18)::bigint;
+
+-- name: list_events
+-- Events and what became of each, counted by endpoints. Only one without any delivery has to be looked for in the batches.
+WITH page AS MATERIALIZED (
+  SELECT id, event_id, created_at, type, tenant, size, deliver_after FROM webhookd.outbox
+   WHERE id >= $1 AND id < $2 AND ($3::timestamptz IS NULL OR created_at >= $3) AND ($4::text IS NULL OR type ~ $4)
+     AND ($5::text IS NULL OR tenant = $5)
+   ORDER BY id DESC LIMIT $6)
+SELECT e.id, e.event_id, e.created_at, e.type, e.tenant, e.size, d.delivered, b.retrying, b.held, b.exhausted, b.rejected,
+       CASE WHEN d.delivered + b.rows > 0 THEN NULL
+            WHEN EXISTS (SELECT FROM webhookd.scheduled s WHERE s.due = e.deliver_after AND s.outbox_id = e.id) THEN 'scheduled'
+            ELSE COALESCE((SELECT CASE WHEN c.done_at IS NULL THEN 'sending' ELSE 'unmatched' END FROM webhookd.batch c
+                            WHERE c.hi >= e.created_at AND c.lo <= e.created_at AND e.id = ANY (c.outbox_ids)
+                            ORDER BY c.hi LIMIT 1), 'waiting') END
+  FROM page e
+ CROSS JOIN LATERAL (SELECT count(DISTINCT a.endpoint_id) AS delivered FROM webhookd.attempt a
+                      WHERE a.outbox_id = e.id AND a.ok AND a.at >= e.created_at - interval '1 min') d
+ CROSS JOIN LATERAL (SELECT count(*) AS rows,
+                            count(*) FILTER (WHERE state = 'retry') AS retrying, count(*) FILTER (WHERE state = 'held') AS held,
+                            count(*) FILTER (WHERE state = 'exhausted') AS exhausted,
+                            count(*) FILTER (WHERE state = 'rejected') AS rejected
+                       FROM webhookd.backlog w WHERE w.outbox_id = e.id) b
+ ORDER BY e.id DESC;
+
+-- name: list_event_ids
+-- The events of an id, so many at most; it is nearly always one.
+SELECT id FROM webhookd.outbox WHERE event_id = $1 ORDER BY id DESC LIMIT 100;
+
+-- name: list_heads
+-- What a listing shows of the events it mentions; those that are past retention are missing.
+SELECT id, event_id, type, created_at FROM webhookd.outbox WHERE id = ANY($1::bigint[]);
+
+-- name: list_owed
+-- Deliveries that have a row in the backlog.
+SELECT b.outbox_id, b.endpoint_id, CASE b.state WHEN 'retry' THEN 'retrying' ELSE b.state END, b.attempts, b.last_code, b.last_error,
+       CASE WHEN b.state IN ('retry', 'held') THEN b.due END,
+       (SELECT max(a.at) FROM webhookd.attempt a WHERE a.outbox_id = b.outbox_id AND a.endpoint_id = b.endpoint_id)
+  FROM (SELECT * FROM webhookd.backlog
+         WHERE outbox_id >= $1 AND outbox_id <= $2 AND (outbox_id, endpoint_id) < ($2, $3::bigint)
+           AND ($4::timestamptz IS NULL OR outbox_at >= $4)
+           AND ($5::int IS NULL OR endpoint_id = $5) AND ($6::bigint[] IS NULL OR outbox_id = ANY($6)) AND state = ANY($8::text[])
+         ORDER BY outbox_id DESC, endpoint_id DESC LIMIT $7) b
+ ORDER BY 1 DESC, 2 DESC;
+
+-- name: list_tried
+-- Deliveries that were attempted; only those that ended well when $8. The backlog knows better than the last attempt.
+SELECT t.outbox_id, t.endpoint_id,
+       CASE WHEN b.state = 'retry' THEN 'retrying' WHEN b.state IS NOT NULL THEN b.state WHEN t.ok THEN 'delivered' ELSE 'retrying' END,
+       COALESCE(b.attempts, t.attempts), CASE WHEN b.state IS NULL THEN t.code ELSE b.last_code END,
+       CASE WHEN b.state IS NULL THEN t.error ELSE b.last_error END, CASE WHEN b.state IN ('retry', 'held') THEN b.due END, t.at
+  FROM (SELECT a.outbox_id, a.endpoint_id, bool_or(a.ok) AS ok, max(a.attempt) AS attempts, max(a.at) AS at,
+               (array_agg(a.code ORDER BY a.at DESC))[1] AS code, (array_agg(a.error ORDER BY a.at DESC))[1] AS error
+          FROM webhookd.attempt a
+         WHERE a.outbox_id >= $1 AND a.outbox_id <= $2 AND (a.outbox_id, a.endpoint_id) < ($2, $3::bigint)
+           AND ($4::timestamptz IS NULL OR a.at >= $4 - interval '1 min'
+                AND EXISTS (SELECT FROM webhookd.outbox o WHERE o.id = a.outbox_id AND o.created_at >= $4))
+           AND ($5::int IS NULL OR a.endpoint_id = $5) AND ($6::bigint[] IS NULL OR a.outbox_id = ANY($6))
+         GROUP BY a.outbox_id, a.endpoint_id) t
+  LEFT JOIN LATERAL (SELECT * FROM webhookd.backlog w
+                      WHERE w.endpoint_id = t.endpoint_id AND w.outbox_id = t.outbox_id OFFSET 0) b ON true
+ WHERE NOT $8::bool OR (t.ok AND b.state IS NULL)
+ ORDER BY t.outbox_id DESC, t.endpoint_id DESC LIMIT $7;
+
+-- name: list_attempts
+-- Attempts of these endpoints. The index of each leads to its newest; there is none over all of them by time alone.
+SELECT a.at, a.outbox_id, a.endpoint_id, a.attempt, a.ok, a.code, a.ms, a.error, CASE WHEN $8::bool THEN a.response END
+  FROM unnest($9::int[]) p(id) CROSS JOIN LATERAL (
+    SELECT * FROM webhookd.attempt t
+     WHERE t.endpoint_id = p.id AND t.at >= $1 AND t.at <= $2
+       AND (t.at, t.outbox_id, t.endpoint_id, t.attempt) < ($2, $3::bigint, $4::bigint, $5::bigint) AND (NOT $6::bool OR NOT t.ok)
+     ORDER BY t.at DESC, t.outbox_id DESC, t.attempt DESC LIMIT $7) a
+ ORDER BY a.at DESC, a.outbox_id DESC, a.endpoint_id DESC, a.attempt DESC LIMIT $7;
+
+-- name: list_attempts_rare
+-- The same where few are expected: those of an event, and failed ones of hours in which most went well.
+SELECT t.at, t.outbox_id, t.endpoint_id, t.attempt, t.ok, t.code, t.ms, t.error, CASE WHEN $8::bool THEN t.response END
+  FROM webhookd.attempt t
+ WHERE ($10::bigint[] IS NULL OR t.outbox_id = ANY($10)) AND t.at >= $1 AND t.at <= $2
+   AND (t.at, t.outbox_id, t.endpoint_id, t.attempt) < ($2, $3::bigint, $4::bigint, $5::bigint) AND (NOT $6::bool OR NOT t.ok)
+   AND t.endpoint_id = ANY($9::int[])
+ ORDER BY t.at DESC, t.outbox_id DESC, t.endpoint_id DESC, t.attempt DESC LIMIT $7;
+
+-- name: list_names
+-- Every endpoint there was, as listings call it.
+SELECT id, tenant, name FROM webhookd.endpoint;
+
+-- name: list_endpoints
+-- Endpoints, or one of them, with their part of the backlog and what they answered last.
+SELECT p.id, p.tenant, p.name, p.spec, p.removed_at, COALESCE(b.retrying, 0), COALESCE(b.held, 0), COALESCE(b.exhausted, 0),
+       COALESCE(b.rejected, 0), b.oldest, l.at, l.ok, l.code, l.error, l.ms
+  FROM webhookd.endpoint p
+  LEFT JOIN (SELECT endpoint_id,
+                    count(*) FILTER (WHERE state = 'retry') AS retrying, count(*) FILTER (WHERE state = 'held') AS held,
+                    count(*) FILTER (WHERE state = 'exhausted') AS exhausted,
+                    count(*) FILTER (WHERE state = 'rejected') AS rejected,
+                    min(outbox_at) FILTER (WHERE state IN ('retry', 'held')) AS oldest
+               FROM webhookd.backlog GROUP BY endpoint_id) b ON b.endpoint_id = p.id
+  LEFT JOIN LATERAL (SELECT a.at, a.ok, a.code, a.error, a.ms FROM webhookd.attempt a
+                      WHERE a.endpoint_id = p.id ORDER BY a.at DESC LIMIT 1) l ON true
+ WHERE $1::int IS NULL OR p.id = $1
+ ORDER BY p.tenant, p.name;

@@ -8,7 +8,7 @@ import asyncpg
 
 from webhookd.errors import StoreUnavailable, WebhookdError
 from webhookd.sql import QUERIES
-from webhookd.store.database import connect, translated
+from webhookd.store.database import Dsn, connect, translated
 
 CHANNEL = "webhookd"
 # A listening daemon that hangs pins the NOTIFY queue and the sleep lock, so its silence must end by itself.
@@ -31,7 +31,7 @@ class Bell:
     The payload of a NOTIFY is ignored: any role can send one.
     """
 
-    def __init__(self, dsn: str | None) -> None:
+    def __init__(self, dsn: Dsn) -> None:
         self.rung = asyncio.Event()
         self._dsn = dsn
         self._connection: asyncpg.Connection[Any] | None = None

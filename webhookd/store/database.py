@@ -1,17 +1,20 @@
 """Connections to Postgres, and the one place where its errors become ours."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self
 
 import asyncpg
 
-from webhookd.errors import SchemaMismatch, StoreRefused, StoreUnavailable
+from webhookd.errors import ConfigError, SchemaMismatch, StoreRefused, StoreUnavailable
 
 POOL_SIZE = 5  # with the listening connection six: more only queue up behind each other
 COMMAND_TIMEOUT = 30.0
 CONNECT_TIMEOUT = 10.0
+
+# Where the database is, None for the PG* variables. A function is asked at each connect: passwords may be short-lived.
+Dsn = str | None | Callable[[], str | None]
 
 _MISSING = (
     asyncpg.UndefinedTableError,
@@ -73,11 +76,18 @@ _json_out = {"json": bytes, "jsonb": lambda text: b"\x01" + text}
 _json_in = {"json": bytes, "jsonb": lambda data: data[1:]}
 
 
-async def connect(dsn: str | None, **settings: str) -> "asyncpg.Connection[Any]":
+def _now(dsn: Dsn) -> str | None:
+    try:
+        return dsn() if callable(dsn) else dsn
+    except ConfigError as error:
+        raise StoreUnavailable(str(error)) from None
+
+
+async def connect(dsn: Dsn, **settings: str) -> "asyncpg.Connection[Any]":
     """A connection of its own, outside the pool; `settings` are session parameters."""
     with translated(), _readable():
         connection: asyncpg.Connection[Any] = await asyncpg.connect(
-            dsn,
+            _now(dsn),
             timeout=CONNECT_TIMEOUT,
             command_timeout=COMMAND_TIMEOUT,
             server_settings={"application_name": "webhookd", **settings},
@@ -94,7 +104,7 @@ async def _keep(_: object) -> None:
 class Database:
     """A small pool of connections, used with `async with`; it connects when it is first asked."""
 
-    def __init__(self, dsn: str | None, *, size: int = POOL_SIZE) -> None:
+    def __init__(self, dsn: Dsn, *, size: int = POOL_SIZE) -> None:
         self._dsn = dsn
         self._size = size
         self._pool: asyncpg.Pool[Any] | None = None
@@ -128,7 +138,7 @@ class Database:
             if self._pool is None:
                 with _readable():
                     self._pool = await asyncpg.create_pool(
-                        self._dsn,
+                        connect=self._connect,
                         min_size=0,
                         max_size=self._size,
                         timeout=CONNECT_TIMEOUT,
@@ -139,6 +149,10 @@ class Database:
                         server_settings={"application_name": "webhookd"},
                     )
             return self._pool
+
+    async def _connect(self, *_: object, **settings: Any) -> "asyncpg.Connection[Any]":
+        connection: asyncpg.Connection[Any] = await asyncpg.connect(_now(self._dsn), **settings)
+        return connection
 
     async def fetch(self, query: str, *arguments: object) -> Sequence["asyncpg.Record"]:
         """The rows of one statement, which is a transaction of its own."""

@@ -1,7 +1,10 @@
 """Who is alive, and which endpoints there are."""
 
+import asyncio
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from webhookd.sql import QUERIES
@@ -17,6 +20,31 @@ class Beat(NamedTuple):
     known: bool
     live: int
     downtimes: tuple[tuple[float, float], ...]
+
+
+class Foreign(NamedTuple):
+    """An endpoint that is not in our own files."""
+
+    id: int
+    tenant: str
+    name: str
+    spec: Mapping[str, Any]
+
+
+class Known(NamedTuple):
+    """The endpoints that are there: the numbers of ours, in the order they were named, and the others."""
+
+    ids: Sequence[int]
+    foreign: Sequence[Foreign]
+
+
+class Reload(NamedTuple):
+    """What a daemon made of its files: it runs on `config_hash`, and kept it because of `problem`, or took it."""
+
+    daemon: int
+    host: str
+    config_hash: str
+    problem: str | None
 
 
 class Registry:
@@ -50,18 +78,76 @@ class Registry:
         await self._database.fetch(QUERIES["partitions"], days_ahead)
         await self._database.fetch(QUERIES["forget_daemons"])
 
+    async def versions(self) -> tuple[int, int]:
+        """How often endpoints have changed, and how often a reload was asked for."""
+        row = await self._database.fetch_row(QUERIES["versions"])
+        return row[0], row[1]
+
     async def sync_endpoints(
-        self, specs: Mapping[tuple[str, str], Mapping[str, Any]], config_hash: str, dead_after: float
-    ) -> dict[tuple[str, str], int]:
-        """Write the endpoints of the files to the database; (tenant, name) -> number of each."""
+        self, daemon: int, specs: Mapping[tuple[str, str], Mapping[str, Any]], config_hash: str, dead_after: float
+    ) -> Known:
+        """Write the endpoints of the files to the database, as what this daemon runs on; all that are there."""
         tenants, names = _columns(specs)
-        texts = [json.dumps(spec, sort_keys=True) for spec in specs.values()]
+        texts = await asyncio.to_thread(_texts, specs)  # thousands of them would stall the loop
+        async with self._locked() as connection:
+            await connection.fetch(QUERIES["loaded"], daemon, config_hash)
+            changed = await connection.execute(QUERIES["sync_endpoints"], tenants, names, texts)
+            return await self._known(connection, tenants, names, config_hash, dead_after, changed=_rows(changed) > 0)
+
+    async def refresh_endpoints(self, keys: Iterable[tuple[str, str]], config_hash: str, dead_after: float) -> Known:
+        """All endpoints that are there, less those that no live daemon has any longer; `keys` are ours."""
+        tenants, names = _columns(keys)
+        async with self._locked() as connection:
+            return await self._known(connection, tenants, names, config_hash, dead_after, changed=False)
+
+    async def reload_refused(self, daemon: int, problem: str) -> None:
+        """Show that this daemon kept its old configuration, and why."""
+        await self._database.fetch(QUERIES["reload_refused"], daemon, problem)
+
+    async def accepted_removals(self) -> frozenset[str]:
+        """Labels of the endpoints whose removal an operator has accepted within the hour."""
+        return frozenset(row[0] for row in await self._database.fetch(QUERIES["accepted_removals"]))
+
+    async def accept_removals(self, labels: Sequence[str]) -> None:
+        """Let these endpoints go at the next reload."""
+        await self._database.fetch(QUERIES["accept_removals"], list(labels))
+
+    async def ask_for_reload(self) -> datetime:
+        """Make every daemon read its files again; since when to look for what they make of it."""
+        moment: datetime = (await self._database.fetch_row(QUERIES["ask_for_reload"]))[0]
+        return moment
+
+    async def reloads(self, since: datetime, dead_after: float) -> list[Reload]:
+        """The live daemons that have read their files since then."""
+        return [Reload._make(row) for row in await self._database.fetch(QUERIES["reloads"], since, dead_after)]
+
+    @asynccontextmanager
+    async def _locked(self) -> AsyncIterator[Any]:
         async with self._database.connection() as connection, connection.transaction():
             await connection.fetch(QUERIES["sync_lock"])
-            await connection.fetch(QUERIES["sync_endpoints"], tenants, names, texts)
-            await connection.fetch(QUERIES["removed_endpoints"], tenants, names, config_hash, dead_after)
-            rows = await connection.fetch(QUERIES["endpoint_ids"])
-        return {(row["tenant"], row["name"]): row["id"] for row in rows}
+            yield connection
+
+    async def _known(
+        self,
+        connection: Any,
+        tenants: list[str],
+        names: list[str],
+        config_hash: str,
+        dead_after: float,
+        *,
+        changed: bool,
+    ) -> Known:
+        removed = await connection.execute(QUERIES["removed_endpoints"], tenants, names, config_hash, dead_after)
+        if changed or _rows(removed):
+            await connection.fetch(QUERIES["raise_version"])
+        ids = await connection.fetchval(QUERIES["own_endpoints"], tenants, names)
+        rows = await connection.fetch(QUERIES["foreign_endpoints"], tenants, names)
+        return Known(ids or [], [Foreign(row[0], row[1], row[2], json.loads(row[3])) for row in rows])
+
+
+def _rows(tag: str) -> int:
+    """How many rows a command changed, by its tag such as `UPDATE 3`."""
+    return int(tag.rsplit(" ", 1)[1])
 
 
 def _columns(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
@@ -70,3 +156,7 @@ def _columns(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
         tenants.append(tenant)
         names.append(name)
     return tenants, names
+
+
+def _texts(specs: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
+    return [json.dumps(spec, sort_keys=True) for spec in specs.values()]

@@ -1,0 +1,83 @@
+"""What thousands of endpoints cost: reading their files, and the loop while they change under a running daemon."""
+
+import asyncio
+import functools
+import tempfile
+import time
+from pathlib import Path
+
+from tests.bench import rig
+from tests.waiting import until
+from webhookd import loader
+from webhookd.config import Config
+from webhookd.daemon import Daemon
+
+ENDPOINTS = 8_000
+FILES = 8
+TICK = 0.001
+
+
+async def reload(server: str) -> list[tuple[str, float, str, float]]:
+    """Read 8,000 endpoints from 8 files, then reload all of them, changed, with a daemon in this process."""
+    with tempfile.TemporaryDirectory(prefix="webhookd-bench-") as folder:
+        main = Path(folder) / "webhookd.toml"
+        async with rig.database(server, "reload") as (dsn, _):
+            _write(main, dsn, "30s")
+            started = time.perf_counter()
+            config = loader.load(main, {})
+            reading = time.perf_counter() - started
+            reads: list[Config] = []
+
+            def load() -> Config:
+                reads.append(loader.load(main, {}))
+                return reads[-1]
+
+            ready = asyncio.Event()
+            daemon = Daemon(config, dsn, load=load, on_ready=lambda _: ready.set())
+            async with asyncio.TaskGroup() as group:
+                group.create_task(daemon.run())
+                await ready.wait()
+                lag = Lag()
+                ticking = group.create_task(lag.run())
+                await asyncio.sleep(1.0)
+                quiet, lag.worst = lag.worst, 0.0
+                _write(main, dsn, "40s")
+                daemon.reload()
+                await until(lambda: reads, "the files", timeout=60.0)
+                async with rig.asking(dsn) as connection:
+                    changed = "SELECT count(*) = $1 FROM webhookd.endpoint WHERE spec->>'timeout' = '40.0'"
+                    await until(functools.partial(connection.fetchval, changed, ENDPOINTS), "the reload", timeout=60.0)
+                await asyncio.sleep(1.0)
+                ticking.cancel()
+                daemon.stop()
+    return [
+        ("reading 8,000 endpoints from 8 files", reading, "s", 2.0),
+        ("longest stall of the loop while they are reloaded", max(lag.worst - quiet, 0.0) * 1000, "ms", 50.0),
+    ]
+
+
+class Lag:
+    """Measures how much later than asked the loop comes back."""
+
+    def __init__(self) -> None:
+        self.worst = 0.0
+
+    async def run(self) -> None:
+        """Measure until cancelled."""
+        while True:
+            started = time.perf_counter()
+            await asyncio.sleep(TICK)
+            self.worst = max(self.worst, time.perf_counter() - started - TICK)
+
+
+def _write(main: Path, dsn: str, timeout: str) -> None:
+    main.write_text(f'[database]\ndsn = "{dsn}"\n')
+    directory = main.parent / "endpoints.d"
+    directory.mkdir(exist_ok=True)
+    for file in range(FILES):
+        tables = (
+            f'[endpoint.e{number}]\nurl = "https://example.com/hooks/{number}"\nevents = ["order.*", "invoice.paid"]\n'
+            f'tenant = "t{number % 500}"\nsecret = "{rig.SECRET}"\ntimeout = "{timeout}"\n'
+            for number in range(file, ENDPOINTS, FILES)
+        )
+        (directory / f"{file}.toml").write_text("\n".join(tables))

@@ -1,0 +1,85 @@
+"""`webhookd reload`: every daemon reads its files again, and says what it made of them."""
+
+import asyncio
+import os
+from typing import Annotated
+
+import typer
+
+from webhookd import loader
+from webhookd.cli.options import ConfigFile, ran
+from webhookd.config import Config
+from webhookd.difference import Difference, difference, refusal
+from webhookd.errors import WebhookdError
+from webhookd.store.database import Database
+from webhookd.store.registry import Registry, Reload
+from webhookd.store.reports import Reports
+
+DEAD_AFTER = 15.0  # seconds without a heartbeat
+LOOK_SECONDS, LOOKS = 0.2, 75  # 15 s for the daemons to answer
+
+
+class Refused(WebhookdError):
+    """The daemons keep their configuration."""
+
+
+def reload(
+    accept_removals: Annotated[
+        bool, typer.Option("--accept-removals", help="Let the endpoints go that are gone from the files, however many.")
+    ] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Make all running daemons read their configuration again, and wait for what they make of it.
+
+    Mistakes are found here first. A change that removes more than 5 endpoints and more than 1 % of them is refused
+    unless --accept-removals is given. Exit code 1 when a daemon kept its old configuration.
+    """
+    loaded = loader.load(loader.find(config, os.environ), os.environ)
+    ran(_reload(loaded, accept_removals))
+
+
+async def _reload(config: Config, accept: bool) -> None:
+    async with Database(loader.dsn(config) or None, size=1) as database:
+        registry = Registry(database)
+        deployed = await Reports(database).deployed(DEAD_AFTER)
+        change = difference(deployed.specs, config.specs)
+        if change.removed:
+            if accept:
+                await registry.accept_removals(change.removed)
+            elif why := refusal(change, len(deployed.specs)):
+                raise Refused(why)
+        _tell(change)
+        live = len(deployed.daemons)
+        if live == 0:
+            typer.echo("no daemon is running; the next one reads these files when it starts")
+            return
+        since = await registry.ask_for_reload()
+        answers: list[Reload] = []
+        for _ in range(LOOKS):
+            answers = await registry.reloads(since, DEAD_AFTER)
+            if len(answers) >= live:
+                break
+            await asyncio.sleep(LOOK_SECONDS)
+    _judge(answers, live, config)
+
+
+def _tell(change: Difference) -> None:
+    for word, labels in (("added", change.added), ("removed", change.removed), ("changed", change.changed)):
+        if labels:
+            more = f" and {len(labels) - 10} more" if len(labels) > 10 else ""
+            typer.echo(f"{word:8} {', '.join(labels[:10])}{more}")
+
+
+def _judge(answers: list[Reload], live: int, config: Config) -> None:
+    for answer in answers:
+        if answer.problem is not None:
+            told = "kept its old configuration: " + answer.problem.replace("\n", "; ")
+        elif answer.config_hash != config.config_hash:
+            told = "reloaded, from other files or another environment than yours"
+        else:
+            told = "reloaded"
+        typer.echo(f"daemon {answer.daemon} on {answer.host}: {told}")
+    if any(answer.problem is not None for answer in answers):
+        raise typer.Exit(1)
+    if len(answers) < live:
+        raise Refused(f"{live - len(answers)} of {live} daemons did not answer in time: see `webhookd status`")

@@ -1,0 +1,224 @@
+"""Keeps the running configuration what the files say, and tells the other daemons.
+
+    SIGHUP, a watched file, `webhookd reload` ──▶ load, in a thread ──▶ refused? ──▶ into the database ──▶ apply
+    each second: has another daemon changed the endpoints? ──▶ apply
+
+Fan-out follows the database: an endpoint that another daemon knows and we do not is owed its events all the same, and
+one counts as removed only when every live daemon has dropped it. A reload that fails, or removes too much, leaves
+everything as it is.
+"""
+
+import asyncio
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Protocol
+
+import structlog
+
+from webhookd.config import Config
+from webhookd.difference import difference, refusal
+from webhookd.errors import ConfigError, SchemaMismatch, StoreUnavailable
+from webhookd.formats import FORMATS
+from webhookd.model import Endpoint, RetryPolicy
+from webhookd.signing import SCHEMES
+from webhookd.tasks import wait_for
+
+LOOK_SECONDS = 1.0
+REMOVE_EVERY = 5  # looks between two tries to count endpoints as removed that only we have dropped
+
+log = structlog.get_logger("webhookd.reloader")
+
+
+class Foreign(Protocol):
+    """An endpoint that is not in our own files."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def spec(self) -> Mapping[str, Any]: ...
+
+
+class Known(Protocol):
+    """The endpoints that the database has."""
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """The numbers of ours, in their order."""
+
+    @property
+    def foreign(self) -> Sequence[Foreign]:
+        """Those of other daemons' files."""
+
+
+class Registry(Protocol):
+    """What the reloader needs of the store."""
+
+    async def versions(self) -> tuple[int, int]:
+        """How often endpoints have changed, and how often a reload was asked for."""
+
+    async def sync_endpoints(
+        self, daemon: int, specs: Mapping[tuple[str, str], Mapping[str, Any]], config_hash: str, dead_after: float
+    ) -> Known:
+        """Write our endpoints; all that are there."""
+
+    async def refresh_endpoints(self, keys: Iterable[tuple[str, str]], config_hash: str, dead_after: float) -> Known:
+        """All endpoints that are there; `keys` are ours."""
+
+    async def reload_refused(self, daemon: int, problem: str) -> None:
+        """Show that we kept the old configuration, and why."""
+
+    async def accepted_removals(self) -> frozenset[str]:
+        """Labels of endpoints whose removal an operator has accepted of late."""
+
+
+class Reloader:
+    """Runs beside the other parts. `apply(config, own, foreign)` is called with every change; it must not wait.
+
+    `wanted` is set by whoever wants the files read again; asking a thousand times is asking once.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        daemon: int,
+        config: Config,
+        load: Callable[[], Config],
+        apply: Callable[[Config, Sequence[Endpoint], Sequence[Endpoint]], None],
+        wanted: asyncio.Event,
+        *,
+        dead_after: float,
+        on_reload: Callable[[], None],
+        on_refused: Callable[[str], None],
+        look_seconds: float = LOOK_SECONDS,
+    ) -> None:
+        self._store = registry
+        self._daemon = daemon
+        self._config = config
+        self._load = load
+        self._apply = apply
+        self._dead_after = dead_after
+        self._on_reload = on_reload
+        self._on_refused = on_refused
+        self._look_seconds = look_seconds
+        self._wanted = wanted
+        self._versions: tuple[int, int] | None = None
+        self._foreign: Sequence[Endpoint] = ()
+
+    async def run(self) -> None:
+        """Reload when that is wanted, and look whether others did, until cancelled."""
+        looks = 0
+        while True:
+            try:
+                if self._versions is None:
+                    self._versions = await self._store.versions()
+                if await wait_for(self._wanted, self._look_seconds):
+                    self._wanted.clear()  # before reading: what is asked for meanwhile must survive
+                    with long_lived():
+                        await self._reload()
+                looks += 1
+                await self._look(self._versions, again=bool(self._foreign) and looks % REMOVE_EVERY == 0)
+            except (StoreUnavailable, SchemaMismatch):
+                await asyncio.sleep(self._look_seconds)  # the reader says why
+            except ConfigError as error:
+                await self._refuse(error.mistakes)
+
+    async def _look(self, before: tuple[int, int], *, again: bool) -> None:
+        versions = self._versions = await self._store.versions()
+        if versions[1] != before[1]:
+            self._wanted.set()
+        if versions[0] != before[0] or again:
+            config = self._config
+            await self.take_over(
+                config, await self._store.refresh_endpoints(config.specs, config.config_hash, self._dead_after)
+            )
+
+    async def _reload(self) -> None:
+        self._on_reload()
+        try:
+            config = await asyncio.to_thread(self._load)
+            change = difference(self._config.specs, config.specs)
+            accepted = await self._store.accepted_removals() if change.removed else frozenset()
+            if not accepted.issuperset(change.removed) and (why := refusal(change, len(self._config.specs))):
+                raise ConfigError([why])
+            await self._write(config)
+            log.info(
+                "reloaded",
+                added=len(change.added),
+                removed=len(change.removed),
+                changed=len(change.changed),
+                restart_needed=[name for name in ("daemon", "database", "log") if _differs(self._config, config, name)],
+            )
+            self._config = config
+        except (StoreUnavailable, SchemaMismatch):
+            self._wanted.set()
+            raise
+
+    async def _write(self, config: Config) -> None:
+        await self.take_over(
+            config, await self._store.sync_endpoints(self._daemon, config.specs, config.config_hash, self._dead_after)
+        )
+
+    async def take_over(self, config: Config, known: Known) -> None:
+        """Go on with this configuration and these endpoints."""
+        # In a thread, because thousands of endpoints would stall the loop.
+        own, self._foreign = await asyncio.to_thread(_endpoints, config, known)
+        self._apply(config, own, self._foreign)
+
+    async def _refuse(self, mistakes: Sequence[str]) -> None:
+        log.error("reload_refused", mistakes=list(mistakes))
+        self._on_refused(mistakes[0])
+        try:
+            await self._store.reload_refused(self._daemon, "\n".join(mistakes))
+        except (StoreUnavailable, SchemaMismatch):
+            log.warning("refusal_not_shown")
+
+
+@contextmanager
+def long_lived() -> Iterator[None]:
+    """What the block makes is here to stay: the garbage collector leaves it alone, now and later.
+
+    It would stop the loop for more than 100 ms to look through the objects of 8,000 endpoints, again and again.
+    """
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
+
+
+def _differs(before: Config, after: Config, section: str) -> bool:
+    return bool(getattr(before, section) != getattr(after, section))
+
+
+def _endpoints(config: Config, known: Known) -> tuple[list[Endpoint], list[Endpoint]]:
+    """Our endpoints with their numbers, and those of other daemons' files."""
+    ids = dict(zip(config.specs, known.ids, strict=True))
+    own = [replace(endpoint, id=ids[endpoint.tenant, endpoint.name]) for endpoint in config.endpoints]
+    return own, [_foreign(each) for each in known.foreign]
+
+
+def _foreign(known: Foreign) -> Endpoint:
+    """Enough of an endpoint to see what it is owed, nothing to send with."""
+    spec = known.spec
+    return Endpoint(
+        id=known.id,
+        tenant=known.tenant,
+        name=known.name,
+        url="",
+        events=tuple(spec["events"]),
+        format=FORMATS["raw"],
+        signature=SCHEMES["none"],
+        secrets=(),
+        retry=RetryPolicy(),
+        timeout=0.0,
+        max_in_flight=1,
+        active=spec["active"],
+        filter={key: tuple(values) for key, values in spec["filter"].items()},
+    )
