@@ -7,6 +7,7 @@ What is made once per delivery is a NamedTuple: it is frozen, and three times ch
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Literal, NamedTuple
 
 
@@ -193,3 +194,19 @@ class Result(NamedTuple):
     delivery: Delivery
     attempt: Attempt | None
     outcome: Outcome
+
+
+class EndpointState(StrEnum):
+    """What an endpoint is owed, and whether it is sent to; the documentation has a row for each."""
+
+    ACTIVE = "active"
+    INACTIVE = "inactive"  # by its file: new events are not owed
+    PAUSED = "paused"  # by an operator: owed and kept, and the clock stands still
+    FAILING = "failing"  # its breaker is open: owed and probed
+    DISABLED = "disabled"  # by a 410 or a threshold: new events are not owed
+    REMOVED = "removed"  # gone from the files: what it was owed is kept until it returns
+
+    @classmethod
+    def of(cls, *, active: bool, removed: bool) -> "EndpointState":
+        """The state of an endpoint that its file calls active or not, or that no file names any longer."""
+        return cls.REMOVED if removed else cls.ACTIVE if active else cls.INACTIVE

@@ -1,11 +1,12 @@
 """A local receiver, for the demo and for developing: it verifies what comes in, reports it, and behaves as it is told.
 
 It answers 401 to a request whose signature does not match, as a receiver of one's own should, and 500 when it is flaky.
+What it would accept it can pass on to another receiver, whose answer it then gives.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -22,11 +23,12 @@ _SHUTDOWN_SECONDS = 0.2  # for answers under way; one that hangs would never end
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """How a path answers what is signed well: after `delay` seconds, a share of `failing` with 500, or never."""
+    """How a path answers what is signed well: after `delay` seconds, a share of `failing` with `failure`, or never."""
 
     failing: float = 0.0
     delay: float = 0.0
     hangs: bool = False
+    failure: int = 500
 
 
 HEALTHY = Behaviour()
@@ -40,6 +42,15 @@ class Received(NamedTuple):
     body: bytes
     problem: str | None
     status: int | None
+    method: str = "POST"
+
+
+class Answer(NamedTuple):
+    """What another receiver said."""
+
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 @asynccontextmanager
@@ -50,25 +61,34 @@ async def sink(
     *,
     random: Callable[[], float],
     port: int = 0,
+    otherwise: Behaviour = HEALTHY,
+    forward: Callable[[Received], Awaitable[Answer]] | None = None,
 ) -> AsyncIterator[str]:
     """Receive on 127.0.0.1 and give the URL, without a slash at its end; 0 is any free port.
 
-    Without keys nothing is verified. A path that `behaviours` does not name is healthy. `random` is uniform in [0, 1).
+    Without keys nothing is verified. A path that `behaviours` does not name behaves as `otherwise`. `random` is uniform
+    in [0, 1). `forward` is asked for the answer where it would be 200, and must not raise.
     """
 
     async def receive(request: web.Request) -> web.Response:
         body = await request.read()
         headers = {name.lower(): text for name, text in request.headers.items()}
         problem = verify(keys, headers, body, time.time()) if keys else None
-        behaviour = behaviours.get(request.path, HEALTHY)
+        behaviour = behaviours.get(request.path, otherwise)
         status: int | None = 200
         if problem:
             status = 401
         elif behaviour.hangs:
             status = None
         elif random() < behaviour.failing:
-            status = 500
-        on_request(Received(request.path, headers, body, problem, status))
+            status = behaviour.failure
+        received = Received(request.path, headers, body, problem, status, request.method)
+        if status == 200 and forward:
+            answer = await forward(received)
+            on_request(received._replace(status=answer.status))
+            await asyncio.sleep(behaviour.delay)
+            return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
+        on_request(received)
         if status is None:
             await asyncio.Event().wait()
         await asyncio.sleep(behaviour.delay)

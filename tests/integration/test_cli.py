@@ -132,9 +132,19 @@ async def test_emit_writes_the_event_byte_for_byte(
     file = tmp_path / "payload.json"
     file.write_text('{"price": 1.10}\n')
     shown = [
-        webhookd("emit", "order.created", '{"b": 1,  "a": 2}', env=env),
-        webhookd("emit", "order.created", f"@{file}", "--tenant", "acme", "--metadata", '{"region": "eu"}', env=env),
-        webhookd("emit", "a", "-", "--event-id", "mine-1", "--ordering-key", "k", env=env, stdin='"ü"'),
+        webhookd("emit", "order.created", '{"b": 1,  "a": 2}', env=env, cwd=tmp_path),
+        webhookd(
+            "emit",
+            "order.created",
+            f"@{file}",
+            "--tenant",
+            "acme",
+            "--metadata",
+            '{"region": "eu"}',
+            env=env,
+            cwd=tmp_path,
+        ),
+        webhookd("emit", "a", "-", "--event-id", "mine-1", "--ordering-key", "k", env=env, stdin='"ü"', cwd=tmp_path),
     ]
     assert [(each.returncode, each.stderr) for each in shown] == [(0, "")] * 3
     rows = await sql.fetch("SELECT event_id, payload, tenant, metadata, ordering_key FROM webhookd.outbox ORDER BY id")

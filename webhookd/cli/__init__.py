@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from webhookd import __version__
-from webhookd.cli import database, demo, run, status
+from webhookd.cli import check, database, demo, endpoints, explain, init, listen, listings, reload, run, secret, status
 from webhookd.cli.options import Usage
 from webhookd.errors import ConfigError, EmbeddedUnavailable, SchemaMismatch, StoreUnavailable, WebhookdError
 
@@ -16,20 +16,32 @@ NO, USAGE, DATABASE_AWAY, CONFIGURATION = 1, 2, 69, 78  # the last two are EX_UN
 
 app = typer.Typer(
     help="Delivers the events of a Postgres outbox to every endpoint that subscribes to them.",
+    epilog="Start with `webhookd demo`, or with `webhookd init`. To have your shell complete commands and options, run "
+    "`webhookd --install-completion` once. Exit codes: 0 done, 1 the answer is no, 2 usage, 69 the database is away, "
+    "78 the configuration has a mistake.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,  # they would show local variables, secrets among them
     rich_markup_mode=None,
 )
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "demo": demo.demo,
+    "init": init.init,
+    "check": check.check,
     "run": run.run,
     "migrate": database.migrate,
     "emit": database.emit,
+    "explain": explain.explain,
+    "listen": listen.listen,
     "status": status.status,
+    "events": listings.events,
+    "deliveries": listings.deliveries,
+    "attempts": listings.attempts,
+    "reload": reload.reload,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)
+app.add_typer(secret.secret, name="secret")
+app.add_typer(endpoints.app, name="endpoints")
 
 
 def _version(wanted: bool) -> None:
@@ -49,7 +61,8 @@ def _options(
     ] = False,
 ) -> None:
     if config is not None:
-        context.default_map = {each: {"config": str(config)} for each in COMMANDS}
+        given = {"config": str(config)}
+        context.default_map = {**dict.fromkeys(COMMANDS, given), "endpoints": {"list": given, "show": given}}
 
 
 def main() -> None:

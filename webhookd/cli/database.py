@@ -1,6 +1,8 @@
 """Commands for the database: its schema, and events by hand."""
 
+import os
 import re
+import shlex
 import sys
 from datetime import UTC, datetime, timedelta
 from json import JSONDecodeError, JSONDecoder
@@ -9,7 +11,11 @@ from typing import Annotated, Never
 
 import typer
 
+from webhookd import loader
 from webhookd.cli.options import ConfigFile, Usage, dsn_for, ran
+from webhookd.errors import WebhookdError
+from webhookd.matching import why_not
+from webhookd.model import Event
 from webhookd.store import migrations
 from webhookd.store.database import Database
 from webhookd.store.reports import NewEvent, Producer
@@ -52,14 +58,45 @@ def emit(
         raise Usage("--event-id: write 1 to 128 of A-Z, a-z, 0-9, '_' and '-'")
     event = NewEvent(
         type_,
-        _json("PAYLOAD", _text(payload)),
+        json_text("PAYLOAD", _text(payload)),
         tenant,
         ordering_key,
-        None if metadata is None else _json("--metadata", metadata.encode(errors="surrogateescape")),
+        None if metadata is None else json_text("--metadata", metadata.encode(errors="surrogateescape")),
         event_id,
         None if deliver_after is None else _moment(deliver_after),
     )
     typer.echo(ran(_emit(dsn_for(config), event)))
+    if _nobody_wants(event, config):
+        typer.echo(
+            f"webhookd: no endpoint of the configuration gets it; ask `{_explanation(event, config)}` why", err=True
+        )
+
+
+def _nobody_wants(event: NewEvent, config: Path | None) -> bool:
+    """True when there is a configuration, and in it no endpoint that is owed the event."""
+    try:
+        loaded = loader.load(loader.find(config, os.environ), os.environ)
+    except WebhookdError:
+        return False  # the event is in the outbox, which is all that was asked for
+    about = supposed(event.type, event.tenant, event.metadata)
+    return all(why_not(endpoint, about) for endpoint in loaded.endpoints)
+
+
+def supposed(type_: str, tenant: str, metadata: bytes | None) -> Event:
+    """An event as matching sees it, whether it is in the outbox or not."""
+    return Event(0, "", datetime.now(UTC), type_, tenant, None, metadata, None, 0)
+
+
+def _explanation(event: NewEvent, config: Path | None) -> str:
+    """The command that tells why."""
+    parts = ["webhookd", "explain", "--type", event.type]
+    if config is not None:
+        parts += ["-c", str(config)]
+    if event.tenant:
+        parts += ["--tenant", event.tenant]
+    if event.metadata is not None:
+        parts += ["--metadata", event.metadata.decode()]
+    return shlex.join(parts)
 
 
 async def _emit(dsn: str, event: NewEvent) -> str:
@@ -78,7 +115,7 @@ def _text(payload: str) -> bytes:
         raise Usage(f"PAYLOAD: {payload[1:]} cannot be read: {error.strerror}") from None
 
 
-def _json(what: str, content: bytes) -> bytes:
+def json_text(what: str, content: bytes) -> bytes:
     """The bytes as they are, once they are known to be JSON that Postgres takes."""
     try:
         JSONDecoder(parse_constant=_constant).decode(content.decode())

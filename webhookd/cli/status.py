@@ -1,13 +1,17 @@
 """`webhookd status`: how things stand, of the database alone."""
 
+import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any
 
-import orjson
 import typer
+from rich.console import Group
+from rich.text import Text
 
 from webhookd.cli.options import AsJson, ConfigFile, dsn_for, ran
+from webhookd.cli.tables import cell, document, inert, table
+from webhookd.cli.watch import drawn, printed, watch
 from webhookd.janitor import BEAT_SECONDS, DEAD_AFTER_BEATS
 from webhookd.store.database import Database
 from webhookd.store.reports import Owed, Reports, Status
@@ -15,21 +19,37 @@ from webhookd.store.reports import Owed, Reports, Status
 HEADS = ("endpoint", "retrying", "held", "exhausted", "rejected", "next try", "delivered/min", "failed/min")
 
 
-def status(config: ConfigFile = None, as_json: AsJson = False) -> None:
+def status(
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    live: Annotated[bool, typer.Option("--watch", help="Go on showing it each second, until Ctrl-C.")] = False,
+) -> None:
     """Show what waits, what is owed, and who delivers."""
-    found = ran(_ask(config))
-    if as_json:
-        typer.echo(orjson.dumps(_document(found), option=orjson.OPT_INDENT_2).decode())
-    else:
-        typer.echo("\n".join(_lines(found)))
+    dsn = dsn_for(config)
+    if live:
+        draws = sys.stdout.isatty() and not as_json
+        with drawn(_picture) if draws else printed(_json_line if as_json else _line) as view:
+            ran(watch(dsn, _ask, view))
+        return
+    found = ran(_once(dsn))
+    typer.echo(document(_document(found)) if as_json else "\n".join(_lines(found)))
 
 
-async def _ask(config: Path | None) -> Status:
-    async with Database(dsn_for(config) or None, size=1) as database:
-        return await Reports(database).status(BEAT_SECONDS * DEAD_AFTER_BEATS)
+async def _once(dsn: str) -> Status:
+    async with Database(dsn or None, size=1) as database:
+        return await _ask(database)
+
+
+async def _ask(database: Database) -> Status:
+    return await Reports(database).status(BEAT_SECONDS * DEAD_AFTER_BEATS)
+
+
+def _differ(found: Status) -> bool:
+    return len({daemon.config_hash for daemon in found.daemons}) > 1
 
 
 def _document(found: Status) -> dict[str, Any]:
+    delivered, failed = _last_minute(found)
     return {
         "waiting": {"events": found.waiting.events, "oldest_seconds": found.waiting.seconds},
         "scheduled": {"events": found.scheduled.events, "first_due_seconds": found.scheduled.seconds},
@@ -39,9 +59,17 @@ def _document(found: Status) -> dict[str, Any]:
             "oldest_seconds": found.open.seconds,
         },
         "daemons": [
-            {"id": d.id, "host": d.host, "version": d.version, "config_hash": d.config_hash, "beat_seconds": d.seconds}
-            for d in found.daemons
+            {
+                "id": daemon.id,
+                "host": daemon.host,
+                "version": daemon.version,
+                "config_hash": daemon.config_hash,
+                "config_problem": daemon.config_problem,
+                "beat_seconds": daemon.seconds,
+            }
+            for daemon in found.daemons
         ],
+        "configurations_differ": _differ(found),
         "endpoints": [
             {
                 "tenant": owed.tenant,
@@ -53,21 +81,65 @@ def _document(found: Status) -> dict[str, Any]:
             for owed in found.endpoints
         ],
         "last_minute": {
-            "delivered": sum(owed.delivered for owed in found.endpoints),
-            "failed": sum(owed.failed for owed in found.endpoints),
+            "delivered": delivered,
+            "failed": failed,
         },
     }
 
 
 def _lines(found: Status) -> Iterator[str]:
+    yield from _headlines(found)
+    if found.endpoints:
+        yield from columns([HEADS, *map(_row, found.endpoints)])
+    else:
+        yield "no endpoint is known yet: the first `webhookd run` makes those of the configuration known"
+
+
+def _picture(found: Status) -> Group:
+    owing = any(owed.retrying or owed.held for owed in found.endpoints)
+    heads = (HEADS[0], *(f">{head}" for head in HEADS[1:]))
+    rows = ([cell(text, "dim" if text == "0" else "") for text in _row(owed)] for owed in found.endpoints)
+    lines = (Text(line, "red" if line.startswith("problem") else "") for line in _headlines(found))
+    return Group(*lines, table(heads, rows), Text("owed: see `webhookd deliveries`" if owing else "", "dim"))
+
+
+def _line(found: Status) -> str:
+    delivered, failed = _last_minute(found)
+    owed = sum(each.retrying + each.held for each in found.endpoints)
+    return (
+        f"{datetime.now():%H:%M:%S}  {counted(len(found.daemons), 'daemon')}, {found.waiting.events} waiting, "
+        f"{found.open.events} in hand, {owed} owed; last minute {delivered} delivered, "
+        f"{counted(failed, 'failed attempt')}{''.join(f'; {problem}' for problem in _problems(found))}"
+    )
+
+
+def _json_line(found: Status) -> str:
+    return document(_document(found), indent=False)
+
+
+def _last_minute(found: Status) -> tuple[int, int]:
+    return sum(owed.delivered for owed in found.endpoints), sum(owed.failed for owed in found.endpoints)
+
+
+def _problems(found: Status) -> Iterator[str]:
+    if _differ(found):
+        yield "daemons run different configurations"
+    for daemon in found.daemons:
+        if daemon.config_problem is not None:
+            yield f"daemon {daemon.id} keeps an older configuration: {inert(daemon.config_problem)}"
+
+
+def _headlines(found: Status) -> Iterator[str]:
     waiting, scheduled, batches = found.waiting, found.scheduled, found.open
     if not found.daemons:
         yield "daemons      none is alive: start one with `webhookd run`"
     for daemon in found.daemons:
         yield (
-            f"daemon {daemon.id:<5} {daemon.host}, version {daemon.version}, configuration {daemon.config_hash}, "
-            f"beat {span(daemon.seconds)} ago"
+            f"daemon {daemon.id:<5} {inert(daemon.host)}, version {daemon.version}, "
+            f"configuration {daemon.config_hash}, beat {span(daemon.seconds)} ago"
         )
+    for problem in _problems(found):
+        yield f"problem      {problem}"
     yield f"waiting      {counted(waiting.events, 'event')}{_since(', the oldest for ', waiting.seconds)}"
     if scheduled.events:
         yield f"scheduled    {counted(scheduled.events, 'event')}{_since(', the first due in ', scheduled.seconds)}"
@@ -75,17 +147,13 @@ def _lines(found: Status) -> Iterator[str]:
         f"in hand      {counted(batches.events, 'event')} in {counted(batches.batches, 'batch', 'batches')}"
         f"{_since(', the oldest for ', batches.seconds)}"
     )
-    delivered, failed = sum(o.delivered for o in found.endpoints), sum(o.failed for o in found.endpoints)
+    delivered, failed = _last_minute(found)
     yield f"last minute  {delivered} delivered, {counted(failed, 'failed attempt')}"
     yield ""
-    if not found.endpoints:
-        yield "no endpoint is known yet: the first `webhookd run` makes those of the configuration known"
-        return
-    yield from columns([HEADS, *map(_row, found.endpoints)])
 
 
 def _row(owed: Owed) -> tuple[str, ...]:
-    label = f"{owed.tenant}/{owed.name}" if owed.tenant else owed.name
+    label = inert(f"{owed.tenant}/{owed.name}" if owed.tenant else owed.name)
     due = "" if owed.due_in is None else "now" if owed.due_in <= 0 else f"in {span(owed.due_in)}"
     counts = (owed.retrying, owed.held, owed.exhausted, owed.rejected)
     return (label, *map(str, counts), due, str(owed.delivered), str(owed.failed))

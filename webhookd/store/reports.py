@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+import orjson
+
 from webhookd.model import Event
 from webhookd.sql import QUERIES
 from webhookd.store.database import Database
@@ -60,6 +62,7 @@ class Alive(NamedTuple):
     version: str
     config_hash: str
     seconds: float  # since its last beat
+    config_problem: str | None = None  # why it runs on with an older configuration
 
 
 class Owed(NamedTuple):
@@ -113,6 +116,25 @@ class Account(NamedTuple):
     state: str | None
 
 
+class Deployed(NamedTuple):
+    """What the daemons run: the endpoints of their files, by tenant and name, and who is alive."""
+
+    specs: dict[tuple[str, str], dict[str, Any]]
+    daemons: tuple[Alive, ...]
+
+
+class Fate(NamedTuple):
+    """A row of `webhookd.event_status`; `endpoint` None when no endpoint has a row. `due_in` is in seconds."""
+
+    event: int
+    endpoint: str | None
+    state: str
+    attempts: int
+    code: int | None
+    error: str | None
+    due_in: float | None
+
+
 class Reports:
     """Questions that change nothing."""
 
@@ -131,6 +153,24 @@ class Reports:
                     tuple(map(Alive._make, await connection.fetch(QUERIES["status_daemons"], dead_after))),
                     tuple(map(Owed._make, await connection.fetch(QUERIES["status_endpoints"]))),
                 )
+
+    async def deployed(self, dead_after: float) -> Deployed:
+        """What runs, on a schema that this binary knows; a daemon is alive that beat less than `dead_after` s ago."""
+        async with self._database.connection() as connection:
+            await check_schema(connection)
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                rows = await connection.fetch(QUERIES["deployed"])
+                daemons = await connection.fetch(QUERIES["status_daemons"], dead_after)
+        return Deployed({(row[0], row[1]): orjson.loads(row[2]) for row in rows}, tuple(map(Alive._make, daemons)))
+
+    async def fates(self, event_id: str) -> list[tuple[Event, list[Fate]]]:
+        """The events of this id, in order, usually one, and what became of each."""
+        async with self._database.connection() as connection:
+            await check_schema(connection)
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                events = [Event._make(row) for row in await connection.fetch(QUERIES["events_of"], event_id)]
+                fates = [Fate._make(row) for row in await connection.fetch(QUERIES["fates"], event_id)]
+        return [(event, [fate for fate in fates if fate.event == event.id]) for event in events]
 
     async def mark(self) -> Mark:
         """Now."""

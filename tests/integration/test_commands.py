@@ -1,0 +1,406 @@
+"""The commands for people: a first configuration, what is wrong with it, who gets what, and a receiver to try it on."""
+
+import base64
+import json
+import re
+import stat
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from tests.integration.test_cli import NOWHERE, PLAIN, fails, webhookd
+from webhookd.cli.init import MODES, template
+from webhookd.config import Config
+from webhookd.loader import load
+from webhookd.signing import parse_secret, parse_verifier
+
+SECRET = "whsec_" + base64.b64encode(b"planted-secret-of-the-command-tests").decode()
+OTHER = "whsec_" + base64.b64encode(b"another-planted-secret-of-the-tests").decode()
+ROOT = Path(__file__).parents[2]
+for name in ("INVOCATION_ID", "NOTIFY_SOCKET"):  # of whatever runs the tests
+    PLAIN.pop(name, None)
+
+
+def endpoint(name: str, **keys: Any) -> str:
+    table = {"url": "https://hooks.example.com/", "events": ["*"], "signature": "none", **keys}
+    return f"[endpoint.{name}]\n" + "".join(f"{key} = {toml(value)}\n" for key, value in table.items())
+
+
+def toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {toml(each)}" for key, each in value.items()) + " }"
+    return json.dumps(value)
+
+
+def written(folder: Path, *endpoints: str, dsn: str = NOWHERE, more: str = "") -> Path:
+    file = folder / "webhookd.toml"
+    file.write_text("\n".join([f'[database]\ndsn = "{dsn}"\n{more}', *endpoints]))
+    return file
+
+
+async def deploy(sql: "asyncpg.Connection[asyncpg.Record]", loaded: Config, config_hash: str | None = None) -> None:
+    """What a daemon that runs this configuration leaves in the database."""
+    await sql.executemany(
+        "INSERT INTO webhookd.endpoint (tenant, name, source, spec) VALUES ($1, $2, 'file', $3)",
+        [(*key, json.dumps(spec)) for key, spec in loaded.specs.items()],
+    )
+    await sql.execute(
+        "INSERT INTO webhookd.daemon (id, host, version, config_hash) VALUES (7, 'here', '0', $1)",
+        config_hash or loaded.config_hash,
+    )
+
+
+# init
+
+
+def test_init_writes_a_configuration_that_is_right_and_has_a_secret_of_its_own(tmp_path: Path) -> None:
+    found = webhookd("init", cwd=tmp_path)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout == (
+        "wrote config/webhookd.toml\n"
+        "wrote config/endpoints.d/example.toml\n"
+        "\n"
+        "config/endpoints.d/example.toml has a fresh secret and an endpoint that is inactive until active = true.\n"
+        "Next:\n"
+        "  export WEBHOOKD_DSN=postgresql:///app && webhookd migrate\n"
+        "  webhookd check\n"
+        "  webhookd run --dev\n"
+    )
+    file = tmp_path / "config/endpoints.d/example.toml"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+    secret = tomllib.loads(file.read_text())["endpoint"]["example"]["secret"]
+    parse_secret(secret)
+    assert secret not in (ROOT / "config/endpoints.d/example.toml").read_text()
+    assert "fake" not in file.read_text().partition("secret =")[0]
+    assert webhookd("check", "--offline", cwd=tmp_path).returncode == 0
+
+
+def test_init_elsewhere_names_the_file_in_what_comes_next(tmp_path: Path) -> None:
+    found = webhookd("init", "my hooks", cwd=tmp_path)
+    assert "  webhookd check -c 'my hooks/webhookd.toml'\n" in found.stdout
+    assert (tmp_path / "my hooks/webhookd.toml").exists()
+
+
+@pytest.mark.parametrize("there", MODES)
+def test_init_overwrites_nothing(tmp_path: Path, there: str) -> None:
+    file = tmp_path / "config" / there
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    fails(
+        webhookd("init", cwd=tmp_path),
+        1,
+        f"webhookd: config/{there} is there already, so nothing was written: name another DIRECTORY\n",
+    )
+    assert [each.read_text() for each in tmp_path.rglob("*.toml")] == ["mine"]
+
+
+def test_init_where_nothing_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    found = webhookd("init", "file/config", cwd=tmp_path)
+    fails(found, 1, "cannot be written: Not a directory")
+    assert found.stderr.count("\n") == 1
+
+
+def test_the_wheel_brings_what_init_writes() -> None:
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["force-include"] == {f"config/{name}": f"webhookd/templates/{name}" for name in MODES}
+    assert all(template(name) for name in MODES)
+
+
+# check
+
+
+def test_the_first_endpoint_is_refused_with_the_lines_that_allow_it(tmp_path: Path) -> None:
+    hook = endpoint("mine", url="http://localhost:3000")
+    found = webhookd("check", "--offline", "-c", written(tmp_path, hook))
+    fails(found, 78, "[endpoint.mine] url: the URL must start with https://, because http is not allowed; if that is")
+    lines = [line.strip() for line in found.stderr.splitlines()[1:]]
+    assert lines == ["[egress]", "allow_http = true", 'allow_networks = ["127.0.0.0/8", "::1/128"]']
+    allowed = webhookd("check", "--offline", "-c", written(tmp_path, hook, more="\n".join(lines)))
+    assert (allowed.returncode, allowed.stderr) == (0, "")
+
+
+def test_check_tells_every_mistake(tmp_path: Path) -> None:
+    config = written(tmp_path, endpoint("a", events=[]), endpoint("b", timeout=3))
+    found = webhookd("check", "-c", config)
+    fails(found, 78, "[endpoint.a] events", "[endpoint.b] timeout")
+    assert len(found.stderr.splitlines()) == 2
+
+
+def test_check_of_the_files_alone(tmp_path: Path) -> None:
+    config = written(tmp_path, endpoint("a"), endpoint("b", active=False))
+    found = webhookd("check", "--offline", "-c", config)
+    loaded = load(config, {})
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout == f"{config}: no mistake; 2 endpoints, 1 inactive; configuration {loaded.config_hash}\n"
+    assert json.loads(webhookd("check", "--offline", "--json", "-c", config).stdout) == {
+        "file": str(config),
+        "config_hash": loaded.config_hash,
+        "endpoints": 2,
+        "inactive": 1,
+    }
+
+
+def test_check_without_the_database_is_69_and_without_the_schema_too(tmp_path: Path, empty_dsn: str) -> None:
+    fails(webhookd("check", "-c", written(tmp_path, endpoint("a"))), 69, "does not answer")
+    fails(webhookd("check", "-c", written(tmp_path, endpoint("a"), dsn=empty_dsn)), 69, "`webhookd migrate`")
+
+
+async def test_check_shows_the_difference_to_what_runs(
+    dsn: str, sql: "asyncpg.Connection[asyncpg.Record]", tmp_path: Path
+) -> None:
+    loaded = load(written(tmp_path, endpoint("a"), endpoint("b"), endpoint("c", tenant="acme"), dsn=dsn), {})
+    await deploy(sql, loaded)
+    same = webhookd("check", "-c", tmp_path / "webhookd.toml")
+    assert same.returncode == 0
+    assert same.stdout.splitlines()[1:] == [
+        "database: it knows the same endpoints",
+        "daemons: the one that is alive runs this configuration",
+    ]
+    config = written(tmp_path, endpoint("a"), endpoint("c", tenant="acme", timeout="3s"), endpoint("d"), dsn=dsn)
+    found = webhookd("check", "-c", config)
+    assert found.returncode == 0
+    assert found.stdout.splitlines()[1:] == [
+        "added    d",
+        "removed  b",
+        "changed  acme/c",
+        f"daemon 7 on here runs another configuration, {loaded.config_hash}, until it reloads",
+    ]
+    listed = json.loads(webhookd("check", "--json", "-c", config).stdout)
+    assert {key: listed[key] for key in ("added", "removed", "changed", "refusal", "daemons")} == {
+        "added": ["d"],
+        "removed": ["b"],
+        "changed": ["acme/c"],
+        "refusal": None,
+        "daemons": 1,
+    }
+    assert listed["daemons_that_differ"] == [{"id": 7, "host": "here", "config_hash": loaded.config_hash}]
+
+
+async def test_check_of_many_endpoints_is_quick_and_refuses_a_wrong_push(
+    dsn: str, sql: "asyncpg.Connection[asyncpg.Record]", tmp_path: Path
+) -> None:
+    many = [endpoint(f"e{number:04}", secret=SECRET, signature="standard") for number in range(8000)]
+    files = tmp_path / "endpoints.d"
+    files.mkdir()
+    for number in range(80):
+        (files / f"{number}.toml").write_text("\n".join(many[number * 100 : number * 100 + 100]))
+    config = written(tmp_path, dsn=dsn)
+    await deploy(sql, load(config, {}), "0123456789abcdef")
+    for number in range(2):
+        (files / f"{number}.toml").unlink()
+    started = time.monotonic()
+    found = webhookd("check", "-c", config)
+    took = time.monotonic() - started
+    assert found.returncode == 1
+    lines = found.stdout.splitlines()
+    assert lines[0].startswith(f"{config}: no mistake; 7800 endpoints; ")
+    assert lines[1] == "removed  e0000"
+    assert "removed  180 more; --json lists all" in lines
+    assert lines[-1].startswith(
+        "a reload would be refused: 200 of 8000 endpoints are gone from the files (e0000, e0001,"
+    )
+    assert took < 5, "2 s on a machine that does nothing else"
+
+
+def test_check_schema_is_json_schema() -> None:
+    schema = json.loads(webhookd("check", "--schema").stdout)
+    assert "endpoint" in schema["properties"]
+
+
+# explain
+
+SHOPS = (
+    endpoint("orders", events=["order.*"]),
+    endpoint("bills", events=["bill.paid"]),
+    endpoint("europe", filter={"region": ["eu", "us"]}),
+    endpoint("other", tenant="acme"),
+    endpoint("off", active=False),
+)
+
+
+def test_explain_a_type(tmp_path: Path) -> None:
+    config = written(tmp_path, *SHOPS)
+    found = webhookd("explain", "--type", "order.created", "--metadata", '{"region": "asia"}', "-c", config)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.splitlines() == [
+        "an event 'order.created', by the files as they are now",
+        "",
+        "1 endpoint gets it",
+        "  orders",
+        "",
+        "4 endpoints do not",
+        "  off         inactive: it is switched off with active = false",
+        '  europe      filter: "region" is "asia", it wants "eu" or "us"',
+        '  bills       type: it subscribes to "bill.paid"',
+        '  acme/other  tenant: it gets those of "acme", the event is of ""',
+    ]
+    listed = webhookd("explain", "--type", "a", "--tenant", "acme", "--json", "-c", config)
+    assert json.loads(listed.stdout)["endpoints"][3:4] == [{"endpoint": "acme/other", "gets_it": True, "why_not": None}]
+
+
+def test_explain_says_no_with_1(tmp_path: Path) -> None:
+    found = webhookd("explain", "--type", "a", "--tenant", "nobody", "-c", written(tmp_path, *SHOPS))
+    assert (found.returncode, found.stderr) == (1, "")
+    assert "no endpoint gets it\n" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        ((), 2, "webhookd: name one thing to explain: EVENT_ID, --type TYPE or --url URL\n"),
+        (("evt_1", "--type", "a"), 2, "webhookd: name one thing to explain: EVENT_ID, --type TYPE or --url URL\n"),
+        (("evt_1", "--tenant", "a"), 2, "webhookd: --tenant and --metadata go with --type: an EVENT_ID has its own\n"),
+        (("--type", "a", "--metadata", "{"), 2, "webhookd: --metadata is no JSON: "),
+        (("evt_1",), 69, "does not answer"),
+    ],
+)
+def test_explain_says_in_one_sentence_what_is_wrong(
+    tmp_path: Path, arguments: tuple[str, ...], code: int, sentence: str
+) -> None:
+    found = webhookd("explain", *arguments, "-c", written(tmp_path, *SHOPS))
+    fails(found, code, sentence)
+    assert found.stderr.count("\n") == 1
+
+
+async def test_explain_an_event_tells_what_became_of_it(
+    dsn: str, sql: "asyncpg.Connection[asyncpg.Record]", tmp_path: Path
+) -> None:
+    config = written(tmp_path, *SHOPS, dsn=dsn)
+    emitted = webhookd("emit", "-c", config, "order.created", "{}", "--event-id", "evt_1")
+    assert (emitted.returncode, emitted.stderr) == (0, "")
+    found = webhookd("explain", "evt_1", "-c", config)
+    assert found.returncode == 0
+    lines = found.stdout.splitlines()
+    assert re.fullmatch(r"event evt_1: 'order\.created', inserted \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", lines[0])
+    assert lines[2:4] == ["what became of it", "  waiting: no daemon has taken it yet"]
+    assert lines[5:7] == ["1 endpoint gets it by the files as they are now", "  orders"]
+
+    await deploy(sql, load(config, {}))
+    await sql.execute(
+        """INSERT INTO webhookd.backlog (endpoint_id, outbox_id, outbox_at, attempts, due, last_code)
+           SELECT e.id, o.id, o.created_at, 2, now() + interval '45 s', 503
+             FROM webhookd.endpoint e, webhookd.outbox o WHERE e.name = 'orders'"""
+    )
+    shown = webhookd("explain", "evt_1", "-c", config).stdout
+    assert re.search(r"\n  orders: retrying after 2 attempts, last 503, next try in 4\d s\n", shown)
+    (listed,) = json.loads(webhookd("explain", "evt_1", "--json", "-c", config).stdout)
+    assert listed["event_id"] == "evt_1"
+    assert [(each["endpoint"], each["state"], each["last_code"]) for each in listed["status"]] == [
+        ("orders", "retrying", 503)
+    ]
+    fails(webhookd("explain", "evt_2", "-c", config), 1, "webhookd: the outbox has no event 'evt_2': ")
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "lines"),
+    [
+        (
+            "http://localhost:3000/",
+            1,
+            [
+                "refused: the URL must start with https://, because http is not allowed; "
+                "if that is meant, allow it with",
+                "[egress]",
+                "allow_http = true",
+                'allow_networks = ["127.0.0.0/8", "::1/128"]',
+            ],
+        ),
+        (
+            "https://169.254.169.254/latest",
+            1,
+            [
+                "refused: 169.254.169.254 is in 169.254.0.0/16, which is not public; if that is meant, allow it with",
+                "[egress]",
+                'allow_networks = ["169.254.169.254/32"]',
+            ],
+        ),
+        (
+            "https://u:p@example.com/",
+            1,
+            ["refused: the URL must not carry a user name or password; use a header instead"],
+        ),
+        ("https://93.184.216.34/", 0, ["allowed: 93.184.216.34 is", "  93.184.216.34: may be called"]),
+    ],
+)
+def test_explain_a_url(tmp_path: Path, url: str, code: int, lines: list[str]) -> None:
+    found = webhookd("explain", "--url", url, cwd=tmp_path)  # no configuration: what is allowed by default
+    assert (found.returncode, found.stderr) == (code, "")
+    assert found.stdout.splitlines() == lines
+
+
+def test_explain_a_url_by_what_the_configuration_allows(tmp_path: Path) -> None:
+    config = written(tmp_path, *SHOPS, more='[egress]\nallow_http = true\nallow_networks = ["127.0.0.0/8", "::1/128"]')
+    found = webhookd("explain", "--url", "http://localhost:3000/", "-c", config)
+    assert found.returncode == 0
+    assert found.stdout.startswith("allowed: localhost is\n  ")
+    listed = webhookd("explain", "--url", "http://127.0.0.1/", "--json", "-c", config).stdout
+    assert json.loads(listed)["addresses"] == [{"address": "127.0.0.1", "allowed": True, "why_not": None}]
+    unknown = webhookd("explain", "--url", "https://nowhere.invalid/", "-c", config)
+    assert unknown.returncode == 1
+    assert "nowhere.invalid cannot be resolved now" in unknown.stdout
+
+
+# emit
+
+
+async def test_emit_says_when_nobody_gets_it(dsn: str, tmp_path: Path) -> None:
+    config = written(tmp_path, endpoint("orders", events=["order.*"]), dsn=dsn)
+    found = webhookd("emit", "-c", config, "bill.paid", "{}", "--tenant", "a b")
+    assert found.returncode == 0
+    assert found.stderr == (
+        "webhookd: no endpoint of the configuration gets it; ask "
+        f"`webhookd explain --type bill.paid -c {config} --tenant 'a b'` why\n"
+    )
+    assert len(found.stdout.strip()) == 36
+    config.write_text("broken")  # which is nothing to emit
+    found = webhookd("emit", "bill.paid", "{}", env={"WEBHOOKD_DSN": dsn, "WEBHOOKD_CONFIG": str(config)})
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+# secret
+
+
+def test_secret_new() -> None:
+    one, other = webhookd("secret", "new"), webhookd("secret", "new")
+    assert one.stdout != other.stdout
+    assert parse_secret(one.stdout.rstrip("\n")).kind == "v1"
+    assert one.stdout.strip() not in one.stderr
+    assert "[endpoint.NAME]" in one.stderr
+    private, public = webhookd("secret", "new", "--ed25519").stdout.split()
+    assert parse_secret(private).raw.endswith(parse_verifier(public).raw)
+    assert json.loads(webhookd("secret", "new", "--ed25519", "--json").stdout).keys() == {"private", "public"}
+
+
+# run, and help
+
+
+@pytest.mark.parametrize("name", ["INVOCATION_ID", "NOTIFY_SOCKET"])
+def test_run_dev_is_refused_under_systemd(tmp_path: Path, name: str) -> None:
+    found = webhookd("run", "--dev", "-c", written(tmp_path, endpoint("a")), env={name: "1"})
+    fails(found, 78, f"webhookd: run --dev is not for services, and systemd has started this one ({name} is set): ")
+    assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["init", "check", "explain", "emit", "listen", "secret new", "run"])
+def test_help_is_for_strangers(command: str) -> None:
+    found = webhookd(*command.split(), "--help", env={"COLUMNS": "100"})
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "Usage: " in found.stdout
+    for line in found.stdout.splitlines():
+        assert not re.fullmatch(r"  --?[a-z0-9-]+( [A-Z]+)?", line), "an option without a word"
+
+
+def test_completion_is_offered_and_works() -> None:
+    assert "--install-completion" in webhookd("--help").stdout
+    asked = {"_WEBHOOKD_COMPLETE": "complete_bash", "COMP_WORDS": "webhookd exp", "COMP_CWORD": "1"}
+    command = Path(sys.executable).with_name("webhookd")  # by its own name, as a shell calls it
+    completed = subprocess.run([command], env={**PLAIN, **asked}, capture_output=True, text=True, check=True)
+    assert completed.stdout.split() == ["explain"]

@@ -1,0 +1,145 @@
+"""`webhookd endpoints`: who receives, what they are owed, and what they answered last."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.text import Text
+
+from webhookd.cli.listings import answer, chosen
+from webhookd.cli.options import AsJson, ConfigFile, dsn_for, ran
+from webhookd.cli.status import span
+from webhookd.cli.tables import cell, show, show_json, table
+from webhookd.model import EndpointState
+from webhookd.store.database import Database
+from webhookd.store.listings import Asked, AttemptLine, EndpointLine, Listings
+
+app = typer.Typer(help="Show endpoints.", no_args_is_help=True, rich_markup_mode=None)
+STYLES = {EndpointState.ACTIVE: "green", EndpointState.INACTIVE: "dim", EndpointState.REMOVED: "dim"}
+LAST = 10  # attempts that `show` shows
+
+
+@app.command("list")
+def list_(config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """List all endpoints."""
+    found = ran(_all(config))
+    if as_json:
+        return show_json({"endpoints": [_document(row) for row in found]})
+    if not found:
+        return show(Text("no endpoint is known yet: the first `webhookd run` makes those of the configuration known"))
+    heads = ("endpoint", "state", "url", "events", ">owed", ">failed", ">oldest owed", "last answer")
+    return show(table(heads, map(_row, found)))
+
+
+@app.command("show")
+def show_(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="NAME or TENANT/NAME.")],
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one endpoint and its last attempts."""
+    row, last = ran(_one(config, name))
+    if as_json:
+        return show_json({**_document(row), "spec": _spec(row), "attempts": [_attempt(each) for each in last]})
+    width = max(len(head) for head, _ in _facts(row)) + 2
+    show(*(Text.assemble(f"{head:<{width}}", cell(value)) for head, value in _facts(row)))
+    if last:
+        show(Text(f"\nlast {len(last)} attempts" if len(last) > 1 else "\nlast attempt", "bold"))
+        rows = ((each.at, each.event.event_id, each.event.type, each.attempt, _answer(each), each.ms) for each in last)
+        show(table(("at (UTC)", "event_id", "type", ">attempt", "answer", ">ms"), rows))
+    return None
+
+
+async def _all(config: Path | None) -> list[EndpointLine]:
+    async with Database(dsn_for(config) or None, size=1) as database:
+        return await Listings(database).endpoints()
+
+
+async def _one(config: Path | None, name: str) -> tuple[EndpointLine, list[AttemptLine]]:
+    async with Database(dsn_for(config) or None, size=1) as database:
+        listings = Listings(database)
+        number = chosen(await listings.names(), name)
+        (row,) = await listings.endpoints(number)
+        page = await listings.attempts(Asked(LAST), [number], None, failed=False, responses=False)
+        return row, page.rows
+
+
+def _label(row: EndpointLine) -> str:
+    return f"{row.tenant}/{row.name}" if row.tenant else row.name
+
+
+def _spec(row: EndpointLine) -> dict[str, Any]:
+    """What the files say of it, but for what a URL may carry besides the place."""
+    spec = orjson.loads(row.spec)
+    return {**spec, "url": without_query(spec.get("url", ""))}
+
+
+def without_query(url: str) -> str:
+    """The URL without the parts that carry tokens: user, query and fragment."""
+    url = url.partition("#")[0].partition("?")[0]
+    scheme, separator, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path}"
+
+
+def _state(row: EndpointLine) -> EndpointState:
+    return EndpointState.of(active=_spec(row).get("active", True), removed=row.removed_at is not None)
+
+
+def _answer(row: AttemptLine | EndpointLine) -> Text:
+    return answer(row.code, row.error, ok=bool(row.ok))
+
+
+def _age(at: datetime | None) -> str | None:
+    return None if at is None else span((datetime.now(UTC) - at).total_seconds())
+
+
+def _row(row: EndpointLine) -> tuple[object, ...]:
+    spec, state = _spec(row), _state(row)
+    last = Text("") if row.at is None else Text.assemble(_answer(row), f", {_age(row.at)} ago")
+    owed, failed = row.retrying + row.held, row.exhausted + row.rejected
+    events = ", ".join(spec.get("events", ()))
+    return (_label(row), cell(state, STYLES[state]), spec["url"], events, owed, failed, _age(row.oldest), last)
+
+
+def _facts(row: EndpointLine) -> Iterator[tuple[str, object]]:
+    spec = _spec(row)
+    yield "endpoint", _label(row)
+    yield "state", _state(row).value
+    for key in ("description", "url"):
+        if spec.get(key):
+            yield key, spec[key]
+    yield "events", ", ".join(spec.get("events", ()))
+    for key, values in spec.get("filter", {}).items():
+        yield f"filter {key}", ", ".join(values)
+    for key in ("format", "signature"):
+        if spec.get(key):
+            yield key, spec[key]
+    counts = {key: getattr(row, key) for key in ("retrying", "held", "exhausted", "rejected")}
+    yield "owed", ", ".join(f"{number} {key}" for key, number in counts.items() if number) or "nothing"
+    if row.oldest is not None:
+        yield "oldest owed", f"{row.oldest:%Y-%m-%d %H:%M:%S} UTC, {_age(row.oldest)} ago"
+    yield "last answer", "none yet" if row.at is None else f"{_answer(row)} in {row.ms} ms, {_age(row.at)} ago"
+
+
+def _document(row: EndpointLine) -> dict[str, Any]:
+    spec = _spec(row)
+    last = None if row.at is None else {key: getattr(row, key) for key in ("at", "ok", "code", "error", "ms")}
+    return {
+        "tenant": row.tenant,
+        "name": row.name,
+        "state": _state(row),
+        "url": spec["url"],
+        "events": spec.get("events", []),
+        "backlog": {key: getattr(row, key) for key in ("retrying", "held", "exhausted", "rejected")},
+        "oldest_owed": row.oldest,
+        "last": last,
+    }
+
+
+def _attempt(row: AttemptLine) -> dict[str, Any]:
+    keys = ("at", "attempt", "ok", "code", "error", "ms")
+    return {"event_id": row.event.event_id, "type": row.event.type, **{key: getattr(row, key) for key in keys}}

@@ -1,0 +1,208 @@
+"""`webhookd explain`: who gets an event, who does not and why; what became of it; and what may be called."""
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+from urllib.parse import urlsplit
+
+import orjson
+import typer
+
+from webhookd import loader
+from webhookd.cli.database import json_text, supposed
+from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
+from webhookd.cli.status import counted, span
+from webhookd.config import Config
+from webhookd.errors import ConfigError, WebhookdError
+from webhookd.guard import address_mistake
+from webhookd.matching import WHY_NOT, why_not
+from webhookd.mistakes import egress_mistake
+from webhookd.model import Endpoint, Event
+from webhookd.shapes import Egress
+from webhookd.store.database import Database
+from webhookd.store.reports import Fate, Reports
+
+SHOWN = 20  # endpoints that do not get it; --json has all
+
+
+class _Found(NamedTuple):
+    """An event, what became of it, and what the files say about it; `reasons` has None for who gets it."""
+
+    event: Event
+    fates: Sequence[Fate]
+    reasons: Sequence[tuple[Endpoint, str | None]]
+
+
+def explain(
+    event_id: Annotated[str | None, typer.Argument(metavar="EVENT_ID", help="An event of the outbox.")] = None,
+    type_: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Or any event of this type.")] = None,
+    tenant: Annotated[str, typer.Option(help="With --type: whose event it would be.")] = "",
+    metadata: Annotated[str | None, typer.Option(metavar="JSON", help="With --type: its labels.")] = None,
+    url: Annotated[str | None, typer.Option(metavar="URL", help="Or whether an endpoint may have this URL.")] = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say who gets an event, and why not others.
+
+    Of an EVENT_ID it also tells what became of it; with --url it says whether an endpoint may have that URL, and why.
+    Ends with 0 when somebody gets it or the URL may be called, else with 1.
+    """
+    if [event_id, type_, url].count(None) != 2:
+        raise Usage("name one thing to explain: EVENT_ID, --type TYPE or --url URL")
+    if type_ is None and (tenant or metadata is not None):
+        raise Usage("--tenant and --metadata go with --type: an EVENT_ID has its own")
+    document: Any
+    if url is not None:
+        document, lines, good = _url(url, _egress(config))
+    else:
+        loaded = loader.load(loader.find(config, os.environ), os.environ)
+        if event_id is not None:
+            found = _of_outbox(event_id, config, loaded)
+        else:
+            labels = None if metadata is None else json_text("--metadata", metadata.encode(errors="surrogateescape"))
+            found = [_matched(supposed(type_ or "", tenant, labels), (), loaded)]
+        document = [_document(each) for each in found] if event_id else _document(found[0])
+        lines = [line for each in found for line in _lines(each)]
+        good = any(reason is None for each in found for _, reason in each.reasons)
+    typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() if as_json else "\n".join(lines))
+    raise typer.Exit(0 if good else 1)
+
+
+def _of_outbox(event_id: str, config: Path | None, loaded: Config) -> list[_Found]:
+    found = ran(_ask(dsn_for(config), event_id))
+    if not found:
+        raise WebhookdError(f"the outbox has no event {event_id!r}: it was never committed, or is past retention")
+    return [_matched(event, fates, loaded) for event, fates in found]
+
+
+async def _ask(dsn: str, event_id: str) -> list[tuple[Event, list[Fate]]]:
+    async with Database(dsn or None, size=1) as database:
+        return await Reports(database).fates(event_id)
+
+
+def _matched(event: Event, fates: Sequence[Fate], loaded: Config) -> _Found:
+    return _Found(event, fates, [(endpoint, why_not(endpoint, event)) for endpoint in loaded.endpoints])
+
+
+def _document(found: _Found) -> dict[str, Any]:
+    event = found.event
+    document: dict[str, Any] = {
+        "type": event.type,
+        "tenant": event.tenant,
+        "endpoints": [{"endpoint": each.label, "gets_it": not why, "why_not": why} for each, why in found.reasons],
+    }
+    if event.id:
+        document |= {
+            "event_id": event.event_id,
+            "created_at": event.created_at.isoformat(),
+            "status": [
+                {
+                    "endpoint": fate.endpoint,
+                    "state": fate.state,
+                    "attempts": fate.attempts,
+                    "last_code": fate.code,
+                    "last_error": fate.error,
+                    "next_try_seconds": fate.due_in,
+                }
+                for fate in found.fates
+            ],
+        }
+    return document
+
+
+def _lines(found: _Found) -> Iterator[str]:
+    event = found.event
+    of = f" of tenant {event.tenant!r}" if event.tenant else ""
+    if event.id:
+        yield f"event {event.event_id}: {event.type!r}{of}, inserted {event.created_at:%Y-%m-%d %H:%M:%S %Z}"
+        yield ""
+        yield "what became of it"
+        for fate in found.fates:
+            yield f"  {_fate(fate)}"
+        yield ""
+    else:
+        yield f"an event {event.type!r}{of}, by the files as they are now"
+        yield ""
+    getting = [endpoint for endpoint, why in found.reasons if why is None]
+    # What was looked at last is nearest to a match, and so most likely what the user wonders about.
+    others = sorted(
+        ((endpoint, why) for endpoint, why in found.reasons if why is not None),
+        key=lambda pair: -WHY_NOT.index(pair[1].partition(":")[0]),
+    )
+    of_files = " by the files as they are now" if event.id else ""
+    yield f"{counted(len(getting), 'endpoint gets', 'endpoints get') if getting else 'no endpoint gets'} it{of_files}"
+    for endpoint in getting[:SHOWN]:
+        yield f"  {endpoint.label}"
+    yield from _more(getting)
+    yield ""
+    yield f"{counted(len(others), 'endpoint does', 'endpoints do')} not"
+    width = max((len(endpoint.label) for endpoint, _ in others[:SHOWN]), default=0)
+    for endpoint, why in others[:SHOWN]:
+        yield f"  {endpoint.label:<{width}}  {why}"
+    yield from _more(others)
+
+
+def _more(shown: Sequence[object]) -> Iterator[str]:
+    if len(shown) > SHOWN:
+        yield f"  … and {len(shown) - SHOWN} more; --json lists all"
+
+
+def _fate(fate: Fate) -> str:
+    if fate.endpoint is None:
+        due = f", due in {span(fate.due_in)}" if fate.due_in is not None and fate.due_in > 0 else ""
+        return {
+            "waiting": f"waiting: no daemon has taken it yet{due}",
+            "sending": "sending: a daemon has it in hand",
+            "unmatched": "unmatched: when it was handled, no endpoint was owed it",
+        }.get(fate.state, fate.state)
+    last = f", last {fate.code or fate.error}" if fate.code or fate.error else ""
+    due = "" if fate.due_in is None else f", next try {'now' if fate.due_in <= 0 else f'in {span(fate.due_in)}'}"
+    return f"{fate.endpoint}: {fate.state} after {counted(fate.attempts, 'attempt')}{last}{due}"
+
+
+def _egress(config: Path | None) -> Egress:
+    """What the configuration allows; without one, what is allowed by default."""
+    try:
+        file = loader.find(config, os.environ)
+    except ConfigError:
+        return Egress()
+    return loader.load(file, os.environ).egress
+
+
+def _url(url: str, egress: Egress) -> tuple[dict[str, Any], list[str], bool]:
+    """What the guard thinks of a URL, and of each address of its host."""
+    mistake = egress_mistake(url, egress.allow_http, egress.allow_networks)
+    if mistake:
+        return {"allowed": False, "why_not": mistake, "addresses": []}, [f"refused: {mistake}"], False
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme.lower() == "https" else 80)
+    try:
+        answer = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        why = f"{host} cannot be resolved now ({error}), so attempts would fail with dns_error and be retried"
+        return {"allowed": False, "why_not": why, "addresses": []}, [f"refused: {why}"], False
+    addresses = dict.fromkeys(str(each[4][0]) for each in answer)
+    verdicts = {each: address_mistake(each, port, egress.allow_networks) for each in addresses}
+    refused = [each for each, why in verdicts.items() if why]
+    lines = [f"  {each}: {why or 'may be called'}" for each, why in verdicts.items()]
+    document = {
+        "allowed": not refused,
+        "why_not": "one refused address refuses the whole name" if refused else None,
+        "addresses": [{"address": each, "allowed": not why, "why_not": why} for each, why in verdicts.items()],
+    }
+    if not refused:
+        return document, [f"allowed: {host} is", *lines], True
+    networks = [*map(str, egress.allow_networks), *(f"{each}/{128 if ':' in each else 32}" for each in refused)]
+    return (
+        document,
+        [
+            f"refused: {host} has an address that may not be called, and one refuses them all",
+            *lines,
+            "if that is meant, allow it with",
+            "[egress]",
+            f"allow_networks = {orjson.dumps(networks).decode()}",
+        ],
+        False,
+    )
