@@ -11,6 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 
+import structlog
 import uvloop
 
 from tests.bench import rig
@@ -53,6 +54,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHES)}; all without a name")
     parser.add_argument("--json", action="store_true", help="JSON instead of a table")
     arguments = parser.parse_args()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     with rig.server() as server, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         lines = runner.run(run(server, arguments.names or list(BENCHES)))
     if arguments.json:
