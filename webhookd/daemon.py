@@ -19,7 +19,7 @@ import structlog
 from webhookd import __version__, dispatcher, janitor, reader, recorder, reloader, retrier
 from webhookd.clock import Clock
 from webhookd.config import Config
-from webhookd.errors import SchemaMismatch, StoreUnavailable
+from webhookd.errors import Moved, SchemaMismatch, StoreUnavailable
 from webhookd.matching import Matcher
 from webhookd.model import Endpoint
 from webhookd.notify import Notifier
@@ -105,13 +105,27 @@ class Daemon:
         self._reload_wanted.set()
 
     async def run(self) -> None:
-        """Deliver until stopped; wait for a database that is away. SchemaMismatch when this binary can never use it."""
+        """Deliver until stopped; wait for a database that is away.
+
+        SchemaMismatch when this binary can never use the database, OtherPlace when it may not.
+        """
         # Around everything, also a database that is away and a slow stop. A TaskGroup would wrap what this raises.
         watchdog = asyncio.create_task(self._notifier.watchdog())
         try:
-            await self._live()
+            while await self._moved() and not self._stopped.is_set():
+                pass
         finally:
             watchdog.cancel()
+
+    async def _moved(self) -> bool:
+        """Live; True when the database has moved, so that all in memory was dropped and a new life has to begin."""
+        moved = False
+        try:
+            await self._live()
+        except* Moved as reasons:
+            log.error("database_moved", reason=str(_first(reasons)))
+            moved = True
+        return moved
 
     async def _live(self) -> None:
         egress = self._config.egress
@@ -135,8 +149,9 @@ class Daemon:
         config, away, told = self._config, AWAY_FIRST, ""
         while True:
             try:
-                async with database.connection() as connection:
+                async with database.transaction() as connection:
                     await check_schema(connection)
+                database.place = await registry.bind(config.daemon.environment)
                 daemon_id, low = await registry.register(socket.gethostname(), __version__, config.config_hash)
                 beat = await registry.beat(daemon_id, low, self._dead_after)
                 known = await registry.sync_endpoints(daemon_id, config.specs, config.config_hash, self._dead_after)
@@ -187,6 +202,7 @@ class Daemon:
         retrying = retrier.Retrier(Backlog(database), batches, sending, results, own.get, look_seconds=pace.look)
 
         def apply(config: Config, ours: Sequence[Endpoint], foreign: Sequence[Endpoint]) -> None:
+            self._config = config  # a new life goes on with it
             sender.configure(allow_http=config.egress.allow_http, allow_networks=config.egress.allow_networks)
             # An inactive endpoint is sent nothing: it has no queue, and what it was owed stays in the backlog.
             active = [endpoint for endpoint in ours if endpoint.active]
@@ -212,7 +228,14 @@ class Daemon:
             reading.steady_until = 0.0
 
         keeping = janitor.Janitor(
-            registry, daemon_id, low, clock, on_beat=on_beat, on_silence=on_silence, beat_seconds=pace.beat
+            registry,
+            daemon_id,
+            low,
+            clock,
+            on_beat=on_beat,
+            on_silence=on_silence,
+            listen_pid=lambda: bell.pid,
+            beat_seconds=pace.beat,
         )
         reloading = reloader.Reloader(
             registry,
@@ -271,3 +294,11 @@ class Daemon:
                 await registry.leave(daemon_id)
         except (StoreUnavailable, TimeoutError):
             log.warning("left_without_goodbye", batches=len(unfinished))  # the others adopt them when our beats are old
+
+
+def _first(group: BaseExceptionGroup[Moved]) -> BaseException:
+    """One of the errors in a group, which all say the same."""
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first

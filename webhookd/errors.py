@@ -29,5 +29,13 @@ class SchemaMismatch(WebhookdError):
         self.final = final
 
 
+class Moved(WebhookdError):
+    """The database is not the one that was joined any longer: what is in memory means nothing there."""
+
+
+class OtherPlace(WebhookdError):
+    """The database is bound to another server or environment: what it owes may not be ours to send."""
+
+
 class EmbeddedUnavailable(WebhookdError):
     """A Postgres of our own cannot be started on this machine."""

@@ -8,7 +8,7 @@ from typing import Protocol
 import structlog
 
 from webhookd.clock import Clock
-from webhookd.errors import SchemaMismatch, StoreUnavailable, WebhookdError
+from webhookd.errors import Moved, SchemaMismatch, StoreUnavailable
 from webhookd.tasks import wait_for
 
 BEAT_SECONDS = 5.0
@@ -37,18 +37,17 @@ class Beat(Protocol):
 class Registry(Protocol):
     """What the janitor needs of the store."""
 
-    async def beat(self, daemon: int, low: int, dead_after: float) -> Beat:
+    async def beat(self, daemon: int, low: int, dead_after: float, listen_pid: int | None = None) -> Beat:
         """Say that we are alive."""
+
+    async def silence(self, daemon: int, dead_after: float) -> int:
+        """End what dead daemons listen on; how many there were."""
 
     async def low(self, low: int) -> int:
         """The last batch before which everything is done."""
 
     async def tidy(self, days_ahead: int) -> None:
         """Partitions ahead."""
-
-
-class Lost(WebhookdError):
-    """The database no longer knows this daemon."""
 
 
 class Janitor:
@@ -63,6 +62,7 @@ class Janitor:
         *,
         on_beat: Callable[[Beat, int, bool], None],
         on_silence: Callable[[], None],
+        listen_pid: Callable[[], int | None] = lambda: None,
         beat_seconds: float = BEAT_SECONDS,
     ) -> None:
         self._store = registry
@@ -71,6 +71,7 @@ class Janitor:
         self._clock = clock
         self._on_beat = on_beat
         self._on_silence = on_silence
+        self._listen_pid = listen_pid
         self._beat_seconds = beat_seconds
         self._stopped = asyncio.Event()
         self._unbroken_since: float | None = None
@@ -101,17 +102,20 @@ class Janitor:
     async def _beat(self) -> None:
         self._low = await self._store.low(self._low)
         asked = time.monotonic()
-        beat = await self._store.beat(self._daemon, self._low, self.dead_after)
+        beat = await self._store.beat(self._daemon, self._low, self.dead_after, self._listen_pid())
         answered = time.monotonic()
         if not beat.known:
-            raise Lost("The database does not know this daemon any longer: was it restored? Start webhookd anew.")
+            raise Moved("the database does not know this daemon any longer: it was restored")
         self._clock.set(beat.now, (asked + answered) / 2)
         if abs(self._clock.skew) > SKEW_WARNING:
             log.warning("clock_differs", seconds=round(self._clock.skew, 1))
         if self._unbroken_since is None or asked - self._last_beat > self._beat_seconds * SILENT_AFTER_BEATS:
             self._unbroken_since = asked
         self._last_beat = answered
-        self._on_beat(beat, self._low, asked - self._unbroken_since >= self.dead_after)
+        steady = asked - self._unbroken_since >= self.dead_after
+        self._on_beat(beat, self._low, steady)
+        if steady and (silenced := await self._store.silence(self._daemon, self.dead_after)):
+            log.warning("dead_listener_ended", daemons=silenced)
 
     async def _tidy(self) -> None:
         if time.monotonic() >= self._next_tidy:

@@ -97,7 +97,7 @@ async def test_the_script_makes_the_same_schema(empty_dsn: str) -> None:
         stdout=PIPE,
         stderr=PIPE,
     )
-    _, errors = await psql.communicate(as_sql().encode())
+    _, errors = await psql.communicate("\n".join(as_sql().values()).encode())
     assert (psql.returncode, errors) == (0, b"")
     assert await catalogue(empty_dsn) == VECTOR.read_text()
     assert await migrate(empty_dsn) == []

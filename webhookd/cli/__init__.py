@@ -10,7 +10,14 @@ import typer
 from webhookd import __version__
 from webhookd.cli import check, database, demo, endpoints, explain, init, listen, listings, reload, run, secret, status
 from webhookd.cli.options import Usage
-from webhookd.errors import ConfigError, EmbeddedUnavailable, SchemaMismatch, StoreUnavailable, WebhookdError
+from webhookd.errors import (
+    ConfigError,
+    EmbeddedUnavailable,
+    OtherPlace,
+    SchemaMismatch,
+    StoreUnavailable,
+    WebhookdError,
+)
 
 NO, USAGE, DATABASE_AWAY, CONFIGURATION = 1, 2, 69, 78  # the last two are EX_UNAVAILABLE and EX_CONFIG of sysexits.h
 
@@ -77,7 +84,7 @@ def main() -> None:
 
 def exit_code(error: WebhookdError) -> int:
     """What a command that met this error ends with."""
-    if isinstance(error, ConfigError) or (isinstance(error, SchemaMismatch) and error.final):
+    if isinstance(error, (ConfigError, OtherPlace)) or (isinstance(error, SchemaMismatch) and error.final):
         return CONFIGURATION
     if isinstance(error, (StoreUnavailable, SchemaMismatch, EmbeddedUnavailable)):
         return DATABASE_AWAY

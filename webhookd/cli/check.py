@@ -10,7 +10,7 @@ import typer
 
 from webhookd import loader
 from webhookd.cli.options import AsJson, ConfigFile, ran
-from webhookd.cli.status import counted
+from webhookd.cli.tables import counted
 from webhookd.config import Config
 from webhookd.difference import Difference, difference, refusal
 from webhookd.janitor import BEAT_SECONDS, DEAD_AFTER_BEATS

@@ -4,7 +4,9 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
 from typing import Annotated, Never
@@ -13,6 +15,7 @@ import typer
 
 from webhookd import loader
 from webhookd.cli.options import ConfigFile, Usage, dsn_for, ran
+from webhookd.cli.tables import counted
 from webhookd.errors import WebhookdError
 from webhookd.matching import why_not
 from webhookd.model import Event
@@ -24,19 +27,74 @@ from webhookd.units import duration, quoted
 _EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
+class Owed(StrEnum):
+    """What becomes of what a copy owes."""
+
+    DELIVER = "deliver"
+    DROP = "drop"
+
+
 def migrate(
     config: ConfigFile = None,
     sql: Annotated[bool, typer.Option("--sql", help="Print the SQL for an empty database; connect to none.")] = False,
+    directory: Annotated[
+        Path | None, typer.Option("--sql-files", metavar="DIR", help="Write it into DIR, one file per version.")
+    ] = None,
+    wake: Annotated[
+        bool | None,
+        typer.Option(
+            "--wake/--no-wake",
+            help="Make or drop the trigger that wakes daemons; transactions that PREPARE must do without.",
+            show_default=False,
+        ),
+    ] = None,
+    rebase: Annotated[
+        bool, typer.Option("--rebase", help="Take over a copy of another deployment's database; say what with --owed.")
+    ] = False,
+    owed: Annotated[
+        Owed | None, typer.Option(help="With --rebase: what becomes of what the copy owes.", show_default=False)
+    ] = None,
 ) -> None:
     """Create the schema `webhookd`, or bring it up to date."""
-    if sql:
-        typer.echo(migrations.as_sql())
+    if rebase != (owed is not None):
+        raise Usage("--rebase and --owed go together: write --rebase --owed=deliver, or --rebase --owed=drop")
+    if sql or directory:
+        _scripts(migrations.as_sql(wake=wake), directory)
         return
-    applied = ran(migrations.migrate(dsn_for(config)))
+    dsn, environment = dsn_for(config), ""
+    if rebase:
+        environment = loader.load(loader.find(config, os.environ), os.environ).daemon.environment
+    applied = ran(migrations.migrate(dsn, wake=wake))
     for name in applied:
         typer.echo(f"applied {name}")
     if not applied:
         typer.echo("the schema is up to date")
+    if owed is not None:
+        typer.echo(_taken_over(ran(migrations.rebase(dsn, environment, owed.value)), owed, environment))
+
+
+def _scripts(scripts: Mapping[str, str], directory: Path | None) -> None:
+    if directory is None:
+        typer.echo("\n".join(scripts.values()))
+        return
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, text in scripts.items():
+            (directory / name).write_text(text)
+            typer.echo(directory / name)
+    except OSError as error:
+        raise Usage(f"--sql-files: {error.filename} cannot be written: {error.strerror}") from None
+
+
+def _taken_over(found: migrations.Rebased | None, owed: Owed, environment: str) -> str:
+    if found is None:
+        return f"the database belongs to this server and to environment {environment} already"
+    return (
+        f"the database belongs to this server and to environment {environment} now; "
+        f"{counted(found.events, 'event')} that nobody had read, {counted(found.batches, 'batch', 'batches')} in hand, "
+        f"{counted(found.deliveries, 'delivery', 'deliveries')} to be tried again and "
+        f"{counted(found.later, 'scheduled event')} {'will be delivered' if owed is Owed.DELIVER else 'were dropped'}"
+    )
 
 
 def emit(

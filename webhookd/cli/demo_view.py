@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from webhookd.cli.demo_accounts import Line, Summary
-from webhookd.cli.status import columns, counted
+from webhookd.cli.status import columns
+from webhookd.cli.tables import counted
 from webhookd.store.reports import Pulse
 
 LINE_SECONDS = 2.0  # between two plain lines

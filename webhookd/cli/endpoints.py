@@ -11,8 +11,7 @@ from rich.text import Text
 
 from webhookd.cli.listings import answer, chosen
 from webhookd.cli.options import AsJson, ConfigFile, dsn_for, ran
-from webhookd.cli.status import span
-from webhookd.cli.tables import cell, show, show_json, table
+from webhookd.cli.tables import cell, show, show_json, span, table
 from webhookd.model import EndpointState
 from webhookd.store.database import Database
 from webhookd.store.listings import Asked, AttemptLine, EndpointLine, Listings

@@ -13,7 +13,7 @@ import typer
 from webhookd import loader
 from webhookd.cli.database import json_text, supposed
 from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
-from webhookd.cli.status import counted, span
+from webhookd.cli.tables import counted, span
 from webhookd.config import Config
 from webhookd.errors import ConfigError, WebhookdError
 from webhookd.guard import address_mistake

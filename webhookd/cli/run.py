@@ -19,7 +19,7 @@ from webhookd.cli.options import STOP_SIGNALS, ConfigFile, on_stop_signals, ran
 from webhookd.config import Config
 from webhookd.daemon import Daemon
 from webhookd.embedded import postgres
-from webhookd.errors import ConfigError, SchemaMismatch
+from webhookd.errors import ConfigError, OtherPlace, SchemaMismatch
 from webhookd.notify import Notifier
 from webhookd.store.migrations import migrate
 
@@ -99,8 +99,8 @@ def _run(config: Path | None) -> None:
     logging.configure(loaded.log.level, loaded.log.format)
     try:
         ran(_deliver(file, loaded))
-    except SchemaMismatch:
-        raise  # no migration mends it: a configuration error, which systemd is told not to repeat
+    except (SchemaMismatch, OtherPlace):
+        raise  # a new start does not mend it: a configuration error, which systemd is told not to repeat
     except Exception:
         log.exception("died")
         raise typer.Exit(1) from None

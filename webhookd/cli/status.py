@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.text import Text
 
 from webhookd.cli.options import AsJson, ConfigFile, dsn_for, ran
-from webhookd.cli.tables import cell, document, inert, table
+from webhookd.cli.tables import cell, counted, document, inert, span, table
 from webhookd.cli.watch import drawn, printed, watch
 from webhookd.janitor import BEAT_SECONDS, DEAD_AFTER_BEATS
 from webhookd.store.database import Database
@@ -161,19 +161,6 @@ def _row(owed: Owed) -> tuple[str, ...]:
 
 def _since(words: str, seconds: float | None) -> str:
     return "" if seconds is None else words + span(seconds)
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """The number with its noun."""
-    return f"{number} {one}" if number == 1 else f"{number} {many or one + 's'}"
-
-
-def span(seconds: float) -> str:
-    """A duration, as precise as people want it."""
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
 
 
 def columns(rows: list[tuple[str, ...]]) -> Iterator[str]:

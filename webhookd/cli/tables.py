@@ -42,6 +42,19 @@ def cell(value: object, style: str = "") -> Text:
     return Text("" if value is None else inert(str(value)), style)
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """The number with its noun."""
+    return f"{number} {one}" if number == 1 else f"{number} {many or one + 's'}"
+
+
+def span(seconds: float) -> str:
+    """A duration, as precise as people want it."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """A table; a head that begins with ">" is of a column of numbers."""
     columns = [

@@ -121,13 +121,32 @@ ON CONFLICT (started_at) DO NOTHING;
 
 -- name: beat
 -- We are alive; what the clock says, who else is alive, and when nobody was.
-WITH me AS (UPDATE webhookd.daemon SET beat_at = now(), low = GREATEST(low, $2) WHERE id = $1 RETURNING id)
+WITH me AS (UPDATE webhookd.daemon SET beat_at = now(), low = GREATEST(low, $2), listen_pid = $4 WHERE id = $1 RETURNING id)
 SELECT extract(epoch FROM clock_timestamp())::float8 AS now,
        (SELECT count(*) FROM me) = 1 AS known,
        (SELECT count(*)::int FROM webhookd.daemon
          WHERE stopped_at IS NULL AND beat_at > now() - $3 * interval '1 s' AND id <> $1) + 1 AS live,
        ARRAY(SELECT extract(epoch FROM started_at)::float8 FROM webhookd.downtime ORDER BY started_at) AS down_from,
        ARRAY(SELECT extract(epoch FROM ended_at)::float8 FROM webhookd.downtime ORDER BY started_at) AS down_to;
+
+-- name: silence
+-- A daemon that is dead, or only stopped, pins the queue of NOTIFY with the connection it listens on. Only ours, and only if
+-- it is still the one it was: a PID comes again.
+SELECT pg_terminate_backend(a.pid)
+  FROM webhookd.daemon d CROSS JOIN LATERAL pg_stat_get_activity(d.listen_pid) a
+ WHERE d.id <> $1 AND d.stopped_at IS NULL AND d.listen_pid IS NOT NULL AND d.beat_at < now() - $2 * interval '1 s'
+   AND a.datid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND a.backend_start <= d.beat_at
+   AND a.usesysid = (SELECT oid FROM pg_roles WHERE rolname = current_user) AND a.application_name = 'webhookd';
+
+-- name: bound
+-- Where this database says it belongs, and where it is.
+SELECT system_identifier, environment, webhookd.place() FROM webhookd.binding;
+
+-- name: bind
+-- The first daemon says which environment it is; and the server, where the row was lost.
+INSERT INTO webhookd.binding AS b (system_identifier, environment) SELECT system_identifier::text, $1 FROM pg_control_system()
+ON CONFLICT (one) DO UPDATE SET environment = $1 WHERE b.environment = ''
+RETURNING webhookd.place();
 
 -- name: low
 -- The last batch before which everything is done.
@@ -217,6 +236,10 @@ SELECT id, host, config_hash, config_problem FROM webhookd.daemon
 SELECT CASE WHEN pg_try_advisory_lock(7301, 2) THEN 'sleep'
             WHEN pg_try_advisory_xact_lock_shared(7301, 2) THEN 'poll'
             ELSE 'listen' END;
+
+-- name: rings
+-- Does an INSERT ring at all?
+SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhookd.outbox'::regclass AND tgname = 'wake' AND tgenabled IN ('O', 'A'));
 
 -- name: ping
 -- Is anybody there?

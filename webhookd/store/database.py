@@ -1,15 +1,24 @@
-"""Connections to Postgres, and the one place where its errors become ours."""
+"""Connections to Postgres, and the one place where its errors become ours.
+
+A pooler may hand every transaction to another connection of the server. It is known by its PID, which is not that of
+the server; behind one, each statement is a transaction with an unnamed statement, and nothing is left in a session.
+"""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, Self
 
 import asyncpg
 
-from webhookd.errors import ConfigError, SchemaMismatch, StoreRefused, StoreUnavailable
+from webhookd.errors import ConfigError, Moved, SchemaMismatch, StoreRefused, StoreUnavailable
+from webhookd.store.migrations import check_schema
 
 POOL_SIZE = 5  # with the listening connection six: more only queue up behind each other
+APPLICATION_NAME = "webhookd"
+STATEMENTS = 100  # prepared ones a connection keeps
 COMMAND_TIMEOUT = 30.0
 CONNECT_TIMEOUT = 10.0
 
@@ -45,6 +54,8 @@ def translated() -> Iterator[None]:
         raise StoreUnavailable(f"The database refuses us: {error}. Check user and password of the DSN.") from error
     except asyncpg.InvalidCatalogNameError as error:
         raise StoreUnavailable(f"{error}. Check the name of the database in the DSN.") from error
+    except (asyncpg.ReadOnlySQLTransactionError, asyncpg.TargetServerAttributeNotMatched) as error:
+        raise StoreUnavailable("The server is read-only, as a standby is: waiting for the primary.") from error
     except _UNAVAILABLE as error:
         raise StoreUnavailable(f"The database does not answer: {_sentence(error)}.") from error
 
@@ -65,6 +76,10 @@ def _sentence(error: BaseException) -> str:
 
 
 async def _prepare(connection: "asyncpg.Connection[Any]") -> None:
+    settings = connection.get_settings()
+    if "on" in (getattr(settings, "in_hot_standby", ""), getattr(settings, "default_transaction_read_only", "")):
+        connection.terminate()
+        raise asyncpg.ReadOnlySQLTransactionError
     # As bytes and never parsed: what Postgres holds is what the receiver gets.
     for type_ in ("json", "jsonb"):
         await connection.set_type_codec(
@@ -83,17 +98,34 @@ def _now(dsn: Dsn) -> str | None:
         raise StoreUnavailable(str(error)) from None
 
 
-async def connect(dsn: Dsn, **settings: str) -> "asyncpg.Connection[Any]":
-    """A connection of its own, outside the pool; `settings` are session parameters."""
+async def is_pooled(connection: "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]") -> bool:
+    """True when a pooler stands between us and the server, which has another PID than the one that answered us.
+
+    By the simple protocol, which leaves no prepared statement on whatever connection it reaches.
+    """
+    return await connection.execute(f"SELECT WHERE pg_backend_pid() = {connection.get_server_pid()}") == "SELECT 0"
+
+
+async def connect(dsn: Dsn) -> "asyncpg.Connection[Any]":
+    """A connection of its own, outside the pool."""
     with translated(), _readable():
-        connection: asyncpg.Connection[Any] = await asyncpg.connect(
-            _now(dsn),
-            timeout=CONNECT_TIMEOUT,
-            command_timeout=COMMAND_TIMEOUT,
-            server_settings={"application_name": "webhookd", **settings},
-        )
+        where = _now(dsn)
+        connection: asyncpg.Connection[Any] = await asyncpg.connect(where, **_settings(where))
         await _prepare(connection)
         return connection
+
+
+def _settings(where: str | None) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "timeout": CONNECT_TIMEOUT,
+        "command_timeout": COMMAND_TIMEOUT,
+        "server_settings": {"application_name": APPLICATION_NAME},
+    }
+    # Of several hosts the primary. A single one is not asked: a pooler would keep the statement that asyncpg asks with.
+    hosts = where or os.environ.get("PGHOST", "")
+    if "," in hosts and "target_session_attrs" not in hosts and "PGTARGETSESSIONATTRS" not in os.environ:
+        settings["target_session_attrs"] = "read-write"
+    return settings
 
 
 async def _keep(_: object) -> None:
@@ -101,14 +133,23 @@ async def _keep(_: object) -> None:
     return None
 
 
+class _Pooled(Exception):
+    """A connection goes through a pooler, and was opened as if there were none."""
+
+
 class Database:
-    """A small pool of connections, used with `async with`; it connects when it is first asked."""
+    """A small pool of connections, used with `async with`; it connects when it is first asked.
+
+    Once `place` is set, the answer of `webhookd.place()`, it raises Moved rather than use a server that is elsewhere.
+    """
 
     def __init__(self, dsn: Dsn, *, size: int = POOL_SIZE) -> None:
         self._dsn = dsn
         self._size = size
         self._pool: asyncpg.Pool[Any] | None = None
+        self._pooled = False
         self._opening = asyncio.Lock()
+        self.place = ""
 
     async def __aenter__(self) -> Self:
         return self
@@ -123,42 +164,88 @@ class Database:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator["asyncpg.pool.PoolConnectionProxy[Any]"]:
-        """A connection from the pool; errors of what is done with it come out translated."""
+        """A connection from the pool, for one transaction; errors of what is done with it come out translated."""
         with translated():
-            pool = self._pool or await self._open()
-            with _readable():
-                connection = await pool.acquire(timeout=CONNECT_TIMEOUT)
+            pool, connection = await self._acquire()
             try:
                 yield connection
+            except asyncpg.ReadOnlySQLTransactionError:
+                await pool.expire_connections()  # another server is the primary now
+                raise
             finally:
                 await pool.release(connection)
+
+    @asynccontextmanager
+    async def transaction(self, **options: Any) -> AsyncIterator["asyncpg.pool.PoolConnectionProxy[Any]"]:
+        """A connection in a transaction, with asyncpg's options for one."""
+        async with self.connection() as connection, connection.transaction(**options):
+            await self.check_place(connection)
+            yield connection
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator["asyncpg.pool.PoolConnectionProxy[Any]"]:
+        """A connection that only reads, one moment for all statements, in a schema that this binary knows."""
+        async with self.transaction(isolation="repeatable_read", readonly=True) as connection:
+            await check_schema(connection)
+            yield connection
+
+    async def check_place(self, connection: "asyncpg.pool.PoolConnectionProxy[Any]") -> None:
+        """Raise Moved if this transaction is elsewhere. Without a pooler that was seen when it was connected."""
+        if self._pooled:
+            await self._same_place(connection)
+
+    async def _same_place(self, connection: Any) -> None:
+        if self.place and await connection.execute(f"SELECT WHERE webhookd.place() = '{self.place}'") == "SELECT 0":
+            raise Moved("the database is on another server or another timeline: it failed over, or was restored")
+
+    async def _acquire(self) -> tuple["asyncpg.Pool[Any]", "asyncpg.pool.PoolConnectionProxy[Any]"]:
+        while True:
+            pool = self._pool or await self._open()
+            try:
+                with _readable():
+                    return pool, await pool.acquire(timeout=CONNECT_TIMEOUT)
+            except _Pooled:
+                if self._pool is pool:
+                    self._pool, self._pooled = None, True
+                pool.terminate()
 
     async def _open(self) -> "asyncpg.Pool[Any]":
         async with self._opening:
             if self._pool is None:
-                with _readable():
-                    self._pool = await asyncpg.create_pool(
-                        connect=self._connect,
-                        min_size=0,
-                        max_size=self._size,
-                        timeout=CONNECT_TIMEOUT,
-                        command_timeout=COMMAND_TIMEOUT,
-                        max_inactive_connection_lifetime=60.0,
-                        init=_prepare,
-                        reset=_keep,
-                        server_settings={"application_name": "webhookd"},
-                    )
+                self._pool = await asyncpg.create_pool(
+                    connect=self._connect,
+                    min_size=0,
+                    max_size=self._size,
+                    max_inactive_connection_lifetime=60.0,
+                    statement_cache_size=0 if self._pooled else STATEMENTS,
+                    init=partial(self._init, pooled=self._pooled),
+                    reset=_keep,
+                )
             return self._pool
 
     async def _connect(self, *_: object, **settings: Any) -> "asyncpg.Connection[Any]":
-        connection: asyncpg.Connection[Any] = await asyncpg.connect(_now(self._dsn), **settings)
+        where = _now(self._dsn)
+        connection: asyncpg.Connection[Any] = await asyncpg.connect(where, **settings, **_settings(where))
         return connection
+
+    async def _init(self, connection: "asyncpg.Connection[Any]", *, pooled: bool) -> None:
+        if not pooled and await is_pooled(connection):
+            raise _Pooled
+        await _prepare(connection)
+        await self._same_place(connection)
 
     async def fetch(self, query: str, *arguments: object) -> Sequence["asyncpg.Record"]:
         """The rows of one statement, which is a transaction of its own."""
+        rows: list[asyncpg.Record]
         async with self.connection() as connection:
-            rows: list[asyncpg.Record] = await connection.fetch(query, *arguments)
-            return rows
+            if not self._pooled:
+                rows = await connection.fetch(query, *arguments)
+                return rows
+            # Parse and Bind are two messages: only a transaction keeps them on one connection of the server.
+            async with connection.transaction():
+                await self.check_place(connection)
+                rows = await connection.fetch(query, *arguments)
+                return rows
 
     async def fetch_row(self, query: str, *arguments: object) -> "asyncpg.Record":
         """The one row of a statement that always has one."""

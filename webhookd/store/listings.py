@@ -16,7 +16,6 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 from webhookd.errors import WebhookdError
 from webhookd.sql import QUERIES
 from webhookd.store.database import Database
-from webhookd.store.migrations import check_schema
 from webhookd.units import quoted
 
 Row = TypeVar("Row")
@@ -130,11 +129,9 @@ class Listings:
 
     @asynccontextmanager
     async def _snapshot(self) -> AsyncIterator[Connection]:
-        async with self._database.connection() as connection:
-            await check_schema(connection)
-            async with connection.transaction(isolation="repeatable_read", readonly=True):
-                await connection.execute(_SETTINGS)
-                yield connection
+        async with self._database.snapshot() as connection:
+            await connection.execute(_SETTINGS)
+            yield connection
 
     async def names(self) -> dict[int, tuple[str, str]]:
         """Number of each endpoint there was -> (tenant, name)."""

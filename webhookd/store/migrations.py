@@ -1,8 +1,9 @@
-"""The schema in the database: bring it up to date, or say why this binary cannot run on it."""
+"""The schema in the database: bring it up to date, take a copy over, or say why this binary cannot run on it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import asyncpg
 
@@ -10,15 +11,32 @@ from webhookd.errors import SchemaMismatch, StoreUnavailable
 from webhookd.sql import MIGRATIONS, Migration
 
 _CONNECT_SECONDS = 10.0
-_TRIES = 30  # of 2 s each: an application's long transaction, or another migration, may be in the way
-_BEGIN = "SET LOCAL lock_timeout = '2s'; SELECT pg_advisory_xact_lock(7301, 0);"  # no session state: poolers
+_TRIES, _PAUSE = 240, 0.5  # an application's long transaction, or another migration, may be in the way
+# INSERTs queue up behind a lock that we wait for, so it is waited for briefly. No session state: poolers.
+_BEGIN = "SET LOCAL lock_timeout = '2s'; SELECT pg_advisory_xact_lock(7301, 0); SET LOCAL lock_timeout = '50ms';"
 _MAKE_PARTITIONS = "SELECT * FROM webhookd.make_partitions(30);"
+_WAKE = """CREATE OR REPLACE TRIGGER wake AFTER INSERT ON webhookd.outbox
+  FOR EACH STATEMENT EXECUTE FUNCTION webhookd.wake();"""
+_NO_WAKE = "DROP TRIGGER IF EXISTS wake ON webhookd.outbox;"
+_BOUND = "SELECT system_identifier = split_part(webhookd.place(), '/', 1) AND environment = $1 FROM webhookd.binding"
+
+Owed = Literal["deliver", "drop"]
 
 
-async def migrate(dsn: str) -> list[str]:
+class Rebased(NamedTuple):
+    """What was owed by a copy: events that nobody had read, batches in hand, deliveries to retry, scheduled events."""
+
+    events: int
+    batches: int
+    deliveries: int
+    later: int
+
+
+async def migrate(dsn: str, *, wake: bool | None = None) -> list[str]:
     """Apply what is missing and make partitions for 30 days; return the names of what was applied, in order.
 
-    Several may run at once. Raises StoreUnavailable, and SchemaMismatch if the schema is too new for this binary.
+    `wake` makes or drops the trigger that wakes daemons, None leaves it as it is. Several may run at once. Raises
+    StoreUnavailable, and SchemaMismatch if the schema is too new for this binary.
     """
     applied = []
     async with _connected(dsn) as connection:
@@ -27,7 +45,19 @@ async def migrate(dsn: str) -> list[str]:
                 applied.append(migration.name)
         await check_schema(connection)
         await _retried(connection, _MAKE_PARTITIONS)
+        if wake is not None:
+            await _retried(connection, _WAKE if wake else _NO_WAKE)
     return applied
+
+
+async def rebase(dsn: str, environment: str, owed: Owed) -> Rebased | None:
+    """Bind a copy to the server it is on, and send or end what it owes; None if it is bound there already."""
+    async with _connected(dsn) as connection, connection.transaction():
+        await check_schema(connection)
+        if await connection.fetchval(_BOUND, environment):
+            return None
+        rows = await connection.fetch("SELECT * FROM webhookd.rebase($1, $2)", environment, owed)
+        return Rebased(**rows[0])
 
 
 async def check_schema(connection: "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]") -> None:
@@ -44,10 +74,13 @@ async def check_schema(connection: "asyncpg.Connection[Any] | asyncpg.pool.PoolC
         )
 
 
-def as_sql() -> str:
-    """All of it as a script for an empty database: `psql -v ON_ERROR_STOP=1 -f FILE`."""
-    scripts = [*map(_script, MIGRATIONS), _MAKE_PARTITIONS]
-    return "\n".join(f"BEGIN;\n{_BEGIN}\n{script}\nCOMMIT;\n" for script in scripts)
+def as_sql(*, wake: bool | None = None) -> dict[str, str]:
+    """All of it as scripts for an empty database, by names of files: `psql -v ON_ERROR_STOP=1 -f FILE`, in order."""
+    scripts = {migration.name: _script(migration) for migration in MIGRATIONS}
+    scripts["partitions"] = _MAKE_PARTITIONS
+    if wake is not None:
+        scripts["wake"] = _WAKE if wake else _NO_WAKE
+    return {f"{name}.sql": f"BEGIN;\n{_BEGIN}\n{script}\nCOMMIT;\n" for name, script in scripts.items()}
 
 
 def _script(migration: Migration) -> str:
@@ -77,6 +110,7 @@ async def _retried(connection: "asyncpg.Connection[asyncpg.Record]", script: str
                 raise StoreUnavailable(
                     "a lock of another transaction is in the way of the migration: end it, or try again later"
                 ) from error
+        await asyncio.sleep(_PAUSE)
     raise AssertionError("unreachable")
 
 
@@ -97,6 +131,8 @@ async def _connected(dsn: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Reco
         raise StoreUnavailable("Postgres refused the login: check user, password and pg_hba.conf") from error
     except asyncpg.InvalidCatalogNameError as error:
         raise StoreUnavailable("the database does not exist: create it, or check the name in the DSN") from error
+    except asyncpg.LockNotAvailableError as error:
+        raise StoreUnavailable("a transaction that has inserted is still open: end it, or try again later") from error
     except asyncpg.PostgresError as error:
         raise StoreUnavailable(f"Postgres refused the migration (SQLSTATE {error.sqlstate}): see its log") from error
     except ValueError:

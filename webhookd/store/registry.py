@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from webhookd.errors import OtherPlace
 from webhookd.sql import QUERIES
 from webhookd.store.database import Database
 
@@ -53,21 +54,40 @@ class Registry:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    async def bind(self, environment: str) -> str:
+        """The answer of `webhookd.place()`, once this database is known to belong here.
+
+        OtherPlace when it is a copy, or is of another environment: nothing that it owes may be sent.
+        """
+        bound = await self._database.fetch(QUERIES["bound"])
+        if not bound or not bound[0]["environment"]:
+            await self._database.fetch(QUERIES["bind"], environment)
+            bound = await self._database.fetch(QUERIES["bound"])
+        server, deployment, place = bound[0]
+        here: str = place
+        if (server, deployment) != (here.partition("/")[0], environment):
+            raise OtherPlace(_other_place(server, deployment, here.partition("/")[0], environment))
+        return here
+
     async def register(self, host: str, version: str, config_hash: str) -> tuple[int, int]:
         """A new daemon id, never used before, and the batch up to which everything is done."""
         await self._database.fetch(QUERIES["downtime"], DOWNTIME_AFTER)
         row = await self._database.fetch_row(QUERIES["register"], host, version, config_hash)
         return row[0], row[1]
 
-    async def beat(self, daemon: int, low: int, dead_after: float) -> Beat:
+    async def beat(self, daemon: int, low: int, dead_after: float, listen_pid: int | None = None) -> Beat:
         """Say that we are alive. `dead_after`: seconds of silence after which another daemon counts as dead."""
         await self._database.fetch(QUERIES["downtime"], DOWNTIME_AFTER)
-        row = await self._database.fetch_row(QUERIES["beat"], daemon, low, dead_after)
+        row = await self._database.fetch_row(QUERIES["beat"], daemon, low, dead_after, listen_pid)
         return Beat(row[0], row[1], row[2], tuple(zip(row[3], row[4], strict=True)))
 
     async def low(self, low: int) -> int:
         """The last batch before which everything is done, looked for from `low`."""
         return int((await self._database.fetch_row(QUERIES["low"], low))[0])
+
+    async def silence(self, daemon: int, dead_after: float) -> int:
+        """End the listening connections of daemons that are dead or stopped; how many there were."""
+        return len(await self._database.fetch(QUERIES["silence"], daemon, dead_after))
 
     async def leave(self, daemon: int) -> None:
         """Stop counting as alive."""
@@ -123,7 +143,7 @@ class Registry:
 
     @asynccontextmanager
     async def _locked(self) -> AsyncIterator[Any]:
-        async with self._database.connection() as connection, connection.transaction():
+        async with self._database.transaction() as connection:
             await connection.fetch(QUERIES["sync_lock"])
             yield connection
 
@@ -143,6 +163,17 @@ class Registry:
         ids = await connection.fetchval(QUERIES["own_endpoints"], tenants, names)
         rows = await connection.fetch(QUERIES["foreign_endpoints"], tenants, names)
         return Known(ids or [], [Foreign(row[0], row[1], row[2], json.loads(row[3])) for row in rows])
+
+
+def _other_place(server: str, deployment: str, here: str, environment: str) -> str:
+    found = [] if server == here else [f"it is on server {here} and was bound to {server}"]
+    if deployment != environment:
+        found.append(f'it belongs to environment "{deployment}", and [daemon] environment says "{environment}"')
+    return (
+        f"This database seems to be a copy: {', and '.join(found)}. So nothing is sent. Take it over with `webhookd "
+        "migrate --rebase --owed=drop`, which forgets what is owed, as for staging; or with `--owed=deliver`, which "
+        "sends it, as when a restore replaces the original."
+    )
 
 
 def _rows(tag: str) -> int:

@@ -9,7 +9,6 @@ import orjson
 from webhookd.model import Event
 from webhookd.sql import QUERIES
 from webhookd.store.database import Database
-from webhookd.store.migrations import check_schema
 
 
 class NewEvent(NamedTuple):
@@ -143,33 +142,27 @@ class Reports:
 
     async def status(self, dead_after: float) -> Status:
         """Everything at once; a daemon counts as alive when it beat less than `dead_after` seconds ago."""
-        async with self._database.connection() as connection:
-            await check_schema(connection)
-            async with connection.transaction(isolation="repeatable_read", readonly=True):
-                return Status(
-                    Waiting._make((await connection.fetch(QUERIES["status_waiting"]))[0]),
-                    Waiting._make((await connection.fetch(QUERIES["status_scheduled"]))[0]),
-                    Batches._make((await connection.fetch(QUERIES["status_open"]))[0]),
-                    tuple(map(Alive._make, await connection.fetch(QUERIES["status_daemons"], dead_after))),
-                    tuple(map(Owed._make, await connection.fetch(QUERIES["status_endpoints"]))),
-                )
+        async with self._database.snapshot() as connection:
+            return Status(
+                Waiting._make((await connection.fetch(QUERIES["status_waiting"]))[0]),
+                Waiting._make((await connection.fetch(QUERIES["status_scheduled"]))[0]),
+                Batches._make((await connection.fetch(QUERIES["status_open"]))[0]),
+                tuple(map(Alive._make, await connection.fetch(QUERIES["status_daemons"], dead_after))),
+                tuple(map(Owed._make, await connection.fetch(QUERIES["status_endpoints"]))),
+            )
 
     async def deployed(self, dead_after: float) -> Deployed:
         """What runs, on a schema that this binary knows; a daemon is alive that beat less than `dead_after` s ago."""
-        async with self._database.connection() as connection:
-            await check_schema(connection)
-            async with connection.transaction(isolation="repeatable_read", readonly=True):
-                rows = await connection.fetch(QUERIES["deployed"])
-                daemons = await connection.fetch(QUERIES["status_daemons"], dead_after)
+        async with self._database.snapshot() as connection:
+            rows = await connection.fetch(QUERIES["deployed"])
+            daemons = await connection.fetch(QUERIES["status_daemons"], dead_after)
         return Deployed({(row[0], row[1]): orjson.loads(row[2]) for row in rows}, tuple(map(Alive._make, daemons)))
 
     async def fates(self, event_id: str) -> list[tuple[Event, list[Fate]]]:
         """The events of this id, in order, usually one, and what became of each."""
-        async with self._database.connection() as connection:
-            await check_schema(connection)
-            async with connection.transaction(isolation="repeatable_read", readonly=True):
-                events = [Event._make(row) for row in await connection.fetch(QUERIES["events_of"], event_id)]
-                fates = [Fate._make(row) for row in await connection.fetch(QUERIES["fates"], event_id)]
+        async with self._database.snapshot() as connection:
+            events = [Event._make(row) for row in await connection.fetch(QUERIES["events_of"], event_id)]
+            fates = [Fate._make(row) for row in await connection.fetch(QUERIES["fates"], event_id)]
         return [(event, [fate for fate in fates if fate.event == event.id]) for event in events]
 
     async def mark(self) -> Mark:
@@ -196,7 +189,7 @@ class Reports:
     async def account(self, endpoint_ids: Sequence[int], since: Mark) -> AsyncIterator[Account]:
         """Each event since then with each of these endpoints, whether it is owed to it or not."""
         arguments: tuple[Any, ...] = (since.event, since.batch, endpoint_ids)
-        async with self._database.connection() as connection, connection.transaction(readonly=True):
+        async with self._database.transaction(readonly=True) as connection:
             async for row in connection.cursor(QUERIES["account"], *arguments, prefetch=5000):
                 *event, endpoint_id, state = row
                 yield Account(Event._make(event), endpoint_id, state)

@@ -36,6 +36,7 @@ class Results:
                 transaction = connection.transaction()
                 await transaction.start()
                 try:
+                    await self._database.check_place(connection)
                     xact = await flush.write(connection)
                 except BaseException:
                     if not connection.is_closed():
