@@ -267,6 +267,7 @@ _timeout, _delay = (
     _duration(MILLISECOND, 5 * MINUTE, '"1ms" to "5m"'),
     _duration(MILLISECOND, 30 * DAY, '"1ms" to "30d"'),
 )
+_kept = _duration(DAY, 3650 * DAY, '"1d" to "3650d"')
 _SIZE: Final = {
     "anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": "^[0-9]+(B|[kK]B|MB|GB|KiB|MiB|GiB)?$"}]
 }
@@ -277,6 +278,7 @@ Many = Annotated[tuple[T, ...], BeforeValidator(_listed)]
 Dsn = Annotated[SecretStr, BeforeValidator(_dsn), Kind("text", {"type": "string"}, SecretStr.get_secret_value)]
 Timeout = Annotated[float, *_timeout]
 Delay = Annotated[float, *_delay]
+Kept = Annotated[float, *_kept]
 Payload = Annotated[int, _between(1, 32 * MIB, '1 to "32MiB"', size), Kind('size, 1 to "32MiB"', _SIZE, written_size)]
 Slots = Annotated[int, Field(ge=1, le=10_000)]
 Keys = tuple[Key, ...]

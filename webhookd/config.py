@@ -33,11 +33,12 @@ from webhookd.shapes import (
     EventType,
     FormatTable,
     Log,
+    Retention,
     Retry,
     Shape,
 )
 from webhookd.signing import SCHEMES
-from webhookd.units import quoted
+from webhookd.units import DAY, quoted, written_duration
 
 _ANYWHERE: Final = {"allow_http": True, "allow_networks": ["0.0.0.0/0", "::/0"]}
 _EXPONENTIAL: Final = ("first", "factor", "max_interval")
@@ -56,6 +57,7 @@ class Config:
     delivery: Delivery
     retry: RetryPolicy
     egress: Egress
+    retention: Retention
     log: Log
     event_types: Mapping[str, EventType]
     endpoints: tuple[Endpoint, ...]
@@ -102,6 +104,9 @@ def build(
         if made := _endpoint(place, keys, around, policy, delivery, mistakes):
             found.append((*made, place))
     endpoints = tuple(endpoint for endpoint, *_ in found)
+    if sections["retention"]:
+        policies = (policy, *(endpoint.retry for endpoint in endpoints))
+        mistakes += _retention_mistakes(_get(sections, Retention), policies, places["retention"])
     mistakes += _doubles((endpoint, place) for endpoint, _, _, place in found)
     if mistakes:
         raise ConfigError(told(mistakes, lines))
@@ -112,6 +117,7 @@ def build(
         delivery=delivery,
         retry=policy,
         egress=egress,
+        retention=_get(sections, Retention),
         log=_get(sections, Log),
         event_types=MappingProxyType(event_types),
         endpoints=endpoints,
@@ -278,6 +284,16 @@ def _retry_mistakes(policy: RetryPolicy, table: Retry, place: Place, *keys: str)
         yield place.mistake(f"replaces {' and '.join(sorted(extra))}; give only one of them", *keys, "schedule")
     elif not policy.schedule and policy.first > policy.max_interval:
         yield place.mistake("is longer than max_interval; shorten it or raise max_interval", *keys, "first")
+
+
+def _retention_mistakes(retention: Retention, policies: Iterable[RetryPolicy], place: Place) -> Iterator[Mistake]:
+    longest = max(policy.give_up_after for policy in policies)
+    for key in ("events", "attempts"):
+        if getattr(retention, key) < longest + DAY:
+            least, given = written_duration(longest + DAY), written_duration(longest)
+            yield place.mistake(
+                f'must be at least "{least}", a day longer than the longest give_up_after, which is "{given}"', key
+            )
 
 
 def _doubles(endpoints: Iterable[tuple[Endpoint, Place]]) -> Iterator[Mistake]:

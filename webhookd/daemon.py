@@ -212,6 +212,7 @@ class Daemon:
             nonlocal matcher
             matcher = Matcher((*active, *foreign), require_tenant=config.delivery.require_tenant)
             reading.endpoints_for = matcher.endpoints_for
+            keeping.retention = config.retention
             self._notifier.ready(f"delivering to {len(active)} endpoints")
 
         def on_beat(beat: janitor.Beat, low: int, steady: bool) -> None:
@@ -232,6 +233,7 @@ class Daemon:
             daemon_id,
             low,
             clock,
+            self._config.retention,
             on_beat=on_beat,
             on_silence=on_silence,
             listen_pid=lambda: bell.pid,

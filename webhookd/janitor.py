@@ -1,4 +1,4 @@
-"""Keeps the daemon alive in the eyes of the others, and the database tidy: heartbeat, clock, partitions ahead."""
+"""Keeps the daemon alive in the eyes of the others, and the database in shape: heartbeat, clock, retention."""
 
 import asyncio
 import time
@@ -15,7 +15,9 @@ BEAT_SECONDS = 5.0
 DEAD_AFTER_BEATS = 3  # a daemon that missed so many is dead to the others
 SILENT_AFTER_BEATS = 2  # one that could not beat for so long starts no attempts
 TIDY_SECONDS = 3600.0
-DAYS_AHEAD = 30
+TIDY_ON = 0.5  # seconds between two pieces of the work
+TIDY_AGAIN = 60.0  # when a lock was in the way: each try may hold up INSERTs for the 50 ms that it waits
+ALARM = 0.8  # of the time for which events are kept
 SKEW_WARNING = 2.0  # receivers reject timestamps that are off by minutes; two seconds say that something drifts
 
 log = structlog.get_logger("webhookd.janitor")
@@ -46,8 +48,25 @@ class Registry(Protocol):
     async def low(self, low: int) -> int:
         """The last batch before which everything is done."""
 
-    async def tidy(self, days_ahead: int) -> None:
-        """Partitions ahead."""
+    async def maintain(self, events: float, attempts: float) -> list[tuple[str, str | None]]:
+        """A piece of the work on partitions: what was done, or could not be and why."""
+
+    async def sweep(self, events: float) -> int:
+        """Old rows go; how many went."""
+
+    async def lagging(self, seconds: float) -> dict[int, float]:
+        """Endpoints whose cursor is that far behind, and how far."""
+
+
+class Retention(Protocol):
+    """What can be told to the janitor, also while it runs: `[retention]` of the configuration."""
+
+    @property
+    def events(self) -> float: ...
+    @property
+    def attempts(self) -> float: ...
+    @property
+    def manage_partitions(self) -> bool: ...
 
 
 class Janitor:
@@ -59,6 +78,7 @@ class Janitor:
         daemon: int,
         low: int,
         clock: Clock,
+        retention: Retention,
         *,
         on_beat: Callable[[Beat, int, bool], None],
         on_silence: Callable[[], None],
@@ -69,6 +89,7 @@ class Janitor:
         self._daemon = daemon
         self._low = low
         self._clock = clock
+        self.retention = retention
         self._on_beat = on_beat
         self._on_silence = on_silence
         self._listen_pid = listen_pid
@@ -76,7 +97,7 @@ class Janitor:
         self._stopped = asyncio.Event()
         self._unbroken_since: float | None = None
         self._last_beat = time.monotonic()
-        self._next_tidy = 0.0
+        self._told: set[tuple[str, str | None]] = set()  # problems that the log has already
 
     @property
     def dead_after(self) -> float:
@@ -88,12 +109,17 @@ class Janitor:
         self._stopped.set()
 
     async def run(self) -> None:
-        """Beat until stopped."""
+        """Beat until stopped, and see to the tables meanwhile."""
+        async with asyncio.TaskGroup() as tasks:
+            tidying = tasks.create_task(self._tidy())
+            await self._beats()
+            tidying.cancel()
+
+    async def _beats(self) -> None:
         while True:
             try:
                 async with asyncio.timeout(self._beat_seconds):  # a silent database must not keep us from noticing
                     await self._beat()
-                await self._tidy()
             except (StoreUnavailable, SchemaMismatch, TimeoutError) as error:
                 self._missed(str(error))
             if await wait_for(self._stopped, self._beat_seconds):
@@ -118,9 +144,32 @@ class Janitor:
             log.warning("dead_listener_ended", daemons=silenced)
 
     async def _tidy(self) -> None:
-        if time.monotonic() >= self._next_tidy:
-            self._next_tidy = time.monotonic() + TIDY_SECONDS
-            await self._store.tidy(DAYS_AHEAD)
+        while True:
+            try:
+                pause = await self._piece()
+            except (StoreUnavailable, SchemaMismatch):
+                pause = TIDY_AGAIN  # the reader says why
+            await asyncio.sleep(pause)
+
+    async def _piece(self) -> float:
+        """Do a piece of the work on the tables; the seconds until the next one."""
+        keep = self.retention
+        if keep.manage_partitions:
+            pieces = await self._store.maintain(keep.events, keep.attempts)
+            problems = {piece for piece in pieces if piece[1] is not None}
+            for done, problem in sorted(problems - self._told):
+                log.warning("not_maintained", what=done, reason=problem)
+            self._told = problems
+            if ended := [done for done, problem in pieces if problem is None]:
+                log.info("maintained", done=ended)
+                return TIDY_ON
+            if any("open" in problem or "in use" in problem for _, problem in problems if problem):
+                return TIDY_AGAIN
+        if await self._store.sweep(keep.events):
+            return TIDY_ON
+        for endpoint_id, seconds in (await self._store.lagging(ALARM * keep.events)).items():
+            log.warning("cursor_lags", endpoint_id=endpoint_id, seconds=round(seconds), kept=keep.events)
+        return TIDY_SECONDS
 
     def _missed(self, problem: str) -> None:
         silent = time.monotonic() - self._last_beat

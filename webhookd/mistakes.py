@@ -23,7 +23,6 @@ LATER: Final = frozenset(
     {
         ("admin",),
         ("metrics",),
-        ("retention",),
         ("egress", "proxy"),
         *(("endpoint", key) for key in ("auth", "disable_after", "kind", "ordered", "rate_limit")),
     }

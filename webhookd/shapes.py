@@ -16,6 +16,7 @@ from webhookd.checks import (
     Filter,
     FormatName,
     Headers,
+    Kept,
     Keys,
     Many,
     Name,
@@ -35,7 +36,7 @@ from webhookd.checks import (
     Url,
 )
 from webhookd.model import RetryPolicy
-from webhookd.units import KIB
+from webhookd.units import DAY, KIB
 
 SECRETS: Final = ("secret", "secrets", "secret_file", "secret_env", "secret_credential")
 
@@ -113,6 +114,17 @@ class Egress(Shape):
     """Allow URLs that begin with http:// too."""
     allow_networks: Many[Range] = ()
     """Allow these private address ranges, such as "10.20.0.0/16"."""
+
+
+class Retention(Shape):
+    """How long webhookd keeps what it has done; what is still to be delivered stays as long as it takes."""
+
+    events: Kept = 7.0 * DAY
+    """Events, for replays and questions; at least a day longer than the longest give_up_after."""
+    attempts: Kept = 7.0 * DAY
+    """Attempts; at least a day longer than the longest give_up_after, since they tell what need not be sent again."""
+    manage_partitions: bool = True
+    """Make daily partitions and drop old ones; when false, run `webhookd maintain` each day, or webhookd.maintain()."""
 
 
 class Log(Shape):
@@ -198,6 +210,7 @@ SECTIONS: Final[Mapping[str, type[Shape]]] = MappingProxyType(
         "delivery": Delivery,
         "retry": Retry,
         "egress": Egress,
+        "retention": Retention,
         "log": Log,
         "endpoints": Endpoints,
     }

@@ -198,14 +198,14 @@ async def test_rows_land_in_the_partition_of_their_utc_day(sql: Connection, zone
         assert await sql.fetchval(INSERT_AT, moment) == f"webhookd.outbox_{day:%Y%m%d}"
 
 
-async def test_without_a_partition_rows_land_in_default_and_block_only_their_day(sql: Connection) -> None:
+async def test_without_a_partition_rows_land_in_default_which_becomes_one(sql: Connection) -> None:
     day = datetime.now(UTC) + timedelta(days=31)
     assert await sql.fetchval(INSERT_AT, day) == "webhookd.outbox_default"
     made = await sql.fetch("SELECT * FROM webhookd.make_partitions(33)")
-    problems = {row["partition"]: row["problem"] for row in made}
-    assert problems.pop(f"outbox_{day:%Y%m%d}") == "rows of that day are in outbox_default"
-    assert set(problems.values()) == {None}
-    assert len(problems) == 5
+    assert [tuple(row) for row in made] == [(f"outbox_until_{day + timedelta(days=1):%Y%m%d}", None)]
+    made = await sql.fetch("SELECT * FROM webhookd.make_partitions(33)")
+    assert [row["problem"] for row in made] == [None] * 4, "the 33rd day of the outbox, and three of attempts"
+    assert await sql.fetchval(INSERT_AT, day) == f"webhookd.outbox_until_{day + timedelta(days=1):%Y%m%d}"
 
 
 async def test_partitions_are_made_beside_an_open_transaction_that_writes(dsn: str, sql: Connection) -> None:
@@ -422,6 +422,10 @@ async def test_a_daemon_has_what_it_needs_and_cannot_change_what_happened(grante
     await refused(sql, "UPDATE webhookd.outbox SET type = 'b'")
     await refused(sql, "DELETE FROM webhookd.attempt")
     await refused(sql, "INSERT INTO webhookd.schema_version VALUES (9, 'x', false)")
+    await refused(sql, "SELECT webhookd.erase(tenant => 'a')")
+    await refused(sql, "SELECT webhookd.rebase('production', 'drop')")
+    await sql.fetch("SELECT * FROM webhookd.maintain()")
+    await sql.fetch("SELECT webhookd.sweep(), webhookd.place()")
 
 
 # The files

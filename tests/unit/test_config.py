@@ -250,7 +250,6 @@ def test_a_format_of_ones_own() -> None:
         ),
         ({"formats": {"raw": {"body": {}}}}, "[formats.raw] is built in; choose another name"),
         ({"formats": {"mine": {}}}, "[formats.mine] body: is required"),
-        ({"retention": {"events": "7d"}}, '"retention" is not there yet in this version of webhookd; remove it'),
         ({"admin": {}}, '"admin" is not there yet in this version of webhookd; remove it'),
         ({"egress": {"proxy": "x"}}, "[egress] proxy: is not there yet in this version of webhookd; remove it"),
         (

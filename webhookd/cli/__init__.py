@@ -8,7 +8,22 @@ from typing import Annotated
 import typer
 
 from webhookd import __version__
-from webhookd.cli import check, database, demo, endpoints, explain, init, listen, listings, reload, run, secret, status
+from webhookd.cli import (
+    check,
+    database,
+    demo,
+    emit,
+    endpoints,
+    erase,
+    explain,
+    init,
+    listen,
+    listings,
+    reload,
+    run,
+    secret,
+    status,
+)
 from webhookd.cli.options import Usage
 from webhookd.errors import (
     ConfigError,
@@ -36,7 +51,9 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "check": check.check,
     "run": run.run,
     "migrate": database.migrate,
-    "emit": database.emit,
+    "maintain": database.maintain,
+    "erase": erase.erase,
+    "emit": emit.emit,
     "explain": explain.explain,
     "listen": listen.listen,
     "status": status.status,

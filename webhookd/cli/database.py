@@ -1,30 +1,23 @@
-"""Commands for the database: its schema, and events by hand."""
+"""Commands that keep the schema: `webhookd migrate` and `webhookd maintain`."""
 
 import os
-import re
-import shlex
-import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
-from typing import Annotated, Never
+from typing import Annotated
 
 import typer
 
 from webhookd import loader
 from webhookd.cli.options import ConfigFile, Usage, dsn_for, ran
 from webhookd.cli.tables import counted
-from webhookd.errors import WebhookdError
-from webhookd.matching import why_not
-from webhookd.model import Event
+from webhookd.errors import ConfigError, WebhookdError
+from webhookd.shapes import Retention
 from webhookd.store import migrations
 from webhookd.store.database import Database
-from webhookd.store.reports import NewEvent, Producer
-from webhookd.units import duration, quoted
+from webhookd.store.registry import Registry
 
-_EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+MOST_PIECES = 10_000
 
 
 class Owed(StrEnum):
@@ -97,108 +90,42 @@ def _taken_over(found: migrations.Rebased | None, owed: Owed, environment: str) 
     )
 
 
-def emit(
-    type_: Annotated[str, typer.Argument(metavar="TYPE", help="Such as order.created.")],
-    payload: Annotated[str, typer.Argument(metavar="PAYLOAD", help="JSON, @FILE, or - for standard input.")],
+def maintain(
     config: ConfigFile = None,
-    tenant: Annotated[str, typer.Option(help="Whose event it is.")] = "",
-    metadata: Annotated[str | None, typer.Option(metavar="JSON", help="Labels for filters and headers.")] = None,
-    event_id: Annotated[str | None, typer.Option(help="What receivers deduplicate on; else a new UUID.")] = None,
-    ordering_key: Annotated[str | None, typer.Option(help="What the event is about, such as an order.")] = None,
-    deliver_after: Annotated[
-        str | None, typer.Option(metavar="WHEN", help='A duration such as "10m", or a time with its offset.')
-    ] = None,
+    large: Annotated[
+        bool, typer.Option("--large", help="Also what INSERTs wait for, some seconds: a large DEFAULT partition.")
+    ] = False,
 ) -> None:
-    """Add an event to the outbox and print its event_id."""
-    if not type_.strip():
-        raise Usage("TYPE is empty: write one such as order.created")
-    if event_id is not None and not _EVENT_ID.fullmatch(event_id):
-        raise Usage("--event-id: write 1 to 128 of A-Z, a-z, 0-9, '_' and '-'")
-    event = NewEvent(
-        type_,
-        json_text("PAYLOAD", _text(payload)),
-        tenant,
-        ordering_key,
-        None if metadata is None else json_text("--metadata", metadata.encode(errors="surrogateescape")),
-        event_id,
-        None if deliver_after is None else _moment(deliver_after),
-    )
-    typer.echo(ran(_emit(dsn_for(config), event)))
-    if _nobody_wants(event, config):
-        typer.echo(
-            f"webhookd: no endpoint of the configuration gets it; ask `{_explanation(event, config)}` why", err=True
-        )
+    """Make partitions ahead, end what is past its time, and delete what nothing refers to.
+
+    A daemon does this itself, unless [retention] manage_partitions is false. Exit code 1 when something is in the way.
+    """
+    keep = _retention(config)
+    if problems := ran(_maintain(dsn_for(config), keep, large)):
+        raise NotDone("\n".join(f"{what}: {why}" for what, why in problems))
+    typer.echo("nothing more to do")
 
 
-def _nobody_wants(event: NewEvent, config: Path | None) -> bool:
-    """True when there is a configuration, and in it no endpoint that is owed the event."""
+class NotDone(WebhookdError):
+    """Something is in the way."""
+
+
+def _retention(config: Path | None) -> Retention:
     try:
-        loaded = loader.load(loader.find(config, os.environ), os.environ)
-    except WebhookdError:
-        return False  # the event is in the outbox, which is all that was asked for
-    about = supposed(event.type, event.tenant, event.metadata)
-    return all(why_not(endpoint, about) for endpoint in loaded.endpoints)
+        return loader.load(loader.find(config, os.environ), os.environ).retention
+    except ConfigError:
+        if config is None and "WEBHOOKD_DSN" in os.environ:
+            return Retention()  # no configuration, only a database
+        raise
 
 
-def supposed(type_: str, tenant: str, metadata: bytes | None) -> Event:
-    """An event as matching sees it, whether it is in the outbox or not."""
-    return Event(0, "", datetime.now(UTC), type_, tenant, None, metadata, None, 0)
-
-
-def _explanation(event: NewEvent, config: Path | None) -> str:
-    """The command that tells why."""
-    parts = ["webhookd", "explain", "--type", event.type]
-    if config is not None:
-        parts += ["-c", str(config)]
-    if event.tenant:
-        parts += ["--tenant", event.tenant]
-    if event.metadata is not None:
-        parts += ["--metadata", event.metadata.decode()]
-    return shlex.join(parts)
-
-
-async def _emit(dsn: str, event: NewEvent) -> str:
+async def _maintain(dsn: str, keep: Retention, large: bool) -> list[tuple[str, str]]:
     async with Database(dsn or None, size=1) as database:
-        return await Producer(database).emit(event)
-
-
-def _text(payload: str) -> bytes:
-    if payload == "-":
-        return sys.stdin.buffer.read()
-    if not payload.startswith("@"):
-        return payload.encode(errors="surrogateescape")
-    try:
-        return Path(payload[1:]).read_bytes()
-    except OSError as error:
-        raise Usage(f"PAYLOAD: {payload[1:]} cannot be read: {error.strerror}") from None
-
-
-def json_text(what: str, content: bytes) -> bytes:
-    """The bytes as they are, once they are known to be JSON that Postgres takes."""
-    try:
-        JSONDecoder(parse_constant=_constant).decode(content.decode())
-    except JSONDecodeError as error:
-        raise Usage(f"{what} is no JSON: {error.msg} (line {error.lineno}, column {error.colno})") from None
-    except UnicodeDecodeError:
-        raise Usage(f"{what} is no JSON: it is not UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        raise Usage(f"{what} is no JSON: {error}") from None
-    return content
-
-
-def _constant(name: str) -> Never:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _moment(text: str) -> datetime:
-    try:
-        return datetime.now(UTC) + timedelta(seconds=duration(text))
-    except (ValueError, OverflowError):
-        pass
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = datetime.min
-    if moment.tzinfo is None:
-        raise Usage(f'--deliver-after: {quoted(text)} is neither like "10m" nor like "2030-01-31T08:00:00Z"')
-    return moment
+        registry = Registry(database)
+        for _ in range(MOST_PIECES):
+            pieces = await registry.maintain(keep.events, keep.attempts, large=large)
+            for done in (done for done, problem in pieces if problem is None):
+                typer.echo(done)
+            if all(problem is not None for _, problem in pieces):
+                return [(done, problem) for done, problem in pieces if problem is not None]
+    return [("the work", f"is not done after {MOST_PIECES} pieces; run it again")]

@@ -11,7 +11,7 @@ import orjson
 import typer
 
 from webhookd import loader
-from webhookd.cli.database import json_text, supposed
+from webhookd.cli.emit import json_text, supposed
 from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
 from webhookd.cli.tables import counted, span
 from webhookd.config import Config

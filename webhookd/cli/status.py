@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Group
+from rich.filesize import decimal
 from rich.text import Text
 
 from webhookd.cli.options import AsJson, ConfigFile, dsn_for, ran
@@ -14,8 +15,9 @@ from webhookd.cli.tables import cell, counted, document, inert, span, table
 from webhookd.cli.watch import drawn, printed, watch
 from webhookd.janitor import BEAT_SECONDS, DEAD_AFTER_BEATS
 from webhookd.store.database import Database
-from webhookd.store.reports import Owed, Reports, Status
+from webhookd.store.reports import Health, Owed, Reports, Status
 
+DAYS_ALARM = 7  # of partitions ahead, when 30 are made
 HEADS = ("endpoint", "retrying", "held", "exhausted", "rejected", "next try", "delivered/min", "failed/min")
 
 
@@ -57,6 +59,14 @@ def _document(found: Status) -> dict[str, Any]:
             "batches": found.open.batches,
             "events": found.open.events,
             "oldest_seconds": found.open.seconds,
+        },
+        "database": {
+            "bytes": found.health.bytes,
+            "oldest_event_seconds": found.health.oldest_event,
+            "oldest_owed_seconds": found.health.owed,
+            "cursor_seconds": found.health.cursor,
+            "days_ahead": found.health.days_ahead,
+            "rows_in_default": found.health.rows_in_default,
         },
         "daemons": [
             {
@@ -124,6 +134,11 @@ def _last_minute(found: Status) -> tuple[int, int]:
 def _problems(found: Status) -> Iterator[str]:
     if _differ(found):
         yield "daemons run different configurations"
+    ahead = found.health.days_ahead or 0.0
+    if ahead < DAYS_ALARM:
+        yield f"there are partitions for {max(ahead, 0):.0f} more days only: see `webhookd maintain`"
+    if found.health.rows_in_default:
+        yield "rows have fallen into a DEFAULT partition, which `webhookd maintain` mends: nothing is lost"
     for daemon in found.daemons:
         if daemon.config_problem is not None:
             yield f"daemon {daemon.id} keeps an older configuration: {inert(daemon.config_problem)}"
@@ -147,9 +162,19 @@ def _headlines(found: Status) -> Iterator[str]:
         f"in hand      {counted(batches.events, 'event')} in {counted(batches.batches, 'batch', 'batches')}"
         f"{_since(', the oldest for ', batches.seconds)}"
     )
+    yield from _tables(found.health)
     delivered, failed = _last_minute(found)
     yield f"last minute  {delivered} delivered, {counted(failed, 'failed attempt')}"
     yield ""
+
+
+def _tables(health: Health) -> Iterator[str]:
+    reach = [f"{decimal(health.bytes)}{_since(', events of ', health.oldest_event)}"]
+    if health.owed is not None:
+        reach.append(f"owed for {span(health.owed)}")
+    if health.cursor is not None:
+        reach.append(f"a cursor lags by {span(health.cursor)}")
+    yield f"tables       {', '.join([*reach, f'partitions for {health.days_ahead or 0:.0f} days'])}"
 
 
 def _row(owed: Owed) -> tuple[str, ...]:

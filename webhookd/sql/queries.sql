@@ -162,9 +162,22 @@ UPDATE webhookd.daemon SET beat_at = now(), stopped_at = now() WHERE id = $1;
 DELETE FROM webhookd.daemon
  WHERE beat_at < now() - interval '7 days' AND id <> (SELECT id FROM webhookd.daemon ORDER BY beat_at DESC, id DESC LIMIT 1);
 
--- name: partitions
--- Days ahead, so that no INSERT ever meets a missing partition.
-SELECT webhookd.make_partitions($1);
+-- name: maintain
+-- A piece of what has to be done now and then: partitions ahead, those past their time, rows that nothing refers to.
+SELECT done, problem FROM webhookd.maintain($1 * interval '1 s', $2 * interval '1 s', large => $3);
+
+-- name: sweep
+-- Old rows go, at most 10,000 of each kind.
+SELECT webhookd.sweep($1 * interval '1 s');
+
+-- name: erase
+-- What the events say is gone, of so many of them; where to go on.
+SELECT next, events, deliveries, responses FROM webhookd.erase($1, $2, $3, $4);
+
+-- name: lagging
+-- Cursors that have not read what retention takes next, and for how long that has been waiting.
+SELECT p.endpoint_id, extract(epoch FROM now() - b.cut_at)::float8
+  FROM webhookd.parked p JOIN webhookd.batch b ON b.id = p.next_batch WHERE b.cut_at < now() - $1 * interval '1 s';
 
 -- name: sync_lock
 -- One configuration is written at a time.
@@ -272,6 +285,10 @@ SELECT count(*), extract(epoch FROM now() - min(created_at))::float8 FROM fresh;
 -- name: status_scheduled
 -- Events that are to be delivered later, and when the first is due.
 SELECT count(*), extract(epoch FROM min(due) - now())::float8 FROM webhookd.scheduled;
+
+-- name: status_health
+-- What a monitoring system sees.
+SELECT owed_seconds, rows_in_default, days_ahead, cursor_seconds, oldest_event_seconds, bytes FROM webhookd.health;
 
 -- name: status_open
 -- Batches that are not done, their events, and the age of the oldest.

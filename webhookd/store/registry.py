@@ -93,10 +93,23 @@ class Registry:
         """Stop counting as alive."""
         await self._database.fetch(QUERIES["leave"], daemon)
 
-    async def tidy(self, days_ahead: int) -> None:
-        """Make partitions ahead and forget daemons that stopped long ago."""
-        await self._database.fetch(QUERIES["partitions"], days_ahead)
+    async def maintain(self, events: float, attempts: float, *, large: bool = False) -> list[tuple[str, str | None]]:
+        """Do a piece of what keeps the tables in shape; what was done, or what could not be done and why not.
+
+        `events` and `attempts` are the seconds for which they are kept. `large`: also what INSERTs wait for.
+        """
+        rows = await self._database.fetch(QUERIES["maintain"], events, attempts, large)
+        return [(row["done"], row["problem"]) for row in rows]
+
+    async def sweep(self, events: float) -> int:
+        """Delete rows that nothing refers to any longer, and forget daemons that stopped long ago; how many went."""
         await self._database.fetch(QUERIES["forget_daemons"])
+        return int((await self._database.fetch_row(QUERIES["sweep"], events))[0])
+
+    async def lagging(self, seconds: float) -> dict[int, float]:
+        """Numbers of the endpoints whose cursor is that far behind, and how far."""
+        rows = await self._database.fetch(QUERIES["lagging"], seconds)
+        return dict(rows)  # type: ignore[arg-type]  # a Record of two columns is a pair
 
     async def versions(self) -> tuple[int, int]:
         """How often endpoints have changed, and how often a reload was asked for."""

@@ -78,12 +78,24 @@ class Owed(NamedTuple):
     failed: int
 
 
+class Health(NamedTuple):
+    """What the view `health` says beyond the rest of a status; ages in seconds."""
+
+    owed: float | None  # since the oldest event with a delivery that is owed
+    rows_in_default: int
+    days_ahead: float | None  # for which there are partitions
+    cursor: float | None  # by which the last of the cursors lags behind
+    oldest_event: float | None
+    bytes: int  # of all tables and their indexes
+
+
 class Status(NamedTuple):
     """How things stand, in one snapshot."""
 
     waiting: Waiting
     scheduled: Waiting
     open: Batches
+    health: Health
     daemons: tuple[Alive, ...]
     endpoints: tuple[Owed, ...]
 
@@ -147,6 +159,7 @@ class Reports:
                 Waiting._make((await connection.fetch(QUERIES["status_waiting"]))[0]),
                 Waiting._make((await connection.fetch(QUERIES["status_scheduled"]))[0]),
                 Batches._make((await connection.fetch(QUERIES["status_open"]))[0]),
+                Health._make((await connection.fetch(QUERIES["status_health"]))[0]),
                 tuple(map(Alive._make, await connection.fetch(QUERIES["status_daemons"], dead_after))),
                 tuple(map(Owed._make, await connection.fetch(QUERIES["status_endpoints"]))),
             )

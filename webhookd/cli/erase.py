@@ -1,0 +1,42 @@
+"""`webhookd erase`: what events say is gone, for those who ask to be forgotten."""
+
+from typing import Annotated
+
+import typer
+
+from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
+from webhookd.cli.tables import counted, document
+from webhookd.store.database import Database
+from webhookd.store.erasure import Erased, pieces
+
+
+def erase(
+    config: ConfigFile = None,
+    tenant: Annotated[
+        str | None, typer.Option(help='Whose events; "" for those without a tenant.', show_default=False)
+    ] = None,
+    event: Annotated[str | None, typer.Option(metavar="EVENT_ID", help="One event.", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Erase payloads, metadata, answers and what is owed, of a tenant or of one event.
+
+    As the owner of the schema. That attempts were made stays. It may be done again, and while daemons run.
+    """
+    if (tenant is None) == (event is None):
+        raise Usage("name what to erase: --tenant TENANT, or --event EVENT_ID")
+    found = ran(_erase(dsn_for(config), tenant, event, dry_run))
+    if as_json:
+        typer.echo(document({"erased": not dry_run, **found._asdict()}))
+        return
+    events, answers = counted(found.events, "event"), counted(found.responses, "answer")
+    owed = counted(found.deliveries, "delivery", "deliveries")
+    typer.echo(f"{'would erase' if dry_run else 'erased'} {events}, {owed} of the backlog and {answers}")
+
+
+async def _erase(dsn: str, tenant: str | None, event: str | None, dry_run: bool) -> Erased:
+    total = Erased()
+    async with Database(dsn or None, size=1) as database:
+        async for piece in pieces(database, tenant=tenant, event_id=event, dry_run=dry_run):
+            total = total + piece
+    return total
