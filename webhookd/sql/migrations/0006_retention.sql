@@ -164,7 +164,7 @@ CREATE FUNCTION webhookd.maintain(events interval DEFAULT '7 days', attempts int
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '50ms' AS $$
 DECLARE
   today date := (now() AT TIME ZONE 'UTC')::date;
-  most bigint := CASE WHEN large THEN 9e18 ELSE 64 * 1024 ^ 2 END;
+  most bigint := CASE WHEN large THEN 9e18 ELSE 32 * 1024 ^ 2 END;
   parent text;
   day date;
   held boolean;
