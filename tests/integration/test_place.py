@@ -1,23 +1,31 @@
 """Where a database belongs: nothing is sent from a copy, a copy can be taken over, a daemon begins anew elsewhere."""
 
 import asyncio
+import shutil
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
 
+from tests.conftest import SETTINGS
 from tests.integration.conftest import (
     QUICK,
     Receiver,
     Running,
     Sql,
     configuration,
+    eventually,
     finished,
     insert,
     insert_many,
     states,
 )
 from tests.waiting import until
+from webhookd.embedded import postgres
 from webhookd.errors import Moved, OtherPlace, StoreUnavailable
 from webhookd.store.database import Database
 from webhookd.store.migrations import Rebased, migrate, rebase
@@ -190,3 +198,52 @@ async def test_without_the_trigger_transactions_can_be_prepared_and_daemons_poll
         assert await sql.fetchval("SELECT listen_pid IS NULL FROM webhookd.daemon")
     await migrate(dsn, wake=True)
     assert await sql.fetchval("SELECT count(*) FROM pg_trigger WHERE tgname = 'wake'") > 0
+
+
+# Which server
+
+
+@pytest.fixture
+def other_server() -> Iterator[str]:
+    """The DSN of a second server, for as long as the test."""
+    directory = Path(tempfile.mkdtemp(prefix="webhookd-tests-"))
+    directory.chmod(0o755)
+    with postgres(directory, 18, SETTINGS) as dsn:
+        yield dsn
+    shutil.rmtree(directory)
+
+
+async def read_only(dsn: str, on: bool) -> None:
+    """As a standby, or a primary that is being replaced, answers."""
+    connection: Sql = await asyncpg.connect(dsn)
+    await connection.execute(f"ALTER SYSTEM SET default_transaction_read_only = {'on' if on else 'off'}")
+    await connection.execute("SELECT pg_reload_conf()")
+    word = "on" if on else "off"
+    await eventually(lambda: word_of(dsn, word), f"it is {word}")
+    await connection.close()
+
+
+async def word_of(dsn: str, word: str) -> bool:
+    connection: Sql = await asyncpg.connect(dsn)
+    found = await connection.fetchval("SELECT current_setting('default_transaction_read_only') = $1", word)
+    await connection.close()
+    return bool(found)
+
+
+async def test_of_several_servers_the_one_is_used_that_can_be_written_to(server: str, other_server: str) -> None:
+    def socket(dsn: str) -> str:
+        return parse_qs(urlsplit(dsn).query)["host"][0]
+
+    both = f"postgresql://postgres@/postgres?host={socket(other_server)},{socket(server)}&port=5432,5432"
+    where = "SELECT current_setting('unix_socket_directories')"
+    async with Database(both, size=1) as database:
+        assert (await database.fetch_row(where))[0] == socket(other_server), "the first one can be"
+        await read_only(other_server, True)
+        with pytest.raises(StoreUnavailable, match="waiting for the primary"):
+            await database.fetch("CREATE TABLE one ()")
+        assert (await database.fetch_row(where))[0] == socket(server)
+    async with Database(other_server) as alone:
+        with pytest.raises(StoreUnavailable, match="waiting for the primary"):
+            await alone.fetch("SELECT 1")
+        await read_only(other_server, False)
+        assert await alone.fetch("SELECT 1")
