@@ -76,10 +76,6 @@ def _sentence(error: BaseException) -> str:
 
 
 async def _prepare(connection: "asyncpg.Connection[Any]") -> None:
-    settings = connection.get_settings()
-    if "on" in (getattr(settings, "in_hot_standby", ""), getattr(settings, "default_transaction_read_only", "")):
-        connection.terminate()
-        raise asyncpg.ReadOnlySQLTransactionError
     # As bytes and never parsed: what Postgres holds is what the receiver gets.
     for type_ in ("json", "jsonb"):
         await connection.set_type_codec(
@@ -96,6 +92,12 @@ def _now(dsn: Dsn) -> str | None:
         return dsn() if callable(dsn) else dsn
     except ConfigError as error:
         raise StoreUnavailable(str(error)) from None
+
+
+def _expect_primary(connection: "asyncpg.Connection[Any]") -> None:
+    settings = connection.get_settings()
+    if "on" in (getattr(settings, "in_hot_standby", ""), getattr(settings, "default_transaction_read_only", "")):
+        raise asyncpg.ReadOnlySQLTransactionError
 
 
 async def is_pooled(connection: "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]") -> bool:
@@ -229,8 +231,10 @@ class Database:
         return connection
 
     async def _init(self, connection: "asyncpg.Connection[Any]", *, pooled: bool) -> None:
-        if not pooled and await is_pooled(connection):
-            raise _Pooled
+        if not pooled:  # a pooler says of every server what was true of the first one it met
+            if await is_pooled(connection):
+                raise _Pooled
+            _expect_primary(connection)
         await _prepare(connection)
         await self._same_place(connection)
 
