@@ -137,16 +137,17 @@ class Fleet:
             },
         }
 
-    async def start(self, name: str, *arguments: str, dsn: str = "") -> Started:
+    async def start(self, name: str, *arguments: str, dsn: str = "", direct_dsn: str = "") -> Started:
         """A daemon, ready, that is known to the database by the role `name`."""
-        started = await self.launch(name, *arguments, dsn=dsn)
+        started = await self.launch(name, *arguments, dsn=dsn, direct_dsn=direct_dsn)
         await started.ready()
         return started
 
-    async def launch(self, name: str, *arguments: str, dsn: str = "") -> Started:
+    async def launch(self, name: str, *arguments: str, dsn: str = "", direct_dsn: str = "") -> Started:
         """The same, without waiting for it."""
         file = self.directory / f"{name}.toml"
-        file.write_text(_toml({**self._document, "database": {"dsn": dsn or _as(name, self._dsn)}}))
+        where = {"dsn": dsn or _as(name, self._dsn), "direct_dsn": direct_dsn}
+        file.write_text(_toml({**self._document, "database": where}))
         started = await Started.start(self.directory, name, "tests.fault.process", str(file), *arguments)
         self.daemons[name] = started
         return started

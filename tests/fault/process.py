@@ -80,7 +80,8 @@ async def run(config_file: Path, at_pace: Pace) -> None:
         sys.stdout.write(f"ready {daemon_id}\n")
         sys.stdout.flush()
 
-    daemon = Daemon(config, loader.dsn(config), pace=at_pace, on_ready=ready)
+    direct_dsn = config.database.direct_dsn.get_secret_value() or None
+    daemon = Daemon(config, loader.dsn(config), direct_dsn, pace=at_pace, on_ready=ready)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, daemon.stop)
     await daemon.run()
 
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--pace", type=float, default=0.1, help="1 is the normal pace; a tenth is the default")
     parser.add_argument("--lease-margin", type=float, help="seconds; by default the normal ones at the same pace")
     parser.add_argument("--patience", type=float, help="seconds; by default the normal ones at the same pace")
+    parser.add_argument("--poll", type=float, help="seconds until who was not woken looks; by default the normal ones")
     arguments = parser.parse_args()
     structlog.configure(
         processors=[
@@ -111,6 +113,8 @@ def main() -> None:
     recorder.RETRY_MOST *= arguments.pace
     reader.AWAY_MOST *= arguments.pace
     retrier.AWAY_SECONDS *= arguments.pace
+    if arguments.poll:
+        reader.NAP = reader.POLL_FIRST = reader.POLL_MOST = arguments.poll
     if arguments.broken:
         break_it(arguments.broken)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
