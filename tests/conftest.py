@@ -9,12 +9,14 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import asyncpg
 import pytest
 import uvloop
 
+from webhookd import embedded
 from webhookd.embedded import postgres
 from webhookd.store.migrations import migrate
 
@@ -65,23 +67,48 @@ def execute(dsn: str, statement: str) -> None:
         runner.run(run())
 
 
+def programs(version: int) -> Path:
+    """Where the programs of that PostgreSQL are."""
+    return DEBIAN_15 if version == 15 else embedded._programs(version)
+
+
 def database(server: str, name: str) -> str:
     """The DSN of another database of the same server."""
     return server.replace("/postgres?", f"/{name}?")
 
 
-@pytest.fixture(scope="session")
-def server(pytestconfig: pytest.Config) -> Iterator[str]:
-    """The DSN of the database `postgres` on a server that lives for the session (of each xdist worker)."""
-    version = int(pytestconfig.getoption("--postgres"))
-    # Not tmp_path: as root that is closed to the account that runs the server.
+@asynccontextmanager
+async def connected(dsn: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """A connection for the block."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@contextmanager
+def open_directory() -> Iterator[Path]:
+    """A directory for servers. Not tmp_path: as root that is closed to the account that runs them."""
     directory = Path(tempfile.mkdtemp(prefix="webhookd-tests-"))
     directory.chmod(0o755)
     try:
-        with postgres(directory, version, SETTINGS, bin_directory=DEBIAN_15 if version == 15 else None) as dsn:
-            yield dsn
+        yield directory
     finally:
         shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def version(pytestconfig: pytest.Config) -> int:
+    """Of the PostgreSQL that the tests run on."""
+    return int(pytestconfig.getoption("--postgres"))
+
+
+@pytest.fixture(scope="session")
+def server(version: int) -> Iterator[str]:
+    """The DSN of the database `postgres` on a server that lives for the session (of each xdist worker)."""
+    with open_directory() as directory, postgres(directory, bin_directory=programs(version), settings=SETTINGS) as dsn:
+        yield dsn
 
 
 @pytest.fixture(scope="session")
@@ -117,6 +144,5 @@ def dsn(server: str, template: str) -> Iterator[str]:
 @pytest.fixture
 async def sql(dsn: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
     """A connection to that database; json comes as text, as the application wrote it."""
-    connection = await asyncpg.connect(dsn)
-    yield connection
-    await connection.close()
+    async with connected(dsn) as connection:
+        yield connection

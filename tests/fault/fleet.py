@@ -152,11 +152,11 @@ class Fleet:
         self.daemons[name] = started
         return started
 
-    async def command(self, name: str) -> Started:
-        """The real `webhookd run`, at its own pace; it says nothing on stdout that tells when it is ready."""
+    async def command(self, name: str, command: str = "run", *arguments: str, dsn: str = "") -> Started:
+        """A real command, such as `webhookd run`, at its own pace; nothing on stdout tells when that is ready."""
         file = self.directory / f"{name}.toml"
-        file.write_text(_toml({**self._document, "database": {"dsn": _as(name, self._dsn)}}))
-        started = await Started.start(self.directory, name, "webhookd", "run", "-c", str(file))
+        file.write_text(_toml({**self._document, "database": {"dsn": dsn or _as(name, self._dsn)}}))
+        started = await Started.start(self.directory, name, "webhookd", command, "-c", str(file), *arguments)
         self.daemons[name] = started
         return started
 

@@ -1,10 +1,8 @@
 """The database is away, silent, restarted, or its reply gets lost: nothing is lost and nothing is recorded twice."""
 
 import asyncio
-import shutil
 import signal
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,11 +10,11 @@ import asyncpg
 import psutil
 import pytest
 
-from tests.conftest import SETTINGS
+from tests.conftest import SETTINGS, open_directory
 from tests.fault.fleet import Fleet, fleet
 from tests.fault.proxy import Part, Proxy
 from tests.fault.verdict import ROLES, audit, judge, wait_until_settled
-from tests.fault.writers import Connection, Writers, insert, payload
+from tests.fault.writers import Connection, Writers, events_of, insert
 from tests.waiting import until
 from webhookd.embedded import postgres
 from webhookd.store.migrations import migrate
@@ -35,11 +33,6 @@ async def proxy(dsn: str) -> AsyncIterator[Proxy]:
     """What the daemons take for the database."""
     async with Proxy(dsn) as made:
         yield made
-
-
-def events_of(first: int, count: int) -> dict[str, str]:
-    """Events by id, with their payloads."""
-    return {f"e{n}": payload(0, n) for n in range(first, first + count)}
 
 
 @pytest.mark.parametrize("part", ["request", "reply"])
@@ -170,18 +163,9 @@ async def test_sigterm_while_the_database_is_silent(processes: Fleet, watched: C
     assert await daemon.ended(30) == 0
 
 
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    """Where the account of the server may enter."""
-    made = Path(tempfile.mkdtemp(prefix="webhookd-tests-"))
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made)
-
-
-async def test_a_server_that_is_restarted(directory: Path, tmp_path: Path, seed: int) -> None:
+async def test_a_server_that_is_restarted(tmp_path: Path, seed: int) -> None:
     paths = ["healthy", "flaky", "slow"]
-    with ExitStack() as stack:
+    with open_directory() as directory, ExitStack() as stack:
         dsn = stack.enter_context(postgres(directory, 18, SETTINGS))
         await migrate(dsn)
         async with Proxy(dsn) as proxy, fleet(tmp_path, dsn, seed) as processes:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fault.fleet import Fleet
 from tests.fault.verdict import ROLES, judge, wait_until_settled
-from tests.fault.writers import Connection, Writers, insert, payload
+from tests.fault.writers import Connection, Writers, events_of, insert
 from tests.waiting import until
 from webhookd.model import Batch
 from webhookd.store.batches import Batches
@@ -18,11 +18,6 @@ from webhookd.store.database import Database
 IN_FLIGHT = 500
 LEASE = 25.0  # seconds; what waited for one would be late by so much
 STOP_WITHIN = 30.0
-
-
-def events_of(first: int, count: int) -> dict[str, str]:
-    """Events by id, with their payloads."""
-    return {f"e{n:04}": payload(0, n) for n in range(first, first + count)}
 
 
 @pytest.mark.parametrize("patience", ["60", "0.3"], ids=["in_the_batch", "leased_and_spilled"])

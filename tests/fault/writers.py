@@ -3,13 +3,15 @@
 import asyncio
 import random
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeAlias
 
 import asyncpg
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 INSERT = (
-    "INSERT INTO webhookd.outbox (event_id, type, payload) SELECT * FROM unnest($1::text[], $2::text[], $3::json[])"
+    "INSERT INTO webhookd.outbox (event_id, payload, type, deliver_after)"
+    " SELECT id, payload, $3, now() + $4 FROM unnest($1::text[], $2::json[]) e (id, payload)"
 )
 
 
@@ -17,12 +19,21 @@ class Writers:
     """Connections that commit, roll back, use savepoints and stay open; `committed` is what they know happened."""
 
     def __init__(
-        self, dsn: str, seed: int, *, writers: int = 4, pause: float = 0.25, huge: int = 60, long: float = 2.0
+        self,
+        dsn: str,
+        seed: int,
+        *,
+        first: int = 0,
+        writers: int = 4,
+        pause: float = 0.25,
+        huge: int = 60,
+        long: float = 2.0,
     ) -> None:
+        """Writers are numbered from `first`; those of other numbers write other events."""
         self.committed: dict[str, str] = {}  # event id -> payload text
         self._dsn = dsn
         self._seed = seed
-        self._writers = writers
+        self._numbers = range(first, first + writers)
         self._pause = pause
         self._huge = huge
         self._long = long
@@ -35,7 +46,7 @@ class Writers:
     async def run(self) -> None:
         """Write until stopped."""
         async with asyncio.TaskGroup() as group:
-            for number in range(self._writers):
+            for number in self._numbers:
                 group.create_task(self._write(number))
 
     async def _write(self, number: int) -> None:
@@ -83,10 +94,17 @@ class Writers:
         return kept
 
 
-async def insert(connection: Connection, events: dict[str, str]) -> dict[str, str]:
+async def insert(
+    connection: Connection, events: dict[str, str], type_: str = "test.event", after: timedelta | None = None
+) -> dict[str, str]:
     """Insert them in the connection's transaction."""
-    await connection.execute(INSERT, list(events), ["test.event"] * len(events), list(events.values()))
+    await connection.execute(INSERT, list(events), list(events.values()), type_, after)
     return events
+
+
+def events_of(first: int, count: int, prefix: str = "e") -> dict[str, str]:
+    """Events by id, with their payloads."""
+    return {f"{prefix}{n:04}": payload(0, n) for n in range(first, first + count)}
 
 
 def payload(writer: int, number: int) -> str:
