@@ -22,8 +22,9 @@ from webhookd.model import Batch
 from webhookd.sql import QUERIES
 from webhookd.store import results
 from webhookd.store.batches import Batches
+from webhookd.store.database import Database
 
-BROKEN = ("no_rescue", "no_ledger", "no_fence")
+BROKEN = ("no_rescue", "no_ledger", "no_fence", "no_place")
 
 
 def pace(factor: float, patience: float | None) -> Pace:
@@ -43,6 +44,8 @@ def break_it(how: str) -> None:
         setattr(Batches, "adopt", _adopt_nothing)  # noqa: B010 - mypy knows no other way to break a class
     elif how == "no_ledger":
         setattr(Batches, "known", _know_nothing)  # noqa: B010 - the same
+    elif how == "no_place":
+        setattr(Database, Database._same_place.__name__, _anywhere)
     else:
         unfenced = {
             **QUERIES,
@@ -64,6 +67,10 @@ async def _adopt_nothing(
 
 async def _know_nothing(_self: Batches, batch: Batch) -> set[tuple[int, int]]:
     return set()
+
+
+async def _anywhere(_self: Database, _connection: object) -> None:
+    return None
 
 
 def _without(statement: str, fence: str, instead: str) -> str:
