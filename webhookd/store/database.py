@@ -94,6 +94,19 @@ def _now(dsn: Dsn) -> str | None:
         raise StoreUnavailable(str(error)) from None
 
 
+async def _learn_types(connection: "asyncpg.Connection[Any]") -> None:
+    """Let asyncpg ask for all types that our statements have, once, in a transaction that is rolled back.
+
+    It switches `jit` off meanwhile, for the session, and would leave that behind on a connection that others use.
+    """
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        await connection.prepare("SELECT $1::int2[], $2::int4[], $3::int8[], $4::float8[], $5::timestamptz[]")
+    finally:
+        await transaction.rollback()
+
+
 def _expect_primary(connection: "asyncpg.Connection[Any]") -> None:
     settings = connection.get_settings()
     if "on" in (getattr(settings, "in_hot_standby", ""), getattr(settings, "default_transaction_read_only", "")):
@@ -236,6 +249,8 @@ class Database:
                 raise _Pooled
             _expect_primary(connection)
         await _prepare(connection)
+        if pooled:
+            await _learn_types(connection)  # after the codecs above, which make it forget
         await self._same_place(connection)
 
     async def fetch(self, query: str, *arguments: object) -> Sequence["asyncpg.Record"]:
