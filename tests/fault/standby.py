@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 from tests.conftest import SETTINGS, connected, programs
@@ -45,9 +45,10 @@ class Pair:
             await until(lambda: primary.fetchval(gone), "the standby is on its own")
 
     async def crash(self) -> None:
-        """End the primary at once: nothing is flushed, and nobody is told."""
-        pid = int((self._data / "postmaster.pid").read_text().split()[0])
-        os.kill(pid, signal.SIGQUIT)
+        """End the primary at once, if it still runs: nothing is flushed, and nobody is told."""
+        with suppress(FileNotFoundError):
+            pid = int((self._data / "postmaster.pid").read_text().split()[0])
+            os.kill(pid, signal.SIGQUIT)
         await asyncio.to_thread(self._of_primary.close)
 
     async def promote(self) -> None:

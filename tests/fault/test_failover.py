@@ -1,30 +1,42 @@
 """A standby that lagged becomes the primary: ids are given out again, and what was known of them says nothing now."""
 
 import asyncio
+import re
+import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from tests.conftest import connected, open_directory
 from tests.fault.fleet import Fleet
+from tests.fault.pooler import PROGRAM, Pooler
 from tests.fault.proxy import Proxy
 from tests.fault.standby import Pair, replicated
 from tests.fault.verdict import ROLES, Verdict, judge, wait_until_settled
 from tests.fault.writers import Connection, Writers, events_of, insert
+from tests.integration.conftest import eventually
 from tests.waiting import until
+from webhookd.errors import Moved
+from webhookd.store.database import Database
 from webhookd.store.migrations import migrate
+from webhookd.store.results import Results
 
 DAEMONS = ROLES[:2]
 HELD = 100  # events that are in flight when the primary dies
 MORE = 150  # than those: a sequence goes on up to 32 later, of which its standby was told beforehand
+# Of the pooler's log: clients that it let go, other than those who left or cancelled.
+BROKEN = re.compile(r" C-.* closing because: (?!client close request|successfully sent cancel request).*")
 LOAD: Mapping[str, Mapping[str, Any]] = {
     "healthy": {"retry": {"schedule": ["300ms", "1s"]}},
     "flaky": {"retry": {"schedule": ["300ms", "1s"]}},
     "slow": {"retry": {"schedule": ["300ms", "1s"]}},
 }
+needs_pgbouncer = pytest.mark.skipif(not Path(PROGRAM).exists(), reason="Debian's pgbouncer is not installed")
 
 
 @pytest.fixture
@@ -47,6 +59,32 @@ async def proxy(pair: Pair) -> AsyncIterator[Proxy]:
     """What the daemons take for the database, wherever it is."""
     async with Proxy(pair.primary) as made:
         yield made
+
+
+class Way(Protocol):
+    """What the daemons take for the database, wherever it is."""
+
+    target: str
+
+    def dsn(self, role: str) -> str:
+        """How to connect."""
+
+
+class Switch(Pooler):
+    """A pooler that is led to another server between two transactions, while its clients stay connected."""
+
+    @property
+    def target(self) -> str:
+        """The server behind it."""
+        return self._server
+
+    @target.setter
+    def target(self, dsn: str) -> None:
+        file = self._directory / "ini"
+        before, self._server = self._server, parse_qs(urlsplit(dsn).query)["host"][0]
+        file.write_text(file.read_text().replace(before, self._server))
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +115,12 @@ class Log:
 
 
 @asynccontextmanager
-async def failed_over(pair: Pair, proxy: Proxy) -> AsyncIterator[tuple[Connection, Log]]:
-    """Let the standby of a primary that has died take over; a connection to it, and what it knew."""
+async def failed_over(pair: Pair, way: Way) -> AsyncIterator[tuple[Connection, Log]]:
+    """Let the standby take over, if need be from a primary that still runs; a connection to it, and what it knew."""
     async with connected(pair.standby) as sql:
         known = await Log.of(sql)  # before the promotion: it can be read, and nobody can have joined it
         await pair.promote()
-        proxy.target = pair.standby
+        way.target = pair.standby
         yield sql, known
 
 
@@ -157,22 +195,23 @@ async def test_every_event_of_the_new_primary_is_delivered(
 
 
 async def held(
-    processes: Fleet, old: Connection, pair: Pair, proxy: Proxy, *arguments: str, answered: str
+    processes: Fleet, old: Connection, pair: Pair, way: Way, *arguments: str, answered: str
 ) -> tuple[Verdict, int]:
-    """Events are in flight when the primary dies and are answered later; the judgement, and late ends of batches."""
+    """Events are in flight when another server takes over; the judgement, and how many batches were ended late."""
     processes.configure({"hold": {"timeout": "60s", "max_in_flight": 500}})
     receiver = processes.receiver
     for role in DAEMONS:
-        await processes.start(role, *arguments, dsn=proxy.dsn(role))
+        await processes.start(role, *arguments, dsn=way.dsn(role))
     await pair.lag()
     gone = await insert(old, events_of(0, HELD))
     await until(lambda: receiver.count("hold", 0) == HELD, "all are in flight", 20)
     lost = await Log.of(old)
-    await pair.crash()
+    if isinstance(way, Proxy):
+        await pair.crash()
     if answered == "while_away":
         receiver.release()
         await until(lambda: receiver.count("hold") == HELD, "all are answered")
-    async with failed_over(pair, proxy) as (sql, promoted):
+    async with failed_over(pair, way) as (sql, promoted):
         events = await insert(sql, events_of(HELD, MORE))
         if answered == "afterwards":
             await until(lambda: {r.id for r in receiver.receipts()} >= events.keys(), "all of the others, too", 20)
@@ -196,6 +235,36 @@ async def test_what_was_in_flight_says_nothing_about_those_who_have_its_ids_now(
 ) -> None:
     verdict, late = await held(processes, watched, pair, proxy, "--patience", patience, answered=answered)
     assert (verdict.faults, verdict.duplicates, late) == (set(), 0, 0), processes.log()
+
+
+@needs_pgbouncer
+async def test_a_pooler_that_leads_elsewhere_from_one_transaction_to_the_next(
+    processes: Fleet, watched: Connection, pair: Pair
+) -> None:
+    async with Switch(pair.primary) as pooler:
+        verdict, late = await held(processes, watched, pair, pooler, "--patience", "60", answered="afterwards")
+        log = pooler.log()
+    assert (verdict.faults, verdict.duplicates, late) == (set(), 0, 0), processes.log()
+    assert not BROKEN.findall(log)
+
+
+@needs_pgbouncer
+async def test_a_flush_through_a_pooler_looks_where_it_is_written(pair: Pair) -> None:
+    async with Switch(pair.primary) as pooler, Database(pooler.dsn("postgres")) as database:
+        results = Results(database)
+        database.place = (await database.fetch_row("SELECT webhookd.place()"))[0]
+        await results.record(1, [], [], [])
+        await pair.promote()
+        pooler.target = pair.standby
+
+        async def moved() -> bool:
+            try:
+                await results.record(1, [], [], [])
+            except Moved:
+                return True
+            return False
+
+        await eventually(moved, "the pooler leads to the other server, and the flush notices")
 
 
 @pytest.mark.parametrize("answered", ["while_away", "afterwards"])
