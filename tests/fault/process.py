@@ -20,11 +20,18 @@ from webhookd import dispatcher, janitor, loader, reader, recorder, retrier
 from webhookd.daemon import Daemon, Pace
 from webhookd.model import Batch
 from webhookd.sql import QUERIES
-from webhookd.store import results
+from webhookd.store import bell, database, results
 from webhookd.store.batches import Batches
 from webhookd.store.database import Database
 
 BROKEN = ("no_rescue", "no_ledger", "no_fence", "no_place")
+DATABASE_TIMES = (
+    (database, "COMMAND_TIMEOUT"),
+    (database, "CONNECT_TIMEOUT"),
+    (bell, "RECONNECT_AFTER"),
+    (bell, "ANSWER_WITHIN"),
+    (bell, "CHECK_AFTER"),
+)
 
 
 def pace(factor: float, patience: float | None) -> Pace:
@@ -102,6 +109,9 @@ def main() -> None:
     parser.add_argument("--lease-margin", type=float, help="seconds; by default the normal ones at the same pace")
     parser.add_argument("--patience", type=float, help="seconds; by default the normal ones at the same pace")
     parser.add_argument("--poll", type=float, help="seconds until who was not woken looks; by default the normal ones")
+    parser.add_argument(
+        "--database-pace", type=float, default=1.0, help="of the times it waits for an answer of Postgres"
+    )
     arguments = parser.parse_args()
     structlog.configure(
         processors=[
@@ -122,6 +132,8 @@ def main() -> None:
     retrier.AWAY_SECONDS *= arguments.pace
     if arguments.poll:
         reader.NAP = reader.POLL_FIRST = reader.POLL_MOST = arguments.poll
+    for module, name in DATABASE_TIMES:
+        setattr(module, name, getattr(module, name) * arguments.database_pace)
     if arguments.broken:
         break_it(arguments.broken)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -18,6 +18,7 @@ class Proxy:
     def __init__(self, dsn: str) -> None:
         self.target = dsn  # may change while the proxy runs
         self.lost = 0  # messages eaten
+        self.asked = 0  # connections that somebody wanted
         self._part: Part = "reply"
         self._fragment = b""
         self._away = False
@@ -67,6 +68,7 @@ class Proxy:
         self._part, self._fragment = part, fragment.encode()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.asked += 1
         self._writers.add(writer)
         upstream: asyncio.StreamWriter | None = None
         try:

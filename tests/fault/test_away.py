@@ -1,23 +1,17 @@
-"""The database is away, silent, restarted, or its reply gets lost: nothing is lost and nothing is recorded twice."""
+"""The database is away, silent, or its reply gets lost: nothing is lost and nothing is recorded twice."""
 
 import asyncio
 import signal
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
-from pathlib import Path
 
-import asyncpg
 import psutil
 import pytest
 
-from tests.conftest import SETTINGS, open_directory
-from tests.fault.fleet import Fleet, fleet
+from tests.fault.fleet import Fleet
 from tests.fault.proxy import Part, Proxy
-from tests.fault.verdict import ROLES, audit, judge, wait_until_settled
+from tests.fault.verdict import ROLES, judge, wait_until_settled
 from tests.fault.writers import Connection, Writers, events_of, insert
 from tests.waiting import until
-from webhookd.embedded import postgres
-from webhookd.store.migrations import migrate
 
 MOST_MEMORY = 150 * 1024**2
 DEAD_AFTER = 1.5  # seconds, at a tenth of the pace
@@ -161,33 +155,3 @@ async def test_sigterm_while_the_database_is_silent(processes: Fleet, watched: C
     proxy.freeze()
     daemon.send(signal.SIGTERM)
     assert await daemon.ended(30) == 0
-
-
-async def test_a_server_that_is_restarted(tmp_path: Path, seed: int) -> None:
-    paths = ["healthy", "flaky", "slow"]
-    with open_directory() as directory, ExitStack() as stack:
-        dsn = stack.enter_context(postgres(directory, 18, SETTINGS))
-        await migrate(dsn)
-        async with Proxy(dsn) as proxy, fleet(tmp_path, dsn, seed) as processes:
-            sql = await asyncpg.connect(dsn)
-            await audit(sql)
-            processes.configure({path: {"retry": {"schedule": ["300ms"]}} for path in paths})
-            for name in ROLES[:2]:
-                await processes.start(name, dsn=proxy.dsn(name))
-            events = await insert(sql, events_of(0, 600))
-            await sql.close()
-            await until(lambda: processes.receiver.count("slow") > 20, "they are on their way")
-            stack.pop_all().close()
-            await asyncio.sleep(5)
-            proxy.target = stack.enter_context(postgres(directory, 18, SETTINGS))
-            sql = await asyncpg.connect(proxy.target)
-            events |= await insert(sql, events_of(600, 100))
-            processes.receiver.heal()
-            assert await wait_until_settled(sql, 40), processes.log()
-            verdict = await judge(sql, events, processes.receiver.receipts(), paths)
-            print(verdict)  # noqa: T201 - the figures are what the test is for
-            assert verdict.faults <= {"duplicates"}
-            assert await sql.fetchval(TWICE) == 0
-            for name in ROLES[:2]:
-                await processes.stop(name)
-            await sql.close()
