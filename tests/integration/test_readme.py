@@ -312,7 +312,9 @@ def test_commands_exist(page: Path) -> None:
         while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
             assert rest[0] in command.commands, f"{page.name}: webhookd {shlex.join(words)}"
             command = command.commands[rest.pop(0)]
-        options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        options = {
+            option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
+        } | {"--help"}
         for word in rest:
             if re.match(r"-[-\w]", word):
                 assert word.partition("=")[0] in options, f"{page.name}: webhookd {shlex.join(words)}"

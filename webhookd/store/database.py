@@ -130,15 +130,16 @@ async def connect(dsn: Dsn) -> "asyncpg.Connection[Any]":
         return connection
 
 
-def _settings(where: str | None) -> dict[str, Any]:
+def _settings(where: str | None, *, pooled: bool = False) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "timeout": CONNECT_TIMEOUT,
         "command_timeout": COMMAND_TIMEOUT,
-        "server_settings": {"application_name": APPLICATION_NAME},
+        # asyncpg's own 'utf-8' is not what the server calls it, and a pooler would set it before each transaction.
+        "server_settings": {"application_name": APPLICATION_NAME, "client_encoding": "UTF8"},
     }
-    # Of several hosts the primary. A single one is not asked: a pooler would keep the statement that asyncpg asks with.
+    # Of several hosts the primary, but a pooler says of it what was true of the first server that it met.
     hosts = where or os.environ.get("PGHOST", "")
-    if "," in hosts and "target_session_attrs" not in hosts and "PGTARGETSESSIONATTRS" not in os.environ:
+    if not pooled and "," in hosts and "target_session_attrs" not in hosts and "PGTARGETSESSIONATTRS" not in os.environ:
         settings["target_session_attrs"] = "read-write"
     return settings
 
@@ -240,7 +241,9 @@ class Database:
 
     async def _connect(self, *_: object, **settings: Any) -> "asyncpg.Connection[Any]":
         where = _now(self._dsn)
-        connection: asyncpg.Connection[Any] = await asyncpg.connect(where, **settings, **_settings(where))
+        connection: asyncpg.Connection[Any] = await asyncpg.connect(
+            where, **settings, **_settings(where, pooled=self._pooled)
+        )
         return connection
 
     async def _init(self, connection: "asyncpg.Connection[Any]", *, pooled: bool) -> None:
@@ -260,7 +263,7 @@ class Database:
             if not self._pooled:
                 rows = await connection.fetch(query, *arguments)
                 return rows
-            # Parse and Bind are two messages: only a transaction keeps them on one connection of the server.
+            # Only a transaction keeps what asyncpg sends, and the look at the place, on one connection of the server.
             async with connection.transaction():
                 await self.check_place(connection)
                 rows = await connection.fetch(query, *arguments)

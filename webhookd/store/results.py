@@ -2,8 +2,11 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
+
+import asyncpg
 
 from webhookd.errors import StoreUnavailable
 from webhookd.model import Batch, Delivered, Delivery, Ended, Result
@@ -39,7 +42,7 @@ class Results:
                     await self._database.check_place(connection)
                     xact = await flush.write(connection)
                 except BaseException:
-                    if not connection.is_closed():
+                    with suppress(asyncpg.InterfaceError, asyncpg.PostgresError, OSError):  # it may be gone
                         await transaction.rollback()
                     raise
                 xact_id = xact  # from here on only Postgres knows
