@@ -1,9 +1,9 @@
-"""A daemon in this process, and a receiver that answers as a test wants and keeps a ledger of all it got."""
+"""A daemon in this process, a receiver with a ledger of all it got, and an application's database with its roles."""
 
 import asyncio
 import base64
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -11,13 +11,18 @@ import asyncpg
 import pytest
 from aiohttp import web
 
+from tests.conftest import execute
 from tests.waiting import until
 from webhookd.config import Config, build
 from webhookd.daemon import Daemon, Pace
+from webhookd.sql import GRANTS
 
 SECRET = "whsec_" + base64.b64encode(b"planted-secret-of-integration-tests").decode()
 Sql: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 QUICK = Pace(beat=0.5, rescue=0.3, look=0.05, flush=0.004, patience=0.3)
+DEBEZIUM = """
+CREATE TABLE outbox (id uuid PRIMARY KEY, aggregatetype varchar(255) NOT NULL, aggregateid varchar(255) NOT NULL,
+                     type varchar(255) NOT NULL, payload jsonb)"""
 
 
 class Got(NamedTuple):
@@ -202,6 +207,18 @@ def configuration(endpoints: Mapping[str, Mapping[str, Any]], **sections: Mappin
     return build(document, [], {}, lambda path, file: "")
 
 
+class Ear:
+    """Counts what is notified on the channel of the daemon, and by which backends."""
+
+    def __init__(self) -> None:
+        self.heard = 0
+        self.pids: set[int] = set()
+
+    def __call__(self, _connection: object, pid: int, *_: object) -> None:
+        self.heard += 1
+        self.pids.add(pid)
+
+
 class Running(Protocol):
     """Runs a daemon; `load` is what a reload reads."""
 
@@ -232,3 +249,43 @@ def daemon(dsn: str) -> Running:
             made.stop()
 
     return run
+
+
+def as_user(dsn: str, user: str) -> str:
+    """The same database, as another role."""
+    return dsn.replace("//postgres@", f"//{user}@")
+
+
+@pytest.fixture
+def roles(server: str) -> Iterator[None]:
+    """The roles of grants.sql and that of an application, which belong to the server, for a test."""
+    names = ("webhookd_daemon", "webhookd_producer", "webhookd_reader", "my_app")
+    for name in names:
+        execute(server, f"CREATE ROLE {name} LOGIN")
+    yield
+    for name in reversed(names):
+        execute(server, f"DROP ROLE {name}")
+
+
+@pytest.fixture
+async def granted(roles: None, sql: Sql) -> Sql:
+    """A database in which the roles have their rights."""
+    await sql.execute(GRANTS)
+    return sql
+
+
+@pytest.fixture
+async def shop(granted: Sql) -> Sql:
+    """A database of an application: a table, Debezium's outbox, and the roles."""
+    await granted.execute("CREATE TABLE orders (id bigint PRIMARY KEY, status text NOT NULL)")
+    await granted.execute("INSERT INTO orders VALUES (42, 'new'), (7, 'closed'), (8, 'closed')")
+    await granted.execute(DEBEZIUM)
+    await granted.execute("GRANT ALL ON orders, outbox TO my_app")
+    return granted
+
+
+@pytest.fixture
+async def producer(shop: Sql, dsn: str) -> str:
+    """The DSN of an application that is a member of webhookd_producer, and no more."""
+    await shop.execute("GRANT webhookd_producer TO my_app")
+    return as_user(dsn, "my_app")

@@ -6,7 +6,6 @@
 import asyncio
 import tempfile
 from asyncio.subprocess import PIPE
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeAlias
@@ -14,10 +13,11 @@ from typing import TypeAlias
 import asyncpg
 import pytest
 
-from tests.conftest import SETTINGS, execute
+from tests.conftest import SETTINGS
+from tests.integration.conftest import as_user
 from webhookd.embedded import _programs, postgres
 from webhookd.errors import SchemaMismatch, StoreUnavailable
-from webhookd.sql import GRANTS, MIGRATIONS, parse
+from webhookd.sql import MIGRATIONS, parse
 from webhookd.store.migrations import as_sql, check_schema, migrate
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -67,10 +67,6 @@ async def catalogue(dsn: str) -> str:
         return "".join(sorted(f"{row[0]}\n" for row in await connection.fetch(CATALOGUE)))
     finally:
         await connection.close()
-
-
-def as_user(dsn: str, user: str) -> str:
-    return dsn.replace("//postgres@", f"//{user}@")
 
 
 # Migrating
@@ -343,23 +339,6 @@ async def test_an_event_that_nobody_knows_has_no_row(sql: Connection) -> None:
 # Roles
 
 
-@pytest.fixture
-def roles(server: str) -> Iterator[None]:
-    """The roles of grants.sql, which belong to the server, for a test."""
-    names = ("webhookd_daemon", "webhookd_producer", "webhookd_reader")
-    for name in names:
-        execute(server, f"CREATE ROLE {name} LOGIN")
-    yield
-    for name in names:
-        execute(server, f"DROP ROLE {name}")
-
-
-@pytest.fixture
-async def granted(roles: None, sql: Connection) -> Connection:
-    await sql.execute(GRANTS)
-    return sql
-
-
 async def refused(sql: Connection, statement: str) -> None:
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await sql.execute(statement)
@@ -397,6 +376,16 @@ async def test_a_reader_reads_and_changes_nothing(granted: Connection) -> None:
     await refused(sql, "INSERT INTO webhookd.outbox (type, payload) VALUES ('a', '{}')")
     await refused(sql, "SELECT webhookd.emit('a', '{}')")
     await refused(sql, "UPDATE webhookd.endpoint SET name = 'x'")
+
+
+async def test_a_monitoring_role_needs_the_view_and_nothing_else(granted: Connection) -> None:
+    sql = granted
+    await sql.execute("REVOKE ALL ON ALL TABLES IN SCHEMA webhookd FROM webhookd_reader")
+    await sql.execute("REVOKE ALL ON ALL FUNCTIONS IN SCHEMA webhookd FROM webhookd_reader")
+    await sql.execute("GRANT SELECT ON webhookd.health TO webhookd_reader")
+    await sql.execute("SET ROLE webhookd_reader")
+    assert await sql.fetchval("SELECT days_ahead > 28 FROM webhookd.health")
+    await refused(sql, "SELECT * FROM webhookd.outbox")
 
 
 async def test_a_daemon_has_what_it_needs_and_cannot_change_what_happened(granted: Connection) -> None:

@@ -12,13 +12,11 @@ import pytest
 import typer
 from standardwebhooks import Webhook
 
-from tests.conftest import execute
 from tests.integration.conftest import Receiver, Running, Sql, configuration, eventually
 from webhookd import loader
 from webhookd.cli import app
 from webhookd.matching import why_not
 from webhookd.model import Endpoint, EndpointState, Event
-from webhookd.sql import GRANTS
 
 REPOSITORY = Path(__file__).parents[2]
 README, DOCS = REPOSITORY / "README.md", REPOSITORY / "docs"
@@ -31,9 +29,6 @@ WRITTEN = [
     STATES,
     DOCS / "comparison.md",
 ]  # the others are made, or have tests of their own
-DEBEZIUM = """
-CREATE TABLE outbox (id uuid PRIMARY KEY, aggregatetype varchar(255) NOT NULL, aggregateid varchar(255) NOT NULL,
-                     type varchar(255) NOT NULL, payload {payload})"""
 COMMAND = "webhookd"
 
 
@@ -59,28 +54,6 @@ SQL = [
 
 
 # SQL
-
-
-@pytest.fixture
-def producer(server: str) -> Iterator[None]:
-    """The roles of grants.sql and that of an application, which belong to the server, for a test."""
-    names = ("webhookd_daemon", "webhookd_producer", "webhookd_reader", "my_app")
-    for name in names:
-        execute(server, f"CREATE ROLE {name} LOGIN")
-    yield
-    for name in reversed(names):
-        execute(server, f"DROP ROLE {name}")
-
-
-@pytest.fixture
-async def shop(producer: None, sql: Sql) -> Sql:
-    """A database of an application: a table, Debezium's outbox, and the roles."""
-    await sql.execute("CREATE TABLE orders (id bigint PRIMARY KEY, status text NOT NULL)")
-    await sql.execute("INSERT INTO orders VALUES (42, 'new'), (7, 'closed'), (8, 'closed')")
-    await sql.execute(DEBEZIUM.format(payload="jsonb"))
-    await sql.execute("GRANT ALL ON orders, outbox TO my_app")
-    await sql.execute(GRANTS)
-    return sql
 
 
 def test_there_is_sql_to_run() -> None:

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from tests.integration.conftest import (
     QUICK,
+    Ear,
     Got,
     Receiver,
     Running,
@@ -316,16 +317,6 @@ async def test_what_a_stopping_daemon_did_not_send_the_next_one_sends(
     async with daemon(config):
         await finished(sql)
     assert sorted(receiver.events("hook")) == sorted(events)  # each once
-
-
-class Ear:
-    """Counts what is notified on the channel of the daemon."""
-
-    def __init__(self) -> None:
-        self.heard = 0
-
-    def __call__(self, *_: object) -> None:
-        self.heard += 1
 
 
 @pytest.fixture

@@ -24,3 +24,4 @@ GRANT INSERT, DELETE ON webhookd.consent TO webhookd_daemon;
 GRANT UPDATE ON webhookd.config_version TO webhookd_daemon;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA webhookd TO webhookd_daemon;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA webhookd TO webhookd_daemon;
+REVOKE EXECUTE ON FUNCTION webhookd.erase(text, text, bigint, boolean), webhookd.rebase(text, text) FROM webhookd_daemon;

@@ -275,7 +275,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
   ORDER BY 1, 2
 $$;
 
--- For a monitoring system, also when every daemon is dead: one row, with seconds and bytes. `GRANT SELECT ON webhookd.health` is all it needs.
+-- For a monitoring system, also when every daemon is dead: one row, with seconds and bytes. USAGE on the schema and SELECT on the view are all it
+-- needs.
 CREATE VIEW webhookd.health AS
 WITH last AS MATERIALIZED (SELECT b.pos_xmax, b.pos_xip FROM webhookd.batch b ORDER BY b.id DESC LIMIT 1),
 unread AS (
@@ -305,3 +306,4 @@ SELECT (SELECT count(*) FROM unread) AS unread_events,
          WHERE c.relnamespace = to_regnamespace('webhookd') AND c.relkind = 'r') AS bytes;
 
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA webhookd FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION webhookd.partitions(text) TO PUBLIC;  -- it reads the catalogue; whoever reads the view calls it
