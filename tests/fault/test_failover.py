@@ -29,8 +29,8 @@ from webhookd.store.results import Results
 DAEMONS = ROLES[:2]
 HELD = 100  # events that are in flight when the primary dies
 MORE = 150  # than those: a sequence goes on up to 32 later, of which its standby was told beforehand
-# Of the pooler's log: clients that it let go, other than those who left or cancelled.
-BROKEN = re.compile(r" C-.* closing because: (?!client close request|successfully sent cancel request).*")
+# In the pooler's log: a daemon was let go, and had not left by itself.
+BROKEN = re.compile(r" C-\S+: postgres/daemon_.* closing because: (?!client ).*")
 LOAD: Mapping[str, Mapping[str, Any]] = {
     "healthy": {"retry": {"schedule": ["300ms", "1s"]}},
     "flaky": {"retry": {"schedule": ["300ms", "1s"]}},
