@@ -139,11 +139,13 @@ async def test_an_event_whose_transaction_lives_on_comes_soon_after_its_commit_t
             await asleep(sql)
             transaction = lasting.transaction()
             async with keeping.transaction():
-                # When the daemon gets up for the event, its lock passes to `keeping`, so it cannot lie down again yet.
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(keeping.execute("SELECT pg_advisory_xact_lock_shared(7301, 2)"))
+                # When the daemon gets up for an event, its lock passes to `keeping`, so it cannot lie down again yet.
+                async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+                    keeps = group.create_task(keeping.execute("SELECT pg_advisory_xact_lock_shared(7301, 2)"))
                     await eventually(lambda: sql.fetchval(waits), "a shared lock that is waited for")
-                    await insert(ringing)
+                    while not keeps.done():  # an event that it finds just before it is rung leaves it lying
+                        await insert(ringing)
+                        await asyncio.sleep(0.05)
                 await transaction.start()
                 event_id = await insert(lasting)
             await asyncio.sleep(0.03)  # how long it lives on
