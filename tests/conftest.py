@@ -34,9 +34,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        if "fault" in item.path.parts:  # they watch the clock: one after the other, also where others run beside them
-            item.add_marker(pytest.mark.xdist_group("fault"))
     if config.getoption("--long"):
         return
     long = [item for item in items if item.get_closest_marker("long")]
