@@ -7,7 +7,7 @@ the server; behind one, each statement is a transaction with an unnamed statemen
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any, Self
 
@@ -21,6 +21,7 @@ APPLICATION_NAME = "webhookd"
 STATEMENTS = 100  # prepared ones a connection keeps
 COMMAND_TIMEOUT = 30.0
 CONNECT_TIMEOUT = 10.0
+RELEASE_TIMEOUT = 0.5
 
 # Where the database is, None for the PG* variables. A function is asked at each connect: passwords may be short-lived.
 Dsn = str | None | Callable[[], str | None]
@@ -189,7 +190,10 @@ class Database:
                 await pool.expire_connections()  # another server is the primary now
                 raise
             finally:
-                await pool.release(connection)
+                # A cancelled statement is waited for, but not where the network is silent; and whoever cancelled hears
+                # of that, not of the connection, which asyncpg has ended then.
+                with suppress(*_UNAVAILABLE):
+                    await pool.release(connection, timeout=RELEASE_TIMEOUT)
 
     @asynccontextmanager
     async def transaction(self, **options: Any) -> AsyncIterator["asyncpg.pool.PoolConnectionProxy[Any]"]:
