@@ -6,7 +6,7 @@ from collections import Counter
 
 import asyncpg
 
-from tests.fault.writers import INSERT, Connection, Writers, payload
+from tests.fault.writers import Connection, Writers, insert, payload
 from tests.waiting import until
 from webhookd.sql import QUERIES
 
@@ -70,7 +70,7 @@ async def write_hugely(dsn: str, committed: dict[str, str], stopped: asyncio.Eve
             async with connection.transaction():
                 for part in (list(events)[: HUGE // 2], list(events)[HUGE // 2 :]):
                     async with connection.transaction():
-                        await connection.execute(INSERT, part, ["huge"] * len(part), [events[id_] for id_ in part])
+                        await insert(connection, {id_: events[id_] for id_ in part}, "huge")
             committed |= events
             await asyncio.sleep(0.5)
     finally:
