@@ -25,7 +25,7 @@ from sqlalchemy import JSON, BigInteger, FetchedValue, NullPool, create_engine, 
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from tests.integration.test_delivery import AWKWARD
-from tests.integration.test_readme import PRODUCING, block_with
+from tests.integration.test_readme import PRODUCING, block_with, blocks
 
 Names: TypeAlias = dict[str, Any]
 INSERT = "INSERT INTO webhookd.outbox (type, payload) VALUES ({}) RETURNING event_id"
@@ -132,6 +132,10 @@ def fetch(dsn: str, query: str) -> list[tuple[Any, ...]]:
 
 EVENTS = "SELECT type, payload::text FROM webhookd.outbox"
 each_library = pytest.mark.parametrize("library", LIBRARIES.values(), ids=LIBRARIES)
+
+
+def test_every_block_of_the_page_has_its_library() -> None:
+    assert sorted(library.block for library in LIBRARIES.values()) == sorted(blocks(PRODUCING, "python"))
 
 
 @each_library
@@ -330,3 +334,9 @@ def test_sqlalchemy_reads_the_whole_row_anew_after_the_commit_which_a_producer_m
         session.commit()
         with pytest.raises(Exception, match="permission denied for table outbox"):
             _ = event.event_id
+        session.rollback()
+        with Session(session.get_bind(), expire_on_commit=False) as keeping:
+            event = names["OutboxEvent"](type="order.paid", payload={})
+            keeping.add(event)
+            keeping.commit()
+        assert event.event_id
