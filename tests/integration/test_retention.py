@@ -257,6 +257,23 @@ async def test_after_forty_days_off_what_fell_into_default_is_delivered_once_and
     assert now == f"webhookd.outbox_until_{at(1):%Y%m%d}", "today's are where yesterday's are"
 
 
+async def test_what_was_default_is_not_counted_as_default_and_goes_like_any_other_day(sql: Sql) -> None:
+    await forty_days_off(sql)
+    await maintained(sql)
+    assert await sql.fetchval("SELECT rows_in_default FROM webhookd.health") == 0
+    await event(sql, 90)
+    assert await sql.fetchval("SELECT rows_in_default FROM webhookd.health") == 1
+    await sql.execute("SELECT webhookd.cut(100, 500, 1)")
+    await sql.execute("UPDATE webhookd.batch SET done_at = now()")
+    name = f"outbox_until_{at(1):%Y%m%d}"
+    assert name in await parts(sql)
+    for _ in range(100):
+        await sql.execute("SELECT webhookd.maintain(interval '-1 day')")  # as if a day and its time had passed
+        if name not in await parts(sql):
+            return
+    raise AssertionError(f"{name} is still there")
+
+
 async def test_rows_of_several_gaps_get_a_partition_each(sql: Sql) -> None:
     await forty_days_off(sql)
     await make_day(sql, -7)
