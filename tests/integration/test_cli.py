@@ -216,7 +216,9 @@ async def test_a_schema_of_the_future_is_78(
     dsn: str, sql: "asyncpg.Connection[asyncpg.Record]", tmp_path: Path
 ) -> None:
     await sql.execute("INSERT INTO webhookd.schema_version (version, name, breaking) VALUES (9999, 'future', true)")
-    fails(webhookd("run", "-c", configuration(tmp_path, dsn)), 78, "9999", "upgrade webhookd")
+    found = webhookd("run", "-c", configuration(tmp_path, dsn))
+    fails(found, 78, "9999", "upgrade webhookd")
+    assert len(found.stderr.splitlines()) == 1, "one sentence"
     fails(webhookd("status", env={"WEBHOOKD_DSN": dsn}), 78, "upgrade webhookd")
 
 

@@ -6,13 +6,18 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import asyncpg
 import pytest
 
-from tests.integration.conftest import Receiver
+from tests.fault.proxy import Proxy
+from tests.integration.conftest import Receiver, Sql, insert
 from tests.integration.test_cli import NOWHERE, PLAIN, configuration
 from tests.waiting import until
+from webhookd.store.migrations import migrate
 
 FOLDER = Path(__file__).parents[2] / "systemd"
 UNIT = FOLDER / "webhookd.service"
@@ -46,40 +51,86 @@ def test_it_is_hardened() -> None:
     assert found.stderr == ""
 
 
-@pytest.mark.parametrize("away", [False, True])
-async def test_a_life_as_systemd_hears_it(dsn: str, receiver: Receiver, tmp_path: Path, away: bool) -> None:
-    """READY and WATCHDOG also while the database is away: waiting for it is no reason to be killed."""
-    address = str(tmp_path / "notify")
-    heard: list[str] = []
-    config = configuration(tmp_path, NOWHERE if away else dsn, receiver.url("hook"))
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(address)
-        manager.setblocking(False)
+class Manager:
+    """The service manager of a daemon, and what it was told."""
 
-        def hears(what: str) -> bool:
-            while True:
-                try:
-                    heard.append(manager.recv(4096).decode())
-                except BlockingIOError:
-                    return any(what in each.splitlines() for each in heard)
+    def __init__(self, process: asyncio.subprocess.Process, told: socket.socket) -> None:
+        self.process = process
+        self._told = told
+        self.heard: list[str] = []
 
-        environ = {**PLAIN, "NOTIFY_SOCKET": address, "WATCHDOG_USEC": "200000"}
-        daemon = await asyncio.create_subprocess_exec(
+    def hears(self, what: str) -> bool:
+        """Whether a line that begins with this was heard."""
+        while True:
+            try:
+                self.heard.append(self._told.recv(4096).decode())
+            except BlockingIOError:
+                return any(line.startswith(what) for each in self.heard for line in each.splitlines())
+
+    async def stop(self) -> None:
+        """Stop it in order."""
+        self.process.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(self.process.wait(), 15)
+        assert self.process.returncode == 0
+
+
+@asynccontextmanager
+async def started(config: Path) -> AsyncIterator[Manager]:
+    """`webhookd run`, as systemd starts it."""
+    address = str(config.parent / "notify")
+    environ = {**PLAIN, "NOTIFY_SOCKET": address, "WATCHDOG_USEC": "200000"}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(address)
+        told.setblocking(False)
+        process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "webhookd", "run", "-c", config, env=environ, stderr=subprocess.DEVNULL
         )
         try:
-            await until(lambda: hears("READY=1"), "it is ready")
-            heard.clear()
-            await until(lambda: hears("WATCHDOG=1"), "the watchdog is fed")
-            if not away:
-                daemon.send_signal(signal.SIGHUP)
-                await until(lambda: hears("RELOADING=1"), "it reloads")
-                await until(lambda: hears("READY=1"), "it is ready again")
-            daemon.send_signal(signal.SIGTERM)
-            await asyncio.wait_for(daemon.wait(), 15)
-            assert daemon.returncode == 0
-            assert away or hears("STOPPING=1")
+            yield Manager(process, told)
         finally:
-            if daemon.returncode is None:
-                daemon.kill()
-                await daemon.wait()
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_a_life_as_systemd_hears_it(dsn: str, receiver: Receiver, tmp_path: Path, away: bool) -> None:
+    """READY and WATCHDOG also while the database is away: waiting for it is no reason to be killed."""
+    config = configuration(tmp_path, NOWHERE if away else dsn, receiver.url("hook"))
+    async with started(config) as manager:
+        await until(lambda: manager.hears("READY=1"), "it is ready")
+        manager.heard.clear()
+        await until(lambda: manager.hears("WATCHDOG=1"), "the watchdog is fed")
+        if not away:
+            manager.process.send_signal(signal.SIGHUP)
+            await until(lambda: manager.hears("RELOADING=1"), "it reloads")
+            await until(lambda: manager.hears("READY=1"), "it is ready again")
+        await manager.stop()
+        assert away or manager.hears("STOPPING=1")
+
+
+WAITS = {
+    "server": "STATUS=waiting for the database: The database does not answer",
+    "schema": "STATUS=waiting for the database: the database has no webhookd schema: run `webhookd migrate`",
+}
+
+
+@pytest.mark.parametrize("missing", WAITS)
+async def test_ready_says_that_it_waits_for_the_database_and_then_it_delivers(
+    dsn: str, empty_dsn: str, receiver: Receiver, tmp_path: Path, missing: str
+) -> None:
+    async with Proxy(dsn if missing == "server" else empty_dsn) as proxy:
+        if missing == "server":
+            proxy.cut()
+        async with started(configuration(tmp_path, proxy.dsn("postgres"), receiver.url("hook"))) as manager:
+            await until(lambda: manager.hears(WAITS[missing]), "it says that it waits")
+            assert manager.hears("READY=1")
+            if missing == "schema":
+                await migrate(proxy.target)
+            sql: Sql = await asyncpg.connect(proxy.target)
+            event_id = await insert(sql)
+            await sql.close()
+            proxy.heal()
+            await until(lambda: manager.hears("STATUS=delivering to 1 endpoints"), "it says that it delivers", 20)
+            await until(lambda: receiver.events("hook") == [event_id], "the event arrives")
+            await manager.stop()
