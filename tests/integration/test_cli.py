@@ -21,7 +21,11 @@ from webhookd import __version__
 from webhookd.sink import Received, sink
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
-PLAIN = {key: text for key, text in os.environ.items() if not key.startswith(("WEBHOOKD_", "PG"))}
+PLAIN = {  # without what says where, and how wide the terminal is
+    key: text
+    for key, text in os.environ.items()
+    if not key.startswith(("WEBHOOKD_", "PG")) and key not in ("COLUMNS", "LINES")
+}
 
 
 def webhookd(
