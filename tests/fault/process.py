@@ -76,7 +76,7 @@ async def _know_nothing(_self: Batches, batch: Batch) -> set[tuple[int, int]]:
     return set()
 
 
-async def _anywhere(_self: Database, _connection: object) -> None:
+async def _anywhere(_self: Database, _connection: object, _first: str) -> None:
     return None
 
 

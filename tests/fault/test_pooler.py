@@ -18,7 +18,11 @@ from tests.fault.pooler import CONNECTIONS, PROGRAM, Pooler
 from tests.fault.verdict import ROLES, judge, wait_until_settled
 from tests.fault.writers import Connection, Writers, insert, payload
 from tests.integration.test_cli import webhookd
+from tests.integration.test_database import stand_still
 from tests.waiting import until
+from webhookd.errors import StoreUnavailable
+from webhookd.store import database
+from webhookd.store.database import Database
 
 pytestmark = pytest.mark.skipif(not Path(PROGRAM).exists(), reason="Debian's pgbouncer is not installed")
 
@@ -28,6 +32,7 @@ ENDPOINTS: dict[str, dict[str, object]] = {
     "flaky": {"timeout": "3s", "retry": {"schedule": ["300ms"]}},
     "failing": {"timeout": "3s", "retry": {"schedule": ["500ms", "5s"]}},
 }
+AWAY = "The database does not answer"  # in a log
 PACE = 0.3  # at a tenth a daemon that must wait its turn is soon taken for dead
 PROBES = 40
 SELDOM = 1.0  # seconds between the looks of a reader that nobody wakes: ten times what a wake-up may take
@@ -129,7 +134,9 @@ async def test_a_pooler_that_is_restarted_while_events_flow(
         for how in (signal.SIGTERM, signal.SIGKILL):
             before = receiver.count("healthy")
             await until(lambda: receiver.count("healthy") > before + 300, "the load flows", 20)  # noqa: B023
+            seen = processes.log().count(AWAY)
             await pooler.stop(how)
+            await until(lambda: processes.log().count(AWAY) > seen, "a daemon notices", 20)  # noqa: B023
             committed = len(writers.committed)
             await until(lambda: len(writers.committed) > committed + 100, "applications do not notice", 20)  # noqa: B023
             await pooler.start()
@@ -138,13 +145,23 @@ async def test_a_pooler_that_is_restarted_while_events_flow(
     assert await wait_until_settled(watched, 40), processes.log()
     verdict = await judge(watched, writers.committed, receiver.receipts(), list(ENDPOINTS))
     print(len(writers.committed), "events", verdict, f"{verdict.duplicate_share:.2%} twice")  # noqa: T201 - the figures
-    assert "database_away" in processes.log()
     assert not verdict.faults, processes.log()
     assert verdict.duplicates == 0
     assert await watched.fetchval(TWICE) == 0
     for name in ROLES[:2]:
         await processes.stop(name)
         await clean(pooler, name)
+
+
+async def test_a_transaction_that_stands_still_lets_go_of_its_rows(
+    watched: Connection, pooler: Pooler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "IDLE_SECONDS", 0.3)
+    async with Database(pooler.dsn(ROLE), size=1) as store:
+        with pytest.raises(StoreUnavailable, match="does not answer"):
+            await stand_still(store, watched)
+        assert (await store.fetch_row("SELECT owner FROM webhookd.batch WHERE id = 0"))[0] == 7
+    await clean(pooler)
 
 
 async def test_the_commands_go_through_it(

@@ -22,6 +22,7 @@ STATEMENTS = 100  # prepared ones a connection keeps
 COMMAND_TIMEOUT = 30.0
 CONNECT_TIMEOUT = 10.0
 RELEASE_TIMEOUT = 0.5
+IDLE_SECONDS = 10.0  # within a transaction, whose rows a daemon that froze would keep; shorter than it takes to be dead
 
 # Where the database is, None for the PG* variables. A function is asked at each connect: passwords may be short-lived.
 Dsn = str | None | Callable[[], str | None]
@@ -145,6 +146,10 @@ def _settings(where: str | None, *, pooled: bool = False) -> dict[str, Any]:
     return settings
 
 
+def _idle() -> str:
+    return f"idle_in_transaction_session_timeout = {IDLE_SECONDS * 1000:.0f}"
+
+
 async def _keep(_: object) -> None:
     # Statements here leave nothing behind in a session, so there is nothing to reset: a round trip saved on each.
     return None
@@ -212,10 +217,12 @@ class Database:
     async def check_place(self, connection: "asyncpg.pool.PoolConnectionProxy[Any]") -> None:
         """Raise Moved if this transaction is elsewhere. Without a pooler that was seen when it was connected."""
         if self._pooled:
-            await self._same_place(connection)
+            await self._same_place(connection, f"SET LOCAL {_idle()};")
 
-    async def _same_place(self, connection: Any) -> None:
-        if self.place and await connection.execute(f"SELECT WHERE webhookd.place() = '{self.place}'") == "SELECT 0":
+    async def _same_place(self, connection: Any, first: str) -> None:
+        """Do `first`, and raise Moved if we are elsewhere: in one round trip, by the simple protocol."""
+        statement = first + (f"SELECT WHERE webhookd.place() = '{self.place}'" if self.place else "")
+        if statement and await connection.execute(statement) == "SELECT 0":
             raise Moved("the database is on another server or another timeline: it failed over, or was restored")
 
     async def _acquire(self) -> tuple["asyncpg.Pool[Any]", "asyncpg.pool.PoolConnectionProxy[Any]"]:
@@ -258,7 +265,7 @@ class Database:
         await _prepare(connection)
         if pooled:
             await _learn_types(connection)  # after the codecs above, which make it forget
-        await self._same_place(connection)
+        await self._same_place(connection, "" if pooled else f"SET {_idle()};")
 
     async def fetch(self, query: str, *arguments: object) -> Sequence["asyncpg.Record"]:
         """The rows of one statement, which is a transaction of its own."""
