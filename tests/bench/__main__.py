@@ -1,4 +1,4 @@
-"""The benchmarks behind docs/performance.md: `python -m tests.bench [--json] [NAME …]`.
+"""The benchmarks behind docs/performance.md: `python -m tests.bench [--json] [--long] [NAME …]`.
 
 Ratios within one run, since machines differ and are noisy; each line says what it is compared with. Everything runs
 on loopback, bounded in count and time. The exit code is 1 when a budget is missed.
@@ -8,44 +8,38 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import asdict
+from functools import partial
+from typing import TypeAlias
 
 import structlog
 import uvloop
 
 from tests.bench import rig
 from tests.bench.cost import cost
+from tests.bench.held import held
 from tests.bench.latency import latency
+from tests.bench.line import Line
 from tests.bench.memory import memory
+from tests.bench.producers import producers
 from tests.bench.reload import reload
 
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One measured figure, and the budget it is held against."""
-
-    what: str
-    value: float
-    unit: str
-    budget: float
-
-    @property
-    def kept(self) -> bool:
-        return self.value <= self.budget
-
-
-BENCHES: dict[str, Callable[[str], Awaitable[list[tuple[str, float, str, float]]]]] = {
+Bench: TypeAlias = Callable[[str], Awaitable[list[Line]]]
+BENCHES: dict[str, Bench] = {
     "cost": cost,
     "latency": latency,
     "memory": memory,
     "reload": reload,
+    "producers": producers,
+    "held": held,
 }
+LONG: dict[str, Bench] = {"held": partial(held, seconds=600.0)}
 
 
-async def run(server: str, names: list[str]) -> list[Line]:
+async def run(server: str, benches: Iterable[Bench]) -> list[Line]:
     """Run these benchmarks one after the other."""
-    return [Line(*line) for name in names for line in await BENCHES[name](server)]
+    return [line for bench in benches for line in await bench(server)]
 
 
 def main() -> int:
@@ -53,16 +47,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHES)}; all without a name")
     parser.add_argument("--json", action="store_true", help="JSON instead of a table")
+    parser.add_argument("--long", action="store_true", help=f"minutes instead of seconds for {', '.join(LONG)}")
     arguments = parser.parse_args()
+    benches = BENCHES | LONG if arguments.long else BENCHES
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     with rig.server() as server, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        lines = runner.run(run(server, arguments.names or list(BENCHES)))
+        lines = runner.run(run(server, [benches[name] for name in arguments.names or benches]))
     if arguments.json:
         print(json.dumps([asdict(line) | {"kept": line.kept} for line in lines], indent=2))
     else:
         for line in lines:
             verdict = "kept" if line.kept else "MISSED"
-            print(f"{line.what:64} {line.value:10.3f} {line.unit:8} budget {line.budget:8.3f}  {verdict}")
+            bound = ">=" if line.at_least else "<="
+            print(f"{line.what:64} {line.value:10.3f} {line.unit:8} budget {bound} {line.budget:8.3f}  {verdict}")
     return 0 if all(line.kept for line in lines) else 1
 
 

@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from tests.bench import rig
+from tests.bench.line import Line
 
 EVENTS = 40_000
 WARM_UP = 2_000  # the first touch of each page of a fresh database is logged whole, which is no delivery's work
@@ -20,7 +21,7 @@ DEAD = """
 """
 
 
-async def cost(server: str) -> list[tuple[str, float, str, float]]:
+async def cost(server: str) -> list[Line]:
     """1 KB payloads to one healthy endpoint, inserted while the daemon delivers."""
     ratios, bytes_of_wal, dead, rates = [], [], [], []
     async with rig.receiver() as url:
@@ -43,10 +44,10 @@ async def cost(server: str) -> list[tuple[str, float, str, float]]:
                     bytes_of_wal.append((await rig.wal(connection) - start - alone) / EVENTS)
                 dead.append(await connection.fetchval(DEAD) / EVENTS)
     return [
-        ("CPU of the daemon per delivery / a bare signing POST loop", statistics.median(ratios), "ratio", 1.25),
-        ("WAL per delivery, the outbox row not counted", statistics.median(bytes_of_wal), "B", 215.0),
-        ("dead rows per delivery, HOT ones included", statistics.median(dead), "rows", 0.02),
-        (
+        Line("CPU of the daemon per delivery / a bare signing POST loop", statistics.median(ratios), "ratio", 1.25),
+        Line("WAL per delivery, the outbox row not counted", statistics.median(bytes_of_wal), "B", 215.0),
+        Line("dead rows per delivery, HOT ones included", statistics.median(dead), "rows", 0.02),
+        Line(
             "seconds per 1,000 deliveries, Postgres and receiver on the same 2 cores",
             1000 / statistics.median(rates),
             "s",

@@ -6,6 +6,7 @@ import statistics
 import time
 
 from tests.bench import rig
+from tests.bench.line import Line
 
 EVENTS = 1_500
 RATE = 100.0
@@ -15,7 +16,7 @@ INSERT = (
 )
 
 
-async def latency(server: str) -> list[tuple[str, float, str, float]]:
+async def latency(server: str) -> list[Line]:
     """Single INSERTs at random moments; both ends stamp with the same monotonic clock of this machine."""
     moments = random.Random(7)
     committed: dict[str, float] = {}
@@ -34,6 +35,6 @@ async def latency(server: str) -> list[tuple[str, float, str, float]]:
         received = await rig.moments(url)
     waits = sorted((received[event_id] - moment) * 1000 for event_id, moment in committed.items())
     return [
-        ("commit to receiver at 100 events/s, p50", statistics.median(waits), "ms", 4.0),
-        ("commit to receiver at 100 events/s, p99", waits[int(len(waits) * 0.99)], "ms", 15.0),
+        Line("commit to receiver at 100 events/s, p50", statistics.median(waits), "ms", 4.0),
+        Line("commit to receiver at 100 events/s, p99", waits[int(len(waits) * 0.99)], "ms", 15.0),
     ]

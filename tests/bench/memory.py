@@ -1,6 +1,7 @@
 """Whether memory stays flat."""
 
 from tests.bench import rig
+from tests.bench.line import Line
 
 EVENTS = 200_000
 PER_TRANSACTION = 500
@@ -10,7 +11,7 @@ INSERT = (
 )
 
 
-async def memory(server: str) -> list[tuple[str, float, str, float]]:
+async def memory(server: str) -> list[Line]:
     """Resident memory after 50,000 and after 200,000 deliveries; the first quarter fills pools and caches."""
     async with (
         rig.receiver() as url,
@@ -24,6 +25,6 @@ async def memory(server: str) -> list[tuple[str, float, str, float]]:
             await rig.until_recorded(connection, EVENTS // 4 * (quarter + 1))
             sizes.append(daemon.memory_info().rss / 2**20)
     return [
-        ("resident memory after 200,000 deliveries / after 50,000", sizes[-1] / sizes[0], "ratio", 1.1),
-        ("resident memory after 200,000 deliveries", sizes[-1], "MiB", 150.0),
+        Line("resident memory after 200,000 deliveries / after 50,000", sizes[-1] / sizes[0], "ratio", 1.1),
+        Line("resident memory after 200,000 deliveries", sizes[-1], "MiB", 150.0),
     ]

@@ -1,7 +1,7 @@
 """A receiver that costs as little as possible: it answers every request with 200, and counts and stamps them.
 
 Run as `python -m tests.bench.receiver`; prints its port. `GET /moments` gives {webhook-id: monotonic seconds} and
-forgets them.
+forgets them. A first attempt at /flaky gets a 503.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from typing import cast
 import uvloop
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+FAILURE = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
 
 
 class Receiver(asyncio.Protocol):
@@ -44,7 +45,8 @@ class Receiver(asyncio.Protocol):
         Receiver.count += 1
         if Receiver.count <= 50_000:  # enough to measure; more would be memory
             Receiver.moments[headers.get(b"webhook-id", b"").decode()] = time.monotonic()
-        self._transport.write(ANSWER)
+        failing = head.startswith(b"POST /flaky") and headers.get(b"webhook-attempt") == b"1"
+        self._transport.write(FAILURE if failing else ANSWER)
 
 
 async def serve() -> None:

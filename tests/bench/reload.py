@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from tests.bench import rig
+from tests.bench.line import Line
 from tests.waiting import until
 from webhookd import loader
 from webhookd.config import Config
@@ -17,7 +18,7 @@ FILES = 8
 TICK = 0.001
 
 
-async def reload(server: str) -> list[tuple[str, float, str, float]]:
+async def reload(server: str) -> list[Line]:
     """Read 8,000 endpoints from 8 files, then reload all of them, changed, with a daemon in this process."""
     with tempfile.TemporaryDirectory(prefix="webhookd-bench-") as folder:
         main = Path(folder) / "webhookd.toml"
@@ -51,8 +52,8 @@ async def reload(server: str) -> list[tuple[str, float, str, float]]:
                 ticking.cancel()
                 daemon.stop()
     return [
-        ("reading 8,000 endpoints from 8 files", reading, "s", 2.0),
-        ("longest stall of the loop while they are reloaded", max(lag.worst - quiet, 0.0) * 1000, "ms", 50.0),
+        Line("reading 8,000 endpoints from 8 files", reading, "s", 2.0),
+        Line("longest stall of the loop while they are reloaded", max(lag.worst - quiet, 0.0) * 1000, "ms", 50.0),
     ]
 
 

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,9 @@ async def database(server_dsn: str, name: str) -> AsyncIterator[tuple[str, Any]]
 
 
 @asynccontextmanager
-async def process(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`python -m …`, ended with SIGTERM, and with SIGKILL when it does not go."""
-    child = await asyncio.create_subprocess_exec(sys.executable, "-m", *arguments, stdout=asyncio.subprocess.PIPE)
+async def program(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A program with its arguments, ended with SIGTERM, and with SIGKILL when it does not go."""
+    child = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE)
     try:
         yield child
     finally:
@@ -68,6 +68,11 @@ async def process(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
             except TimeoutError:
                 child.kill()
                 await child.wait()
+
+
+def process(*arguments: str) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    """`python -m …`, ended like any program."""
+    return program(sys.executable, "-m", *arguments)
 
 
 async def line(child: asyncio.subprocess.Process) -> str:
@@ -122,6 +127,11 @@ def cpu(of: psutil.Process) -> float:
     """Seconds of CPU a process has used."""
     times = of.cpu_times()
     return float(times.user + times.system)
+
+
+def cpu_of_backend(connection: Any) -> float:
+    """Seconds of CPU that the server process of a connection has used, to the nanosecond."""
+    return int(Path(f"/proc/{connection.get_server_pid()}/schedstat").read_text().split()[0]) / 1e9
 
 
 async def moments(url: str) -> dict[str, float]:
