@@ -40,7 +40,7 @@ class Backlog(Protocol):
     async def owing(self) -> dict[int, float]:
         """Endpoint id -> seconds until its first delivery is due."""
 
-    async def claim(self, wanted: Sequence[tuple[int, int, float]]) -> Sequence[Claimed]:
+    async def claim(self, wanted: Sequence[tuple[int, int, float, float]]) -> Sequence[Claimed]:
         """Lease what is due."""
 
 
@@ -116,11 +116,11 @@ class Retrier:
             if due_in <= 0:
                 room, lease = self._dispatcher.claimable(endpoint_id)
                 if room > 0:
-                    wanted.append((endpoint_id, room, lease))
+                    wanted.append((endpoint_id, room, lease, -due_in))
         if wanted:
             rows = await self._backlog.claim(wanted)
             if rows:
-                await self._offer(rows, {endpoint_id: lease for endpoint_id, _, lease in wanted})
+                await self._offer(rows, {endpoint_id: lease for endpoint_id, _, lease, _ in wanted})
                 return self._look_seconds / 10
         upcoming = min((due_in for due_in in owing.values() if due_in > 0), default=self._look_seconds)
         return min(upcoming, self._look_seconds)

@@ -14,6 +14,7 @@ from tests.bench.cost import DEAD
 from tests.bench.line import Line
 from tests.bench.pgbench import pgbench
 from webhookd.sql import QUERIES
+from webhookd.store.backlog import SLACK
 
 SECONDS = 60.0
 SAMPLING = 10.0  # seconds at the start, and at the end
@@ -140,7 +141,9 @@ async def _claim(connection: Any, endpoints: list[int], samples: Samples) -> Non
     """Time a claim for these endpoints, and take it back."""
     transaction = connection.transaction()
     await transaction.start()
-    arguments = endpoints, [10] * len(endpoints), [45.0] * len(endpoints)
+    owing = dict(await connection.fetch(QUERIES["owing"]))
+    overdue = [SLACK - owing.get(id_, 0.0) for id_ in endpoints]
+    arguments = endpoints, [10] * len(endpoints), [45.0] * len(endpoints), overdue
     samples.claim.append(await _timed(connection, "claim", *arguments))
     await transaction.rollback()
 

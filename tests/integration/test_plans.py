@@ -19,6 +19,7 @@ from webhookd.sql import QUERIES
 EVENTS, DAYS, PER_BATCH = 200_000, 4, 100
 OWED, OWED_LONG = 300_000, 2_000_000
 ENDPOINTS = 200  # others that owe a little
+LONG_AGO = 1e6  # seconds
 RUNS = 8  # of each statement: from the sixth on Postgres may choose a generic plan
 MOST_MS = 10.0
 SETTLED = EVENTS // PER_BATCH - 20  # batches up to here are done
@@ -107,7 +108,7 @@ def arguments(batch: "asyncpg.Record", low: int) -> dict[str, Callable[[int], tu
         ),
         "batch_done": lambda _: ([batch["id"]], [batch["nonce"]], [1], DEAD),
         "owing": lambda _: (),
-        "claim": lambda _: (wanted, [200] + [10] * 20, [45.0] * len(wanted)),
+        "claim": lambda _: (wanted, [200] + [10] * 20, [45.0] * len(wanted), [LONG_AGO] * len(wanted)),
         "low": lambda _: (low,),
     }  # fmt: skip
 

@@ -54,7 +54,7 @@ class Store:
         self.due: dict[int, float] = {}
         self.rows: list[Row] = []
         self.gone: set[int] = set()
-        self.claims: list[list[tuple[int, int, float]]] = []
+        self.claims: list[list[tuple[int, int, float, float]]] = []
         self.ranges: list[tuple[datetime, datetime]] = []
         self.looks = 0
         self.troubles: dict[str, list[Exception]] = {}
@@ -68,12 +68,13 @@ class Store:
         self._call("owing")
         return {**self.due, **{each.endpoint_id: -1.0 for each in self.rows}}
 
-    async def claim(self, wanted: Sequence[tuple[int, int, float]]) -> Sequence[Row]:
+    async def claim(self, wanted: Sequence[tuple[int, int, float, float]]) -> Sequence[Row]:
         assert wanted
+        assert all(overdue >= 0 for *_, overdue in wanted)
         self._call("claim")
         self.claims.append(list(wanted))
         taken: list[Row] = []
-        for endpoint_id, room, _ in wanted:
+        for endpoint_id, room, _, _ in wanted:
             taken += [each for each in self.rows if each.endpoint_id == endpoint_id][:room]
         self.rows = [each for each in self.rows if each not in taken]
         return taken
@@ -158,7 +159,7 @@ async def test_a_due_row_is_offered_with_its_past(parts: Parts) -> None:
     assert before <= delivery.since <= time.monotonic()
     # An attempt that starts then is over before the lease is.
     assert delivery.start_by == pytest.approx(delivery.since + LEASE - HOOK.timeout - START_MARGIN)
-    assert parts.store.claims == [[(1, 10, LEASE)]]
+    assert [claim[:3] for claims in parts.store.claims for claim in claims] == [(1, 10, LEASE)]
 
 
 async def test_only_endpoints_with_room_are_asked_for(parts: Parts) -> None:

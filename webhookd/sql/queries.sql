@@ -96,11 +96,12 @@ SELECT e.id, extract(epoch FROM f.due - now())::float8 AS due_in
  WHERE e.id IS NOT NULL;
 
 -- name: claim
--- Lease what is due, of each endpoint as much as it has room for; `due` becomes the end of the lease.
+-- Lease what is due, of each endpoint as much as it has room for; `due` becomes the end of the lease. It begins at
+-- what `owing` found to be the first, `overdue` seconds ago: before that there are only dead rows, which a long snapshot keeps.
 WITH pick AS MATERIALIZED (
-  SELECT d.*, w.lease FROM unnest($1::int[], $2::int[], $3::float8[]) w(id, room, lease) CROSS JOIN LATERAL (
+  SELECT d.*, w.lease FROM unnest($1::int[], $2::int[], $3::float8[], $4::float8[]) w(id, room, lease, overdue) CROSS JOIN LATERAL (
     SELECT x.endpoint_id, x.outbox_id FROM webhookd.backlog x
-     WHERE x.endpoint_id = w.id AND x.state = 'retry' AND x.due <= now()
+     WHERE x.endpoint_id = w.id AND x.state = 'retry' AND x.due <= now() AND x.due >= now() - w.overdue * interval '1 s'
      ORDER BY x.due LIMIT w.room FOR UPDATE SKIP LOCKED) d
   LIMIT 500)
 UPDATE webhookd.backlog d SET due = now() + p.lease * interval '1 s'

@@ -7,6 +7,8 @@ from typing import NamedTuple
 from webhookd.sql import QUERIES
 from webhookd.store.database import Database
 
+SLACK = 60.0  # seconds: more than ever passes between the question what is owed and the claim
+
 
 class Claimed(NamedTuple):
     """A row of the backlog that is leased to us."""
@@ -29,8 +31,9 @@ class Backlog:
         rows = await self._database.fetch(QUERIES["owing"])
         return dict(rows)  # type: ignore[arg-type]  # a Record of two columns is a pair
 
-    async def claim(self, wanted: Sequence[tuple[int, int, float]]) -> list[Claimed]:
-        """Lease what is due: `wanted` are (endpoint id, most rows, seconds of the lease)."""
-        ids, rooms, leases = zip(*wanted, strict=True)
-        rows = await self._database.fetch(QUERIES["claim"], ids, rooms, leases)
+    async def claim(self, wanted: Sequence[tuple[int, int, float, float]]) -> list[Claimed]:
+        """Lease what is due: `wanted` are (endpoint id, most rows, seconds of the lease, seconds it is overdue)."""
+        ids, rooms, leases, overdue = zip(*wanted, strict=True)
+        since = [seconds + SLACK for seconds in overdue]
+        rows = await self._database.fetch(QUERIES["claim"], ids, rooms, leases, since)
         return [Claimed._make(row) for row in rows]
