@@ -111,31 +111,33 @@ class Retrier:
         if self._dispatcher.room <= 0:
             return self._look_seconds
         owing = await self._backlog.owing()
-        wanted = []
+        wanted, asked = [], {}
         for endpoint_id, due_in in owing.items():
-            if due_in <= 0:
+            endpoint = self._endpoint(endpoint_id)
+            if due_in <= 0 and endpoint is not None:
                 room, lease = self._dispatcher.claimable(endpoint_id)
                 if room > 0:
                     wanted.append((endpoint_id, room, lease, -due_in))
+                    asked[endpoint_id] = endpoint, lease
         if wanted:
             rows = await self._backlog.claim(wanted)
             if rows:
-                await self._offer(rows, {endpoint_id: lease for endpoint_id, _, lease, _ in wanted})
+                await self._offer(rows, asked)
                 return self._look_seconds / 10
         upcoming = min((due_in for due_in in owing.values() if due_in > 0), default=self._look_seconds)
         return min(upcoming, self._look_seconds)
 
-    async def _offer(self, rows: Sequence[Claimed], leases: dict[int, float]) -> None:
+    async def _offer(self, rows: Sequence[Claimed], asked: dict[int, tuple[Endpoint, float]]) -> None:
         claimed_at = time.monotonic()
         moments = [row.event_at for row in rows]
         # When this fails the leases run out, and the rows are claimed again.
         found = await self._heads.heads(list({row.event_id for row in rows}), min(moments), max(moments))
         events = {event.id: event for event in found}
         for row in rows:
-            endpoint = self._endpoint(row.endpoint_id)
-            if endpoint is None:
-                continue  # gone from our files since; its lease runs out
-            start_by = claimed_at + leases[row.endpoint_id] - endpoint.timeout - START_MARGIN
+            endpoint, lease = asked[row.endpoint_id]
+            # Changed since, or gone: then the dispatcher has no queue for it, and puts the row back.
+            endpoint = self._endpoint(row.endpoint_id) or endpoint
+            start_by = claimed_at + lease - endpoint.timeout - START_MARGIN
             event = events.get(row.event_id)
             if event is None:
                 delivery = Delivery(_gone(row), endpoint, None, row.attempts, row.clock_from, claimed_at, start_by)

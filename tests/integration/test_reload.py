@@ -112,9 +112,7 @@ async def test_an_inactive_endpoint_gets_nothing_and_keeps_what_it_was_owed(
     sql: Sql, receiver: Receiver, daemon: Running
 ) -> None:
     receiver.answers("one", 500)
-    retry = {"schedule": ["2s"]}  # not claimed while it is switched: then only the end of the lease would bring it back
-    active = endpoints(receiver, "one", retry=retry)
-    files = Files(endpoints(receiver, "one", retry=retry, active=False))
+    active, files = endpoints(receiver, "one"), Files(endpoints(receiver, "one", active=False))
     async with daemon(active, load=files.load) as running:
         event_id = await insert(sql)
         await settled(sql, event_id, {"one": "retrying"})

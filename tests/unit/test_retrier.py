@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -57,6 +57,7 @@ class Store:
         self.claims: list[list[tuple[int, int, float, float]]] = []
         self.ranges: list[tuple[datetime, datetime]] = []
         self.looks = 0
+        self.claimed: Callable[[], None] = lambda: None  # what happens while a claim is under way
         self.troubles: dict[str, list[Exception]] = {}
 
     def _call(self, name: str) -> None:
@@ -73,6 +74,7 @@ class Store:
         assert all(overdue >= 0 for *_, overdue in wanted)
         self._call("claim")
         self.claims.append(list(wanted))
+        self.claimed()
         taken: list[Row] = []
         for endpoint_id, room, _, _ in wanted:
             taken += [each for each in self.rows if each.endpoint_id == endpoint_id][:room]
@@ -229,13 +231,33 @@ async def test_an_event_that_retention_took_ends_rejected(parts: Parts) -> None:
     assert [delivery.event.id for delivery in parts.dispatcher.offered] == [8]
 
 
-async def test_an_endpoint_that_is_gone_leaves_its_row_to_its_lease(parts: Parts) -> None:
+async def test_an_endpoint_that_our_files_do_not_name_is_not_claimed_for(parts: Parts) -> None:
     parts.dispatcher.rooms = {1: 10, 3: 10}
     parts.store.rows = [row(7, endpoint=3), row(8)]
     async with running(parts):
         await until(lambda: parts.dispatcher.offered, "the other")
     assert [delivery.event.id for delivery in parts.dispatcher.offered] == [8]
+    assert [[wanted[0] for wanted in claim] for claim in parts.store.claims] == [[1]]
     assert parts.recorder.results == []
+
+
+async def test_a_row_whose_endpoint_goes_while_it_is_claimed_is_offered_so_that_it_is_put_back(parts: Parts) -> None:
+    parts.store.rows = [row(7)]
+    parts.store.claimed = parts.endpoints.clear
+    async with running(parts):
+        await until(lambda: parts.dispatcher.offered, "the row")
+    assert [delivery.endpoint for delivery in parts.dispatcher.offered] == [HOOK]
+
+
+async def test_a_row_whose_endpoint_changes_while_it_is_claimed_is_sent_to_the_new_one(parts: Parts) -> None:
+    changed = replace(HOOK, timeout=7.0)
+    parts.store.rows = [row(7)]
+    parts.store.claimed = lambda: parts.endpoints.update({1: changed})
+    async with running(parts):
+        await until(lambda: parts.dispatcher.offered, "the row")
+    (delivery,) = parts.dispatcher.offered
+    assert delivery.endpoint is changed
+    assert delivery.start_by == pytest.approx(time.monotonic() + LEASE - 7.0 - START_MARGIN, abs=5.0)
 
 
 @pytest.mark.parametrize("method", ["owing", "claim", "heads"])
