@@ -114,7 +114,7 @@ class Dispatcher:
             store,
             self._queues.values(),
             delivery.max_payload,
-            on_ready=lambda queue: self._turns.add(queue.endpoint.tenant, queue),
+            on_ready=self._ready,
             on_gone=self._reject,
             on_fed=self._fill_lanes,
         )
@@ -180,6 +180,12 @@ class Dispatcher:
         queue.waiting.append(delivery)
         self._feeder.ask(queue)
 
+    def _ready(self, queue: EndpointQueue) -> None:
+        if self._queues.get(queue.endpoint.id) is queue:
+            self._turns.add(queue.endpoint.tenant, queue)
+        else:
+            self._spill_all(queue)  # its endpoint went while its payloads came
+
     def configure(self, endpoints: Iterable[Endpoint], delivery: Settings) -> None:
         """Go on with these endpoints and settings; what an endpoint that is gone was owed goes to the backlog."""
         self._max_in_flight = delivery.max_in_flight
@@ -189,15 +195,12 @@ class Dispatcher:
         gone = set(self._queues)
         for endpoint in endpoints:
             gone.discard(endpoint.id)
-            if queue := self._queues.get(endpoint.id):
+            if (queue := self._queues.get(endpoint.id)) is not None:
                 queue.change(endpoint)
             else:
                 self._queues[endpoint.id] = EndpointQueue(endpoint)
         for endpoint_id in gone:
-            queue = self._queues.pop(endpoint_id)
-            for owed, payload in queue.take_all():
-                self._leave(owed, payload)
-                self._spill(queue, owed)
+            self._spill_all(self._queues.pop(endpoint_id))
         self._fill_lanes()
 
     def hold(self, on_hold: bool) -> None:
@@ -326,6 +329,11 @@ class Dispatcher:
         self._held -= 1
         if payload is not None:
             self._feeder.drop(delivery.event)
+
+    def _spill_all(self, queue: EndpointQueue) -> None:
+        for delivery, payload in queue.take_all():
+            self._leave(delivery, payload)
+            self._spill(queue, delivery)
 
     def _spill(self, queue: EndpointQueue, delivery: Delivery) -> None:
         delay = max(queue.blocked_until - time.monotonic(), 0.0)

@@ -77,6 +77,8 @@ class Store:
         self.peak = 0
         self.gone: set[int] = set()
         self.troubles: list[Exception] = []
+        self.open = asyncio.Event()  # fetches wait for it
+        self.open.set()
 
     @property
     def fetched(self) -> list[int]:
@@ -85,6 +87,7 @@ class Store:
     async def payloads(self, events: Sequence[Event], most_bytes: int) -> dict[int, bytes | None]:
         self.fetches.append([event.id for event in events])
         await asyncio.sleep(0)
+        await self.open.wait()
         if self.troubles:
             raise self.troubles.pop(0)
         found: dict[int, bytes | None] = {}
@@ -739,6 +742,27 @@ async def test_what_is_queued_follows_its_endpoint() -> None:
         assert len(parts.network.events(first)) == len(parts.network.events(moved)) == 1
 
 
+async def test_a_change_forgets_neither_what_is_in_flight_nor_what_the_receiver_asked_for() -> None:
+    busy, asleep, gate = hook(1, max_in_flight=1), hook(2), Gate()
+
+    async def unavailable(_: Request) -> Answer:
+        return Response(503, retry_after="60")
+
+    async with running(busy, asleep, patience=600.0) as parts:
+        parts.network.answers = {busy.url: gate, asleep.url: unavailable}
+        parts.offer(1, 1)
+        parts.offer(2, 2)
+        await until(lambda: parts.recorder.results and parts.dispatcher.in_flight == 1, "one in flight, one answered")
+        parts.dispatcher.configure([busy, asleep], parts.settings)
+        assert parts.dispatcher.in_flight == 1
+        assert parts.dispatcher.claimable(2)[0] == 0
+        parts.offer(3, 1)
+        await until(lambda: len(parts.store.fetched) == 3, "its payload")
+        gate.opened.set()
+        await until(lambda: len(parts.recorder.delivered) == 2, "both")
+        assert parts.network.peaks[busy.url] == 1
+
+
 async def test_what_a_removed_endpoint_was_owed_goes_to_the_backlog() -> None:
     first, kept, gate = hook(1, max_in_flight=1), hook(2), asyncio.Event()
 
@@ -759,6 +783,24 @@ async def test_what_a_removed_endpoint_was_owed_goes_to_the_backlog() -> None:
         assert len(parts.recorder.postponed) == 5
         parts.offer(10, 2)
         await until(lambda: 10 in parts.recorder.delivered, "the other endpoint")
+        assert parts.empty
+
+
+async def test_an_endpoint_that_changes_or_goes_while_payloads_come_is_obeyed() -> None:
+    changed, gone = hook(1), hook(2)
+    moved = replace(changed, url="https://moved.example/")
+    async with running(changed, gone) as parts:
+        parts.store.open.clear()
+        parts.offer(1, 1)
+        parts.offer(2, 2, claimed=True)
+        await until(lambda: parts.store.fetches, "the fetch")
+        parts.dispatcher.configure([moved], parts.settings)
+        parts.store.open.set()
+        await until(lambda: len(parts.recorder.results) == 2, "both")
+        assert parts.network.sent == [(moved.url, "evt_1")]
+        assert [(result.delivery.event.id, result.outcome) for result in parts.recorder.postponed] == [
+            (2, Postponed(0.0))
+        ]
         assert parts.empty
 
 
