@@ -33,6 +33,7 @@ async def test_sigterm_with_500_in_flight(processes: Fleet, watched: Connection,
         closed = "SELECT count(*) = 0 FROM webhookd.batch WHERE done_at IS NULL"
         await until(lambda: watched.fetchval(closed), "the backlog has taken over the batches")
     daemon.send(signal.SIGTERM)
+    await asyncio.sleep(0.2)  # the signal has to arrive before what must not be claimed
     batches = await watched.fetchval("SELECT count(*) FROM webhookd.batch")
     events |= await insert(watched, events_of(800, 50))
     await asyncio.sleep(0.5)  # for what must not happen
