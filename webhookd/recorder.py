@@ -18,6 +18,7 @@ from webhookd.model import Batch, Delivered, Delivery, Ended, Result, Retry
 from webhookd.tasks import wait_for
 
 FLUSH_RESULTS = 500
+FLUSH_MOST = 1_000  # results in one transaction: more would hold up the loop while they are put together
 FLUSH_SECONDS = 0.02  # what a kill -9 resends; shorter costs a transaction for a handful of results
 RETRY_FIRST, RETRY_MOST = 0.1, 2.0
 CODE_OF_A_REFUSED_VALUE = "internal"
@@ -44,7 +45,7 @@ class Recorder:
         self._results: list[Result] = []
         self._leases: dict[Delivery, float] = {}
         self._done: list[Batch] = []
-        self._writing = 0  # results of the flush that is under way
+        self._writing: Sequence[Result] = ()  # of the flush that is under way
         self._wake = asyncio.Event()
         self._full = asyncio.Event()
         self.flushed = asyncio.Event()  # set by each flush; whoever waits clears it
@@ -55,7 +56,11 @@ class Recorder:
     @property
     def pending(self) -> int:
         """Results that are not in the database yet."""
-        return len(self._results) + self._writing
+        return len(self._results) + len(self._writing)
+
+    def unwritten(self) -> set[tuple[int, int]]:
+        """Event and endpoint of the results that are not in the database yet."""
+        return {(each.delivery.event.id, each.delivery.endpoint.id) for each in (*self._writing, *self._results)}
 
     def put(self, result: Result) -> None:
         """Record `result` with the next flush."""
@@ -96,9 +101,10 @@ class Recorder:
                 return
 
     async def _flush(self) -> None:
-        results, self._results = self._results, []
+        results, self._results = self._results[:FLUSH_MOST], self._results[FLUSH_MOST:]
+        left = bool(self._results)
         leases, self._leases = list(self._leases.items()), {}
-        self._writing = len(results)
+        self._writing = results
         # From here on a leased delivery belongs to its row; whether a result has one, the store sees by its batch.
         for delivery, _ in leases:
             if delivery.batch is not None:
@@ -108,14 +114,19 @@ class Recorder:
             if result.delivery.batch is not None:
                 self.settle(result.delivery.batch)
         done, self._done = self._done, []
-        self._wake.clear()  # everything until here is in this flush
+        self._wake.clear()  # everything until here is in this flush, or in the next
+        if self._results:
+            self._wake.set()
+            self._full.set()
         if results or leases or done:
             await self._write(results, leases, done)
+        if not left:  # or rows would be claimed again whose results wait here
+            self.stuck = False
         for batch in done:
             batch.recorded = True
         for result in results:
             self._count(result)
-        self._writing = 0
+        self._writing = ()
         self.flushed.set()
 
     async def _write(
@@ -154,7 +165,6 @@ class Recorder:
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, RETRY_MOST)
             else:
-                self.stuck = False
                 return
 
     def _count(self, result: Result) -> None:

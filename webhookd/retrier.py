@@ -68,6 +68,9 @@ class Dispatcher(Protocol):
 class Recorder(Protocol):
     """Where deliveries end that cannot be tried."""
 
+    def unwritten(self) -> set[tuple[int, int]]:
+        """Event and endpoint of the results that are not in the database yet."""
+
     def put(self, result: Result) -> None:
         """Record a result."""
 
@@ -120,8 +123,12 @@ class Retrier:
                     wanted.append((endpoint_id, room, lease, -due_in))
                     asked[endpoint_id] = endpoint, lease
         if wanted:
-            rows = await self._backlog.claim(wanted)
-            if rows:
+            # A lease may have run out while the database was away and the result waited here: it is no reason to
+            # send once more. What was written while the claim was under way had waited before.
+            unwritten = self._recorder.unwritten()
+            found = await self._backlog.claim(wanted)
+            unwritten |= self._recorder.unwritten()
+            if rows := [row for row in found if (row.event_id, row.endpoint_id) not in unwritten]:
                 await self._offer(rows, asked)
                 return self._look_seconds / 10
         upcoming = min((due_in for due_in in owing.values() if due_in > 0), default=self._look_seconds)

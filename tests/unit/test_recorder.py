@@ -253,6 +253,34 @@ async def test_five_hundred_results_do_not_wait_for_the_clock(store: Store) -> N
         assert len(store.ids) == recorder.FLUSH_RESULTS
 
 
+async def test_a_flood_of_results_is_written_in_pieces_and_the_batch_ends_with_the_last(store: Store) -> None:
+    of = batch()
+    async with running(store) as written:
+        for number in range(2 * recorder.FLUSH_MOST + 10):
+            written.put(delivered(number, of))
+        await until(lambda: of.recorded, "the end of the batch")
+        assert [len(flush.results) for flush in store.written] == [recorder.FLUSH_MOST, recorder.FLUSH_MOST, 10]
+        assert [len(flush.done) for flush in store.written] == [0, 0, 1]
+        assert written.pending == 0
+
+
+async def test_it_is_stuck_until_all_that_waited_is_written(store: Store) -> None:
+    def away(flush: Flush) -> None:
+        raise StoreUnavailable("gone")
+
+    store.trouble = away
+    async with running(store) as recording:
+        for number in range(recorder.FLUSH_MOST + 10):
+            recording.put(delivered(number, None))
+        await until(lambda: recording.stuck, "it notices")
+        assert len(recording.unwritten()) == recorder.FLUSH_MOST + 10
+        stuck: list[bool] = []
+        store.trouble = lambda _: stuck.append(recording.stuck)
+        await until(lambda: not recording.stuck, "it goes on")
+        assert stuck == [True, True]
+        assert recording.unwritten() == set()
+
+
 async def test_a_lease_is_dropped_when_the_result_comes_first(store: Store) -> None:
     mine = batch()
     late = delivery(1, mine)

@@ -108,6 +108,10 @@ class Recorder:
 
     def __init__(self) -> None:
         self.results: list[Result] = []
+        self.waiting: set[tuple[int, int]] = set()
+
+    def unwritten(self) -> set[tuple[int, int]]:
+        return set(self.waiting)
 
     def put(self, result: Result) -> None:
         self.results.append(result)
@@ -247,6 +251,19 @@ async def test_a_row_whose_endpoint_goes_while_it_is_claimed_is_offered_so_that_
     async with running(parts):
         await until(lambda: parts.dispatcher.offered, "the row")
     assert [delivery.endpoint for delivery in parts.dispatcher.offered] == [HOOK]
+
+
+async def test_a_row_whose_result_waits_to_be_written_is_not_sent_again(parts: Parts) -> None:
+    parts.store.rows = [row(7), row(8), row(9)]
+    parts.recorder.waiting = {(7, 1), (8, 2)}
+
+    def written() -> None:
+        parts.recorder.waiting = {(9, 1)}  # and 7 is in the database now, behind the snapshot of the claim
+
+    parts.store.claimed = written
+    async with running(parts):
+        await until(lambda: parts.dispatcher.offered, "the others")
+    assert [delivery.event.id for delivery in parts.dispatcher.offered] == [8]
 
 
 async def test_a_row_whose_endpoint_changes_while_it_is_claimed_is_sent_to_the_new_one(parts: Parts) -> None:
