@@ -137,6 +137,21 @@ async def test_dev_full(dsn: str, sql: Sql, receiver: Receiver, tmp_path: Path) 
         os.close(full)
 
 
+async def test_it_may_open_as_many_files_as_the_system_allows(
+    dsn: str, sql: Sql, receiver: Receiver, tmp_path: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        async with noisy(configuration(tmp_path, dsn, receiver.url("hook")), stdout=subprocess.DEVNULL) as daemon:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await delivered(receiver, sql)
+            allowed, _ = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+            assert allowed == (65_536 if hard == resource.RLIM_INFINITY else min(65_536, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 async def test_a_disk_that_is_full_for_a_while(dsn: str, sql: Sql, receiver: Receiver, tmp_path: Path) -> None:
     """A limit of the file's size, set from outside: full, with half a line at its end, and then full no more."""
     config = configuration(tmp_path, dsn, receiver.url("hook"))

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ DEV: Final = MappingProxyType(
 )
 DATABASE: Final = ("WEBHOOKD_DSN", "WEBHOOKD_DATABASE__DSN", "WEBHOOKD_DATABASE__DSN_FILE")
 SYSTEMD: Final = ("INVOCATION_ID", "NOTIFY_SOCKET")
+OPEN_FILES: Final = 65_536  # as the unit for systemd has it
 
 
 def run(
@@ -97,6 +99,7 @@ def _run(config: Path | None) -> None:
     file = loader.find(config, os.environ)
     loaded = loader.load(file, os.environ)
     logging.configure(loaded.log.level, loaded.log.format)
+    _raise_open_files()
     try:
         ran(_deliver(file, loaded))
     except (SchemaMismatch, OtherPlace):
@@ -104,6 +107,14 @@ def _run(config: Path | None) -> None:
     except Exception:
         log.exception("died")
         raise typer.Exit(1) from None
+
+
+def _raise_open_files() -> None:
+    """Attempts and idle connections are files; the limit that shells start with is from the days of select."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _deliver(file: Path, config: Config) -> None:
