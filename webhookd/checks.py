@@ -19,7 +19,7 @@ from webhookd.formats import FORMATS, compile_header_value, compile_template
 from webhookd.mistakes import egress_mistake
 from webhookd.model import Format, HeaderValue, Key
 from webhookd.signing import SCHEMES, parse_secret
-from webhookd.units import DAY, MIB, MILLISECOND, MINUTE, duration, quoted, size, written_duration, written_size
+from webhookd.units import DAY, MIB, MILLISECOND, MINUTE, duration, quoted, rate, size, written_duration, written_size
 
 NAME: Final = "[a-z0-9][a-z0-9_.-]{0,63}"  # of an endpoint, a format or an environment
 
@@ -281,6 +281,11 @@ Delay = Annotated[float, *_delay]
 Kept = Annotated[float, *_kept]
 Payload = Annotated[int, _between(1, 32 * MIB, '1 to "32MiB"', size), Kind('size, 1 to "32MiB"', _SIZE, written_size)]
 Slots = Annotated[int, Field(ge=1, le=10_000)]
+Rate = Annotated[
+    float,
+    _between(1 / DAY, 10_000, '"1/d" to "10000/s"', rate),
+    Kind('rate, "1/d" to "10000/s"', {"type": "string", "pattern": "^[0-9]+/[smhd]$"}),
+]
 Keys = tuple[Key, ...]
 Plain = Annotated[str, AfterValidator(_text)]
 Storable = Annotated[str, AfterValidator(_storable)]

@@ -240,6 +240,7 @@ def _endpoint(
         retry=retry,
         timeout=delivery.timeout if made.timeout is None else made.timeout,
         max_in_flight=delivery.max_in_flight_per_endpoint if made.max_in_flight is None else made.max_in_flight,
+        rate_limit=made.rate_limit or 0.0,
         active=made.active,
         filter=MappingProxyType(made.filter),
         headers=tuple(made.headers.items()),
@@ -252,6 +253,7 @@ def _endpoint(
         "headers": sorted(made.headers),
         "timeout": endpoint.timeout,
         "max_in_flight": endpoint.max_in_flight,
+        "rate_limit": endpoint.rate_limit,
         "retry": {**asdict(retry), "schedule": list(retry.schedule)},
         "filter": {key: list(values) for key, values in made.filter.items()},
     }

@@ -196,6 +196,7 @@ class Daemon:
         )
         # Known before anything is claimed, or what an outage left would look as if its time were over.
         sending.downtimes = first_beat.downtimes
+        sending.share(first_beat.rank, first_beat.live)
         reading = reader.Reader(
             batches, bell, sending, results, daemon_id, low, dead_after=self._dead_after, rescue_seconds=pace.rescue
         )
@@ -217,6 +218,7 @@ class Daemon:
 
         def on_beat(beat: janitor.Beat, low: int, steady: bool) -> None:
             sending.downtimes = beat.downtimes
+            sending.share(beat.rank, beat.live)
             sending.hold(False)
             reading.low = low
             reading.steady_until = beat.now + 1.5 * pace.beat if steady else 0.0

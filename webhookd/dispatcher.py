@@ -4,8 +4,9 @@
                    │                                                 │
                    └── 3 s or 200 behind a slow endpoint: spilled to the backlog
 
-A lane is a slot of the daemon: a task that attempts one delivery after the other, whose ever turn it is. What waits
-for its endpoint leaves memory; what waits for a lane stays, and fills the memory until the reader stops reading.
+A lane is a task that attempts one delivery after the other, whose ever turn it is, and holds a slot of the daemon; an
+attempt that takes long gives its slot to another lane. What waits for its endpoint leaves memory; what waits for a slot
+of the daemon stays, and fills the memory until the reader stops reading.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from webhookd import outcome, request
 from webhookd.backoff import horizon
 from webhookd.clock import Clock
 from webhookd.feeder import AHEAD, Feeder, Store
+from webhookd.limiter import share
 from webhookd.model import (
     Delivered,
     Delivery,
@@ -33,13 +35,12 @@ from webhookd.model import (
     Retry,
 )
 from webhookd.payloads import Payload
-from webhookd.queues import EndpointQueue
-from webhookd.rotation import Rotation
+from webhookd.queues import STILL_SECONDS, EndpointQueue, Flight, Standing
 from webhookd.tasks import wait_for
+from webhookd.turns import ASIDE_AFTER, FOREVER, Turns
 
 MOST_DELIVERIES = 20_000  # in memory, results that are not yet recorded included
 LEAST_DELIVERIES = 4_000  # in memory, however slow things go
-QUEUED = 200  # deliveries that may wait for an endpoint whatever its pace
 PATIENCE = 3.0  # seconds a delivery may wait for its endpoint, or be in flight, before the backlog holds it
 LEASE_MARGIN = 25.0  # seconds of a lease beyond the timeout of the attempt
 SWEEP_SECONDS = 0.25
@@ -61,6 +62,8 @@ class Settings(Protocol):
 
     @property
     def max_in_flight(self) -> int: ...
+    @property
+    def max_in_flight_per_host(self) -> int: ...
     @property
     def max_payload(self) -> int: ...
     @property
@@ -109,7 +112,10 @@ class Dispatcher:
         self._most_deliveries = most_deliveries
         self._patience = patience
         self._queues: dict[int, EndpointQueue] = {}
-        self._turns: Rotation[EndpointQueue] = Rotation()  # queues that could start an attempt
+        self._turns = Turns(aside_after=min(ASIDE_AFTER, patience))
+        self._rank, self._live = 0, 1  # of the daemons that share the limits of endpoints
+        self._alarm: asyncio.TimerHandle | None = None  # for the first queue that may start at some moment
+        self._alarm_at = FOREVER
         self._feeder = Feeder(
             store,
             self._queues.values(),
@@ -119,9 +125,9 @@ class Dispatcher:
             on_fed=self._fill_lanes,
         )
         self._held = 0  # deliveries in memory
+        self._still, self._still_until = 0, 0.0  # deliveries behind attempts without an answer; good until that moment
         self._landed = 0  # attempts answered since the last sweep
         self._rate = 0.0  # of answered attempts, per second
-        self._lanes = 0
         self._lane_group: asyncio.TaskGroup | None = None
         self._stopped = asyncio.Event()
         self._on_hold = False
@@ -136,27 +142,32 @@ class Dispatcher:
         """Deliveries that may still be offered; none while results cannot be written.
 
         No more than a second's work is taken into memory: what a fast endpoint cannot start within its patience would
-        be spilled, at six times the cost of leaving it in the log a little longer.
+        be spilled, at six times the cost of leaving it in the log a little longer. What waits for an endpoint that
+        says nothing is none of that work, so it stops nobody.
         """
         if self._recorder.stuck:
             return 0
+        held = self._held + self._recorder.pending
         most = min(max(int(self._rate), LEAST_DELIVERIES), self._most_deliveries)
-        return most - self._held - self._recorder.pending
+        if held < most:
+            return most - held
+        now = time.monotonic()
+        if now >= self._still_until:
+            self._still_until = now + STILL_SECONDS / 2
+            self._still = self._turns.still(now)
+        return min(most - held + self._still, self._most_deliveries - held)
 
     @property
     def in_flight(self) -> int:
         """Attempts under way."""
-        return sum(len(queue.flying) for queue in self._queues.values())
+        return self._turns.started + self._turns.aside
 
     def claimable(self, endpoint_id: int) -> tuple[int, float]:
         """How many deliveries of the backlog this endpoint could start soon, and the lease they need, in seconds."""
         queue = self._queues.get(endpoint_id)
-        if queue is None or self._on_hold or self._stopped.is_set() or queue.blocked_until > time.monotonic():
+        if queue is None or self._on_hold or self._stopped.is_set() or not self._turns.is_open(queue.standing):
             return 0, 0.0
-        # As many again as it has slots keep an endpoint that answers at once busy until the next claim.
-        slots = queue.endpoint.max_in_flight
-        wanted = min(2 * slots, AHEAD) if queue.latency == 0 else min(max(slots, int(slots / queue.latency)), AHEAD)
-        return max(wanted - len(queue) - len(queue.flying), 0), queue.endpoint.timeout + LEASE_MARGIN
+        return queue.appetite(time.monotonic(), AHEAD), queue.endpoint.timeout + LEASE_MARGIN
 
     def last_start(self, delivery: Delivery) -> float:
         """The horizon of a delivery, on the database's clock."""
@@ -171,24 +182,22 @@ class Dispatcher:
         if delivery.event.size > self._max_payload:
             self._recorder.put(Result(delivery, None, Ended("rejected", "payload_too_large")))
             return
-        if delivery.batch is not None and len(queue) >= QUEUED:
-            wait = queue.expected_wait(time.monotonic())
-            if wait > self._patience:
-                self._spill(queue, delivery)
-                return
+        if delivery.batch is not None and queue.is_full(time.monotonic(), self._patience):
+            self._spill(queue, delivery)
+            return
         self._held += 1
         queue.waiting.append(delivery)
         self._feeder.ask(queue)
 
     def _ready(self, queue: EndpointQueue) -> None:
         if self._queues.get(queue.endpoint.id) is queue:
-            self._turns.add(queue.endpoint.tenant, queue)
+            self._turns.ask(queue)
         else:
             self._spill_all(queue)  # its endpoint went while its payloads came
 
     def configure(self, endpoints: Iterable[Endpoint], delivery: Settings) -> None:
         """Go on with these endpoints and settings; what an endpoint that is gone was owed goes to the backlog."""
-        self._max_in_flight = delivery.max_in_flight
+        self._max_in_flight, self._per_host = delivery.max_in_flight, delivery.max_in_flight_per_host
         self._feeder.max_payload = self._max_payload = delivery.max_payload
         self._source = delivery.source
         self._keep_response = delivery.response_body == "failures"
@@ -196,11 +205,24 @@ class Dispatcher:
         for endpoint in endpoints:
             gone.discard(endpoint.id)
             if (queue := self._queues.get(endpoint.id)) is not None:
-                queue.change(endpoint)
+                queue.change(endpoint, self._turns.host(endpoint.url))
             else:
-                self._queues[endpoint.id] = EndpointQueue(endpoint)
+                self._queues[endpoint.id] = EndpointQueue(endpoint, self._turns.host(endpoint.url))
         for endpoint_id in gone:
             self._spill_all(self._queues.pop(endpoint_id))
+        self._apply_limits()
+
+    def share(self, rank: int, live: int) -> None:
+        """Keep to our share of the limits of endpoints and hosts, as the daemon at place `rank` of `live`."""
+        if (rank, live) != (self._rank, self._live):
+            self._rank, self._live = rank, live
+            self._apply_limits()
+
+    def _apply_limits(self) -> None:
+        for queue in self._queues.values():
+            queue.share(self._rank, self._live)
+        per_host = share(self._per_host, self._rank, self._live, 0)
+        self._turns.configure(self._max_in_flight, per_host, self._queues.values())
         self._fill_lanes()
 
     def hold(self, on_hold: bool) -> None:
@@ -222,6 +244,8 @@ class Dispatcher:
             group.create_task(self._sweep())
             await self._stopped.wait()
             feeding.cancel()  # it may hang in the database
+        if self._alarm is not None:
+            self._alarm.cancel()
         for queue in self._queues.values():
             self._release_claims(queue)
 
@@ -230,44 +254,45 @@ class Dispatcher:
     def _fill_lanes(self) -> None:
         if self._lane_group is None:
             return
-        while self._lanes < self._max_in_flight and (first := self._take()) is not None:
-            self._lanes += 1
-            self._lane_group.create_task(self._lane(*first))
+        while (flight := self._take()) is not None:
+            self._lane_group.create_task(self._lane(flight))
 
-    def _take(self) -> tuple[EndpointQueue, Delivery, Payload] | None:
-        """The delivery whose turn it is, its slots taken."""
+    def _set_alarm(self, moment: float) -> None:
+        """Start at that moment, which is earlier than any known, what may not start before."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = moment
+        self._alarm = asyncio.get_running_loop().call_later(moment - time.monotonic(), self._ring)
+
+    def _ring(self) -> None:
+        self._alarm_at = FOREVER
+        self._turns.wake(time.monotonic())
+        self._fill_lanes()
+
+    def _take(self) -> Flight | None:
+        """The attempt whose turn it is, its slots taken."""
         if self._stopped.is_set() or self._on_hold:
             return None
         now = time.monotonic()
-        while (queue := self._turns.take()) is not None:
-            if not queue.startable(now):
-                continue
+        while (queue := self._turns.take(now)) is not None:
             delivery, payload = queue.ready.popleft()
             self._feeder.ask(queue)
-            if delivery.start_by < now:  # too late for its lease: whoever claims it next sends it
-                self._held -= 1
-                self._feeder.drop(delivery.event)
-                self._turns.add(queue.endpoint.tenant, queue)
-                continue
-            queue.flying[delivery] = now
-            if queue.startable(now):
-                self._turns.add(queue.endpoint.tenant, queue)
-            return queue, delivery, payload
+            if delivery.start_by >= now:
+                return self._turns.start(queue, delivery, payload, now)
+            # Too late for its lease: whoever claims it next sends it.
+            self._leave(delivery, payload)
+            self._turns.ask(queue)
+        if (upcoming := self._turns.upcoming) < self._alarm_at:
+            self._set_alarm(upcoming)
         return None
 
-    async def _lane(self, queue: EndpointQueue, delivery: Delivery, payload: Payload) -> None:
-        try:
-            while True:
-                await self._attempt(queue, delivery, payload)
-                # A reload may have left more lanes than there are slots.
-                following = self._take() if self._lanes <= self._max_in_flight else None
-                if following is None:
-                    return
-                queue, delivery, payload = following
-        finally:
-            self._lanes -= 1
+    async def _lane(self, flight: Flight | None) -> None:
+        while flight is not None:
+            await self._attempt(flight)
+            flight = self._take()
 
-    async def _attempt(self, queue: EndpointQueue, delivery: Delivery, payload: Payload) -> None:
+    async def _attempt(self, flight: Flight) -> None:
+        queue, delivery, payload = flight.queue, flight.delivery, flight.payload
         at = self._clock.now()
         answer: Response | NoResponse
         try:
@@ -279,13 +304,12 @@ class Dispatcher:
             answer = NoResponse("internal")
         finally:
             now = time.monotonic()
-            seconds = queue.landed(delivery, now)
+            self._turns.land(flight)
             self._landed += 1
             self._held -= 1
             self._feeder.drop(delivery.event)
-        self._settle(queue, delivery, answer, at, seconds)
-        if queue.ready and queue.startable(now):
-            self._turns.add(queue.endpoint.tenant, queue)
+        queue.learn(outcome.signal(answer), flight.started, now)
+        self._settle(queue, delivery, answer, at, now - flight.started)
         self.room_freed.set()
 
     def _settle(
@@ -344,17 +368,19 @@ class Dispatcher:
             now = time.monotonic()
             self._rate += (self._landed / SWEEP_SECONDS - self._rate) / 2
             self._landed = 0
+            self._turns.age(now)
+            for delivery in self._turns.stragglers(now - self._patience):
+                self._recorder.lease(delivery, delivery.endpoint.timeout + LEASE_MARGIN)
             for queue in self._queues.values():
-                for delivery in queue.stragglers(now - self._patience):
-                    self._recorder.lease(delivery, queue.endpoint.timeout + LEASE_MARGIN)
-                if len(queue) and queue.is_held_up(now):
+                if (queue.ready or queue.waiting) and queue.is_held_up(now):
                     self._spill_overdue(queue, now)
-                elif queue.ready:
-                    self._turns.add(queue.endpoint.tenant, queue)  # a block that is over rings no bell
+                if queue.ready:
+                    self._turns.ask(queue)  # a limit that was raised rings no bell
             self._fill_lanes()
 
     def _spill_overdue(self, queue: EndpointQueue, now: float) -> None:
-        for delivery, payload in queue.take_overdue(now - self._patience):
+        stuck = queue.standing is Standing.STUCK
+        for delivery, payload in queue.take_overdue(now if stuck else now - self._patience):
             self._leave(delivery, payload)
             self._spill(queue, delivery)
         self._feeder.ask(queue)

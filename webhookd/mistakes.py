@@ -24,7 +24,7 @@ LATER: Final = frozenset(
         ("admin",),
         ("metrics",),
         ("egress", "proxy"),
-        *(("endpoint", key) for key in ("auth", "disable_after", "kind", "ordered", "rate_limit")),
+        *(("endpoint", key) for key in ("auth", "disable_after", "kind", "ordered")),
     }
 )
 

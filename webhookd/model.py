@@ -76,6 +76,7 @@ class Endpoint:
     retry: RetryPolicy
     timeout: float
     max_in_flight: int
+    rate_limit: float = 0.0  # requests per second; 0 for no limit
     active: bool = True
     filter: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # metadata key -> values that pass
     headers: tuple[tuple[str, str | HeaderValue], ...] = field(default=(), repr=False)

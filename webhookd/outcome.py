@@ -6,12 +6,17 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 from webhookd import backoff
+from webhookd.limiter import Signal
 from webhookd.model import Attempt, Delivered, Delivery, Ended, NoResponse, Outcome, Postponed, Response, Retry
 
 OWN_FAULT_PAUSE = 5.0  # seconds until a delivery is tried again after a fault of this side
 MOST_ATTEMPTS = 30_000  # the attempt log counts in a smallint
 MAX_RETRY_AFTER = 3600.0  # an hour: a receiver may slow itself down, not put its deliveries off for days
 _SECONDS = re.compile(r"[0-9]{1,10}")
+
+_BUSY = (429, 503)
+_TIMEOUT = "timeout"
+_BUG = "internal"  # of this side, in one delivery
 
 Answer = Response | NoResponse
 
@@ -39,6 +44,17 @@ def attempt_of(answer: Answer, number: int, at: float, ms: int) -> Attempt:
     if 200 <= status < 300:
         return Attempt(at, number, True, status, ms, None, None)
     return Attempt(at, number, False, status, ms, f"http_{status:03d}", answer.body or None)
+
+
+def signal(answer: Answer) -> Signal:
+    """What an answer says about how much its endpoint can take."""
+    if isinstance(answer, NoResponse):
+        if answer.ours or answer.code == _BUG:
+            return Signal.OURS
+        return Signal.LATE if answer.code == _TIMEOUT else Signal.LOST
+    if 200 <= answer.status < 300:
+        return Signal.GOOD
+    return Signal.BUSY if answer.status in _BUSY else Signal.PLAIN
 
 
 def decide(

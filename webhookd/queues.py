@@ -1,68 +1,194 @@
-"""What one endpoint is owed from memory, and how well it keeps up."""
+"""What one endpoint is owed from memory, how well it keeps up, and how much it may be sent at one time."""
 
 from collections import deque
-from collections.abc import Iterator
+from enum import IntEnum
+from urllib.parse import urlsplit
 
+from webhookd.limiter import Pace, Signal, Width, share
 from webhookd.model import Delivery, Endpoint
 from webhookd.payloads import Payload
+from webhookd.rotation import Rotation
 
+QUEUED = 200  # deliveries that may wait for an endpoint whatever its pace
 PACE_WEIGHT = 0.05  # of the newest latency in its moving average
-SILENT = 0.3  # seconds without an answer that say more than the average; below, the machine may just be busy
+SLOW_SECONDS = 1.0  # of latency: such an endpoint shares half of the daemon's slots with others of its kind
+STILL_SECONDS = 0.05  # without an answer while something is in flight: what waits there may wait for long
+SILENT_FACTOR = 3.0  # times its own latency: an attempt that waits for so long is silent, not slow
+
+
+class Standing(IntEnum):
+    """What an endpoint's last answers say about the slots that it will hold."""
+
+    PROVEN = 0  # it answers; or nothing is known against it yet
+    SLOW = 1  # it answers after more than a second
+    STUCK = 2  # nothing comes from it: one attempt at a time
+
+
+class Host:
+    """A receiver's machine, which several endpoints may share: their attempts, and the queues that wait for it."""
+
+    __slots__ = ("flying", "most", "waiting")
+
+    def __init__(self) -> None:
+        self.most = 0
+        self.flying = 0
+        self.waiting: Rotation[EndpointQueue] = Rotation()
+
+
+class Flight:
+    """An attempt under way. `started` is its moment, `standing` what was known of its endpoint then."""
+
+    __slots__ = ("aside", "delivery", "host", "payload", "queue", "standing", "started")
+
+    def __init__(self, queue: "EndpointQueue", delivery: Delivery, payload: Payload, now: float) -> None:
+        self.queue = queue
+        self.host = queue.host  # its endpoint may move to another meanwhile
+        self.delivery = delivery
+        self.payload = payload
+        self.started = now
+        self.standing = queue.standing
+        self.aside = False  # it holds none of the daemon's slots any longer
 
 
 class EndpointQueue:
-    """Deliveries without a payload (`waiting`), with one (`ready`), and in flight (`flying`: start, oldest first).
+    """Deliveries without a payload (`waiting`), with one (`ready`), and in flight (`flying`, oldest first).
 
     All moments are of the monotonic clock.
     """
 
-    __slots__ = ("blocked_until", "endpoint", "flying", "latency", "ready", "waiting")
+    __slots__ = (
+        "_answered_at",
+        "_good_at",
+        "_width",
+        "asleep",
+        "blocked_until",
+        "endpoint",
+        "flying",
+        "host",
+        "latency",
+        "limit",
+        "pace",
+        "ready",
+        "standing",
+        "waiting",
+    )
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, host: Host) -> None:
         self.endpoint = endpoint
+        self.host = host
         self.waiting: deque[Delivery] = deque()
         self.ready: deque[tuple[Delivery, Payload]] = deque()
-        self.flying: dict[Delivery, float] = {}
-        self.latency = 0.0  # moving average, seconds
+        self.flying: dict[Delivery, Flight] = {}
+        self.latency = 0.0  # moving average, seconds; 0 before the first answer
         self.blocked_until = 0.0  # the receiver asked us to wait
+        self.asleep = False  # it will be woken when it may start
+        self.pace: Pace | None = None
+        self.standing = Standing.PROVEN
+        self.limit = endpoint.max_in_flight  # attempts at one time, as things stand
+        self._width = Width(endpoint.max_in_flight)
+        self._good_at = 0.0
+        self._answered_at = 0.0
 
-    def __len__(self) -> int:
+    @property
+    def most(self) -> int:
+        """Our share of what the endpoint allows at one time."""
+        return self._width.most
+
+    @property
+    def queued(self) -> int:
+        """Deliveries that are not in flight."""
         return len(self.waiting) + len(self.ready)
 
-    def startable(self, now: float) -> bool:
-        """True when an attempt can start as soon as the daemon has a slot."""
-        return bool(self.ready) and not self.is_held_up(now)
+    def until(self) -> float:
+        """The moment from which the receiver and its rate allow a start."""
+        return self.blocked_until if self.pace is None else max(self.blocked_until, self.pace.until)
+
+    def has_slot(self) -> bool:
+        """True when the endpoint and its host may be sent one more at a time."""
+        return len(self.flying) < self.limit and self.host.flying < self.host.most
 
     def is_held_up(self, now: float) -> bool:
         """True when what waits here waits for the endpoint, not for the daemon."""
-        return len(self.flying) >= self.endpoint.max_in_flight or self.blocked_until > now
+        return self.standing is not Standing.PROVEN or not self.has_slot() or self.until() > now
 
-    def expected_wait(self, now: float) -> float:
-        """Seconds until a delivery that is queued now would start, by the endpoint's pace."""
+    def is_still(self, now: float) -> bool:
+        """True when attempts are under way and none has been answered for a moment."""
+        since = now - STILL_SECONDS
+        return bool(self.flying) and self._answered_at < since and next(iter(self.flying.values())).started < since
+
+    def is_full(self, now: float, patience: float) -> bool:
+        """True when a delivery that is queued now would wait for its endpoint for longer than `patience` seconds."""
+        queued = self.queued
+        if self.standing is Standing.STUCK or self.limit == 0:
+            return queued >= self.limit
+        return queued >= QUEUED and self._expected_wait(now) > patience
+
+    def _expected_wait(self, now: float) -> float:
         if self.blocked_until > now:
             return self.blocked_until - now
-        pace = self.latency
-        if self.flying and (silent := now - next(iter(self.flying.values()))) > SILENT:
-            pace = max(pace, silent)
-        return len(self) * pace / self.endpoint.max_in_flight
+        seconds = self.latency
+        if self.is_still(now):
+            seconds = max(seconds, now - max(self._answered_at, next(iter(self.flying.values())).started))
+        wait = self.queued * seconds / self.limit
+        return wait if self.pace is None else max(wait, self.queued / self.pace.rate)
 
-    def landed(self, delivery: Delivery, now: float) -> float:
-        """Take an answered delivery out of flight; the seconds it took."""
-        seconds = now - self.flying.pop(delivery)
-        self.latency += (seconds - self.latency) * PACE_WEIGHT
-        return seconds
+    def appetite(self, now: float, most: int) -> int:
+        """How many more deliveries could start within about a second."""
+        if self.blocked_until > now or self.until() > now + SLOW_SECONDS:
+            return 0
+        limit = self.limit
+        if self.standing is Standing.STUCK:
+            wanted = limit
+        elif self.latency == 0:
+            wanted = 2 * limit
+        else:  # as many again as it has slots keep an endpoint that answers at once busy until the next claim
+            wanted = max(limit, int(limit / self.latency))
+        if self.pace is not None:
+            wanted = min(wanted, max(int(self.pace.rate), 1))
+        return max(min(wanted, most) - self.queued - len(self.flying), 0)
 
-    def stragglers(self, before: float) -> Iterator[Delivery]:
-        """Deliveries that started before that moment and whose batch still waits for them."""
-        for delivery, started in self.flying.items():
-            if started > before:
-                return
-            if delivery.batch is not None:
-                yield delivery
+    def share(self, rank: int, live: int) -> None:
+        """Keep to what a daemon at place `rank` of `live` may take of the endpoint's limits."""
+        endpoint = self.endpoint
+        self._width.resize(share(endpoint.max_in_flight, rank, live, endpoint.id))
+        rate = endpoint.rate_limit / live
+        if not rate:
+            self.pace = None
+        elif self.pace is None:
+            self.pace = Pace(rate)
+        else:
+            self.pace.rate = rate
+        self._recount()
 
-    def change(self, endpoint: Endpoint) -> None:
-        """Go on with a changed endpoint, also for what is queued."""
+    def learn(self, signal: Signal, started: float, now: float) -> None:
+        """Follow the answer to an attempt that started then."""
+        self._answered_at = now
+        if signal is Signal.OURS:
+            return
+        seconds = now - started
+        self.latency = self.latency + (seconds - self.latency) * PACE_WEIGHT if self.latency else seconds
+        self._width.learn(signal, started, now)
+        if signal is Signal.GOOD:
+            self._good_at = now
+            self.standing = Standing.SLOW if self.latency > SLOW_SECONDS else Standing.PROVEN
+        elif signal is Signal.LATE or signal is Signal.LOST:
+            self.standing = Standing.STUCK
+        self._recount()
+
+    def hears_nothing(self, started: float, now: float) -> None:
+        """An attempt that started then is still without an answer."""
+        if self._good_at < started and now - started > SILENT_FACTOR * self.latency:
+            self.standing = Standing.STUCK
+            self._recount()
+
+    def _recount(self) -> None:
+        width = self._width
+        self.limit = min(1 if self.standing is Standing.STUCK else int(width.value), width.most)
+
+    def change(self, endpoint: Endpoint, host: Host) -> None:
+        """Go on with a changed endpoint, also for what is queued; its limits follow with the next `share`."""
         self.endpoint = endpoint
+        self.host = host
         for delivery, _ in self.ready:
             delivery.endpoint = endpoint
         for delivery in self.waiting:
@@ -91,3 +217,8 @@ class EndpointQueue:
             else:
                 self.waiting.append(delivery)
         return overdue
+
+
+def host_of(url: str) -> str:
+    """The host and port that a URL leads to, to tell receivers apart."""
+    return urlsplit(url).netloc.rpartition("@")[2].lower()

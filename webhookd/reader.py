@@ -24,6 +24,8 @@ from webhookd.tasks import wait_for
 MOST_PER_CUT = 5_000
 MOST_ADOPTED = 20
 RESCUE_SECONDS = 3.0
+AT_A_TIME = 100  # deliveries that are offered before others have their turn on the loop
+NO_ROOM = 0.02  # seconds after which a full memory is looked at again, whether or not anything left it
 NAP = 0.2  # seconds after which a sleeper looks, whether or not anybody rang
 POLL_FIRST, POLL_MOST = 0.003, 0.05
 NEVER_SLEEP_ABOVE = 500.0  # events/s: more NOTIFYs than that cost producers more than the polls cost us
@@ -119,6 +121,7 @@ class Reader:
         self._next_rescue = 0.0
         self._open: dict[int, Batch] = {}
         self._pending: deque[Batch] = deque()  # of the open ones, those not yet offered to the end
+        self._offered = 0
         self._poll = POLL_FIRST
         self._stopped = asyncio.Event()
         self._rate = 0.0
@@ -230,6 +233,9 @@ class Reader:
                     if self._stopped.is_set():
                         return  # the batch stays open, and is given back
                     self._offer(batch, event, endpoint)
+                    self._offered += 1
+                    if self._offered % AT_A_TIME == 0:
+                        await asyncio.sleep(0)
             if batch.claims > ONE_BY_ONE:
                 await self._wait_for_the_rest(batch)
         self._pending.popleft()
@@ -246,7 +252,7 @@ class Reader:
     async def _wait_for_room(self) -> None:
         while self._dispatcher.room <= 0 and not self._stopped.is_set():
             self._dispatcher.room_freed.clear()
-            await wait_for(self._dispatcher.room_freed, NAP)
+            await wait_for(self._dispatcher.room_freed, NO_ROOM)
 
     async def _wait_for_the_rest(self, batch: Batch) -> None:
         while batch.open > 1 and not self._stopped.is_set():

@@ -25,6 +25,7 @@ from webhookd.checks import (
     Payload,
     Plain,
     Range,
+    Rate,
     Secret,
     Signature,
     Slots,
@@ -77,9 +78,11 @@ class Delivery(Shape):
     timeout: Timeout = 20.0
     """The time for one request, from the lookup of the name to the headers of the answer."""
     max_in_flight: Slots = 500
-    """Requests at one time."""
+    """Requests at one time. Those that wait for over a second are counted apart: at most four times as many."""
     max_in_flight_per_endpoint: Slots = 10
-    """Requests at one time to one endpoint, unless it says otherwise."""
+    """Requests at one time to one endpoint, from all daemons together, unless it says otherwise."""
+    max_in_flight_per_host: Slots = 250
+    """Requests at one time to all endpoints at one host and port together; never less than one of them may have."""
     max_payload: Payload = 1024 * KIB
     """An event with a larger payload is rejected, not sent."""
     source: Source = "webhookd"
@@ -192,6 +195,8 @@ class EndpointTable(Shape):
     """Instead of that of [delivery]."""
     max_in_flight: Slots | None = None
     """Requests at one time, instead of max_in_flight_per_endpoint of [delivery]."""
+    rate_limit: Rate | None = None
+    """At most so many requests, evenly: "50/s", "600/m" or "1000/h", from all daemons together."""
     retry: Retry = Retry()
     """What is different from [retry]."""
     filter: Filter = {}

@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them: "20s", "5m", "1MiB"."""
+"""Durations, sizes and rates as people write them: "20s", "5m", "1MiB", "50/s"."""
 
 import re
 from typing import Final
@@ -14,6 +14,8 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 _SIZE = re.compile(r"([0-9]{1,15})(B|[kK]B|MB|GB|KiB|MiB|GiB)?")
 _BYTES = {"B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+
+_RATE = re.compile(r"([0-9]{1,9})/([smhd])")
 
 
 def duration(value: object) -> float:
@@ -34,6 +36,14 @@ def size(value: object) -> int:
         raise ValueError(f'{quoted(value)} is no size; write "512KiB", "1MiB" or a number of bytes')
     unit = match[2] or "B"
     return int(match[1]) * _BYTES["KB" if unit == "kB" else unit]
+
+
+def rate(value: object) -> float:
+    """Requests per second of "50/s", "600/m", "1000/h" or "5000/d"; ValueError for anything else."""
+    match = _RATE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f'{quoted(value)} is no rate; write "50/s", "600/m" or "1000/h"')
+    return int(match[1]) / _SECONDS[match[2]]
 
 
 def written_duration(seconds: float) -> str:

@@ -165,6 +165,7 @@ class Settings:
     """`[delivery]` of a configuration."""
 
     max_in_flight: int = 500
+    max_in_flight_per_host: int = 500
     max_payload: int = 32 * 1024 * 1024
     source: str = "https://shop.example"
     response_body: str = "failures"
@@ -320,18 +321,19 @@ async def test_thousands_for_a_hung_endpoint_do_not_fill_the_memory() -> None:
 
 async def test_what_waits_for_the_slots_of_the_daemon_is_not_spilled() -> None:
     endpoints = [hook(n, max_in_flight=10) for n in range(1, 6)]
-    async with running(*endpoints, max_in_flight=5, patience=0.05) as parts:
-        gate = Gate()
-        parts.network.answers = {endpoint.url: gate for endpoint in endpoints}
-        for event in range(300):
+
+    async def steady(_: Request) -> Answer:
+        await asyncio.sleep(0.02)
+        return Response(200)
+
+    async with running(*endpoints, max_in_flight=5, patience=0.3) as parts:
+        parts.network.answers = {endpoint.url: steady for endpoint in endpoints}
+        for event in range(50):
             for endpoint in endpoints:
                 parts.offer(event, endpoint.id)
-        await until(lambda: parts.recorder.leases, "more than the patience")
-        await asyncio.sleep(0.6)  # two sweeps: nothing may happen, so there is no condition to wait for
+        # It takes a second, more than the patience and several sweeps.
+        await until(lambda: len(parts.recorder.delivered) == 250, "all of them, from memory")
         assert parts.recorder.postponed == []
-        assert parts.dispatcher.room == parts.idle - 1500
-        gate.opened.set()
-        await until(lambda: len(parts.recorder.delivered) == 1500, "all of them, from memory")
         assert parts.network.peak == 5
 
 
@@ -622,7 +624,7 @@ async def test_retry_after_delays_the_endpoint_and_nobody_else(status: int) -> N
         failed = [r for r in parts.recorder.results if isinstance(r.outcome, Retry)]
         assert [r.outcome for r in failed] == [Retry(60.0)]
         assert all(isinstance(r.outcome, Postponed) and 50 < r.outcome.delay <= 60 for r in parts.recorder.postponed)
-        assert parts.dispatcher.claimable(1) == (0, 0.0)
+        assert parts.dispatcher.claimable(1)[0] == 0
         assert parts.dispatcher.claimable(2)[0] > 0
 
 
@@ -802,6 +804,86 @@ async def test_an_endpoint_that_changes_or_goes_while_payloads_come_is_obeyed() 
             (2, Postponed(0.0))
         ]
         assert parts.empty
+
+
+async def test_what_is_silent_gives_its_slot_to_others() -> None:
+    silent, fine = hook(1), hook(2)
+    async with running(silent, fine, max_in_flight=4) as parts:
+        gate = parts.network.answers[silent.url] = Gate()
+        for event in range(4):
+            parts.offer(event, 1)
+        await until(lambda: parts.network.flying[silent.url] == 4, "all slots to be taken")
+        parts.offer(9, 2)
+        await until(lambda: parts.recorder.delivered == [9], "the other endpoint")
+        assert parts.dispatcher.in_flight == 4
+        gate.opened.set()
+
+
+async def test_a_flood_for_an_endpoint_that_says_nothing_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("webhookd.dispatcher.LEAST_DELIVERIES", 100)
+    silent, fine = hook(1), hook(2)
+    async with running(silent, fine, patience=600.0, most_deliveries=250) as parts:
+        gate = parts.network.answers[silent.url] = Gate()
+        for event in range(200):
+            parts.offer(event, 1)
+        assert parts.dispatcher.room <= 0
+        await until(lambda: parts.dispatcher.room > 0, "room for others")
+        assert parts.dispatcher.room <= 50  # memory is bounded all the same
+        parts.offer(999, 2)
+        await until(lambda: 999 in parts.recorder.delivered, "the other endpoint")
+        gate.opened.set()
+        await until(lambda: len(parts.recorder.delivered) == 201, "the rest")
+
+
+async def test_what_waits_for_an_endpoint_that_is_stuck_leaves_memory_at_once() -> None:
+    async def lost(_: Request) -> Answer:
+        return NoResponse("connect_refused")
+
+    async with running(patience=600.0) as parts:
+        parts.network.answers[HOOK.url] = lost
+        parts.offer(1)
+        await until(lambda: parts.recorder.results, "the failure")
+        gate = parts.network.answers[HOOK.url] = Gate()
+        for event in range(2, 52):
+            parts.offer(event)
+        await until(lambda: len(parts.recorder.postponed) == 49, "all but the one that is tried")
+        await until(lambda: parts.network.flying[HOOK.url] == 1, "that one")
+        gate.opened.set()
+        await until(lambda: len(parts.recorder.delivered) == 1, "it")
+        parts.offer(99)
+        await until(lambda: 99 in parts.recorder.delivered, "the next, from memory again")
+        assert len(parts.recorder.postponed) == 49
+
+
+async def test_what_an_endpoint_has_in_memory_when_it_falls_silent_leaves_it_soon() -> None:
+    async with running(patience=600.0) as parts:
+        gate = parts.network.answers[HOOK.url] = Gate()
+        for event in range(50):
+            parts.offer(event)
+        await until(lambda: len(parts.recorder.postponed) == 40, "all but those in flight")
+        gate.opened.set()
+
+
+async def test_a_rate_is_kept_to_the_millisecond_rather_than_to_the_sweep() -> None:
+    async with running(hook(1, rate_limit=20.0), patience=600.0) as parts:
+        started = time.monotonic()
+        for event in range(22):
+            parts.offer(event)
+        await until(lambda: len(parts.recorder.delivered) == 22, "all")
+        assert 0.95 <= time.monotonic() - started < 2.0  # two at once, then one each 50 ms; by sweeps 2.5 s
+        assert parts.recorder.postponed == []
+
+
+async def test_a_share_of_nothing_is_left_to_the_others() -> None:
+    async with running(hook(1, max_in_flight=1)) as parts:
+        parts.dispatcher.share(0, 2)
+        parts.offer(1)
+        assert [result.outcome for result in parts.recorder.postponed] == [Postponed(0.0)]
+        assert parts.dispatcher.claimable(1)[0] == 0
+        parts.dispatcher.share(0, 1)  # the other is gone
+        assert parts.dispatcher.claimable(1)[0] > 0
+        parts.offer(2)
+        await until(lambda: parts.recorder.delivered == [2], "it")
 
 
 async def test_nothing_more_is_taken_while_results_cannot_be_written() -> None:

@@ -22,6 +22,7 @@ class Heard(NamedTuple):
     now: float = 0.0
     known: bool = True
     live: int = 1
+    rank: int = 0
     downtimes: tuple[tuple[float, float], ...] = ()
 
 

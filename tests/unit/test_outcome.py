@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from webhookd.formats import FORMATS
+from webhookd.limiter import Signal
 from webhookd.model import (
     Attempt,
     Delivered,
@@ -26,7 +27,7 @@ from webhookd.model import (
     Retry,
     RetryPolicy,
 )
-from webhookd.outcome import MAX_RETRY_AFTER, OWN_FAULT_PAUSE, attempt_of, decide, retry_after
+from webhookd.outcome import MAX_RETRY_AFTER, OWN_FAULT_PAUSE, attempt_of, decide, retry_after, signal
 from webhookd.sender import CODES
 from webhookd.signing import SCHEMES
 
@@ -149,6 +150,24 @@ def test_no_response_is_tried_again_on_the_same_schedule(code: str) -> None:
 def test_a_fault_of_ours_costs_no_attempt_even_on_the_horizon() -> None:
     assert decided(NoResponse("internal", ours=True)) == Postponed(OWN_FAULT_PAUSE)
     assert decided(NoResponse("internal", ours=True), left=-1.0) == Postponed(OWN_FAULT_PAUSE)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (Response(200), Signal.GOOD),
+        (Response(299), Signal.GOOD),
+        (Response(429), Signal.BUSY),
+        (Response(503), Signal.BUSY),
+        *((Response(status), Signal.PLAIN) for status in (301, 400, 410, 500, 502)),
+        (NoResponse("timeout"), Signal.LATE),
+        (NoResponse("connect_refused"), Signal.LOST),
+        (NoResponse("dns_failed", ours=True), Signal.OURS),
+        (NoResponse("internal"), Signal.OURS),
+    ],
+)
+def test_what_an_answer_says_about_its_endpoint(answer: Response | NoResponse, expected: Signal) -> None:
+    assert signal(answer) is expected
 
 
 def test_what_the_receiver_asks_for_delays_within_schedule_and_horizon() -> None:

@@ -201,6 +201,15 @@ async def test_every_event_is_offered_to_every_endpoint_in_order() -> None:
         assert parts.reader.unfinished == [1]
 
 
+async def test_others_have_their_turn_while_a_large_batch_is_opened() -> None:
+    seen: set[int] = set()
+    async with reading([batch(1, *range(1000))]) as parts:
+        while len(parts.dispatcher.offered) < 1000:
+            seen.add(len(parts.dispatcher.offered))
+            await asyncio.sleep(0)
+    assert len(seen) > 5
+
+
 async def test_a_batch_that_nobody_wants_ends_at_once() -> None:
     mine = batch(1, 11)
     async with reading([mine], [batch(2)], endpoints=()) as parts:

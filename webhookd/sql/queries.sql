@@ -127,6 +127,8 @@ SELECT extract(epoch FROM clock_timestamp())::float8 AS now,
        (SELECT count(*) FROM me) = 1 AS known,
        (SELECT count(*)::int FROM webhookd.daemon
          WHERE stopped_at IS NULL AND beat_at > now() - $3 * interval '1 s' AND id <> $1) + 1 AS live,
+       (SELECT count(*)::int FROM webhookd.daemon
+         WHERE stopped_at IS NULL AND beat_at > now() - $3 * interval '1 s' AND id < $1) AS rank,
        ARRAY(SELECT extract(epoch FROM started_at)::float8 FROM webhookd.downtime ORDER BY started_at) AS down_from,
        ARRAY(SELECT extract(epoch FROM ended_at)::float8 FROM webhookd.downtime ORDER BY started_at) AS down_to;
 

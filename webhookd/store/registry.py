@@ -15,11 +15,15 @@ DOWNTIME_AFTER = 60.0  # seconds without any daemon's heartbeat that deliveries 
 
 
 class Beat(NamedTuple):
-    """What a heartbeat learns: spans in which no daemon ran, and whether the database still knows us."""
+    """What a heartbeat learns: whether the database still knows us, who else is alive, and when nobody was.
+
+    `rank` is our place among the `live` daemons, from 0.
+    """
 
     now: float
     known: bool
     live: int
+    rank: int
     downtimes: tuple[tuple[float, float], ...]
 
 
@@ -79,7 +83,7 @@ class Registry:
         """Say that we are alive. `dead_after`: seconds of silence after which another daemon counts as dead."""
         await self._database.fetch(QUERIES["downtime"], DOWNTIME_AFTER)
         row = await self._database.fetch_row(QUERIES["beat"], daemon, low, dead_after, listen_pid)
-        return Beat(row[0], row[1], row[2], tuple(zip(row[3], row[4], strict=True)))
+        return Beat(row[0], row[1], row[2], row[3], tuple(zip(row[4], row[5], strict=True)))
 
     async def low(self, low: int) -> int:
         """The last batch before which everything is done, looked for from `low`."""
