@@ -19,6 +19,7 @@ import uvloop
 from tests.bench import rig
 from tests.bench.cost import cost
 from tests.bench.held import held
+from tests.bench.isolation import isolation
 from tests.bench.latency import latency
 from tests.bench.line import Line
 from tests.bench.memory import memory
@@ -33,6 +34,7 @@ BENCHES: dict[str, Bench] = {
     "reload": reload,
     "producers": producers,
     "held": held,
+    "isolation": isolation,
 }
 LONG: dict[str, Bench] = {"held": partial(held, seconds=600.0)}
 

@@ -1,7 +1,7 @@
 """A receiver that costs as little as possible: it answers every request with 200, and counts and stamps them.
 
 Run as `python -m tests.bench.receiver`; prints its port. `GET /moments` gives {webhook-id: monotonic seconds} and
-forgets them. A first attempt at /flaky gets a 503.
+forgets them. A first attempt at /flaky gets a 503, and /hung never answers.
 """
 
 import asyncio
@@ -42,8 +42,10 @@ class Receiver(asyncio.Protocol):
             Receiver.moments.clear()
             self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(content), content))
             return
+        if head.startswith(b"POST /hung"):
+            return
         Receiver.count += 1
-        if Receiver.count <= 50_000:  # enough to measure; more would be memory
+        if len(Receiver.moments) < 50_000:  # enough to measure; more would be memory
             Receiver.moments[headers.get(b"webhook-id", b"").decode()] = time.monotonic()
         failing = head.startswith(b"POST /flaky") and headers.get(b"webhook-attempt") == b"1"
         self._transport.write(FAILURE if failing else ANSWER)

@@ -1,0 +1,104 @@
+"""What healthy endpoints notice of receivers that hang: one with 10,000 events, and 200 at once."""
+
+import asyncio
+import itertools
+import random
+import statistics
+import time
+from typing import Any
+
+from tests.bench import rig
+from tests.bench.line import Line
+
+HEALTHY, HUNG = 20, 200
+RATE = 200.0  # events/s for the healthy endpoints, one for each event
+SLICES, SECONDS = 5, 4.0  # of each measurement; the median of their p99
+OWED = 10_000
+SOON, SETTLING = 3.0, 30.0  # seconds after which one endpoint, or 200, that fell silent are known for it
+TRICKLE = 1.0  # events/s that each hung endpoint goes on to get
+BURST, BURSTS = 6_000, 3
+INSERT = "INSERT INTO webhookd.outbox (type, payload) VALUES ($1, to_json(repeat('x', 1000))) RETURNING event_id"
+MANY = """
+    INSERT INTO webhookd.outbox (type, payload)
+    SELECT $1 || CASE WHEN $3 > 1 THEN (number % $3)::text ELSE '' END, to_json(repeat('x', 1000))
+    FROM generate_series(1, $2::int) number
+"""
+DELIVERED = "SELECT count(*) FROM webhookd.attempt WHERE ok"
+
+
+async def isolation(server: str) -> list[Line]:
+    """The same measurements alone, beside one that hangs, and beside 200 that hang, in one run of one daemon."""
+    async with rig.receiver() as url, rig.database(server, "isolation") as (dsn, connection):
+        endpoints: dict[str, dict[str, Any]] = {
+            f"healthy-{n}": {"url": f"{url}/healthy", "events": [f"healthy.{n}"]} for n in range(HEALTHY)
+        }
+        endpoints["hung"] = {"url": f"{url}/hung", "events": ["hung"]}
+        endpoints |= {f"silent-{n}": {"url": f"{url}/hung", "events": ["silent"]} for n in range(HUNG)}
+        async with rig.daemon(dsn, endpoints, max_in_flight_per_host=10_000), rig.asking(dsn) as other:
+            await _burst(connection)  # connections, plans and caches
+            alone = await _measure(url, connection)
+            await connection.execute(MANY, "hung", OWED, 1)
+            async with asyncio.TaskGroup() as group:
+                one = group.create_task(_trickle(other, "hung"))
+                await asyncio.sleep(SOON)
+                beside_one = await _measure(url, connection)
+                one.cancel()
+            async with asyncio.TaskGroup() as group:
+                many = group.create_task(_trickle(other, "silent"))
+                await asyncio.sleep(SETTLING)
+                beside_many = await _measure(url, connection)
+                many.cancel()
+    return [
+        line
+        for name, (p99, speed) in (("one that hangs", beside_one), (f"{HUNG} that hang", beside_many))
+        for line in (
+            Line(f"p99 of healthy endpoints beside {name} / alone", p99 / alone[0], "ratio", 1.2),
+            Line(
+                f"deliveries/s of healthy endpoints beside {name} / alone",
+                speed / alone[1],
+                "ratio",
+                0.9,
+                at_least=True,
+            ),
+        )
+    ]
+
+
+async def _measure(url: str, connection: Any) -> tuple[float, float]:
+    """The p99 from COMMIT to receiver in ms at a trickle, and the deliveries a second of a burst."""
+    p99 = statistics.median([await _slice(url, connection) for _ in range(SLICES)])
+    return p99, statistics.median([await _burst(connection) for _ in range(BURSTS)])
+
+
+async def _slice(url: str, connection: Any) -> float:
+    moments, numbers = random.Random(7), itertools.cycle(range(HEALTHY))
+    committed: dict[str, float] = {}
+    await rig.moments(url)
+    start, due = time.monotonic(), 0.0
+    while due < SECONDS:
+        due += moments.expovariate(RATE)
+        await asyncio.sleep(max(start + due - time.monotonic(), 0))
+        event_id = await connection.fetchval(INSERT, f"healthy.{next(numbers)}")
+        committed[event_id] = time.monotonic()
+    await asyncio.sleep(1.0)  # what takes longer does not count as arrived
+    received = await rig.moments(url)
+    waits = sorted((received.get(event_id, float("inf")) - moment) * 1000 for event_id, moment in committed.items())
+    return waits[int(len(waits) * 0.99)]
+
+
+async def _burst(connection: Any) -> float:
+    """Deliveries a second, from INSERT to recorded, of a transaction for all healthy endpoints."""
+    before = await connection.fetchval(DELIVERED)
+    started = time.monotonic()
+    await connection.execute(MANY, "healthy.", BURST, HEALTHY)
+    while await connection.fetchval(DELIVERED) < before + BURST:
+        await asyncio.sleep(0.02)
+        if time.monotonic() > started + 120:
+            raise TimeoutError(f"{BURST} deliveries were not recorded")
+    return BURST / (time.monotonic() - started)
+
+
+async def _trickle(connection: Any, kind: str) -> None:
+    while True:
+        await connection.fetchval(INSERT, kind)
+        await asyncio.sleep(1 / TRICKLE)
