@@ -14,6 +14,16 @@ def horizon(policy: RetryPolicy, clock_from: float, downtimes: Sequence[tuple[fl
     return clock_from + policy.give_up_after + lost
 
 
+def over_before(policy: RetryPolicy, now: float, downtimes: Sequence[tuple[float, float]] = ()) -> float:
+    """A moment before which every delivery that counts from there has its horizon behind it."""
+    moment = now - policy.give_up_after
+    for start, end in sorted(downtimes, reverse=True):
+        if end <= moment:
+            break
+        moment -= end - start
+    return moment
+
+
 def interval(policy: RetryPolicy, attempt: int, random: float) -> float:
     """Seconds from failed attempt number `attempt` (from 1) to the next; `random` is uniform in [0, 1).
 

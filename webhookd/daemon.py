@@ -1,8 +1,8 @@
 """The composition root: builds the parts, runs them in one TaskGroup, and stops them in an order that loses nothing.
 
-reader ──┐                               to stop: reader and retrier claim no more; the dispatcher finishes what
-         ├─▶ dispatcher ─▶ recorder      is in flight; the recorder writes it; what was never sent is given back
-retrier ─┘   janitor
+reader ───┐                              to stop: reader, retrier and follower claim no more; the dispatcher finishes
+retrier ──┼─▶ dispatcher ─▶ recorder     what is in flight; the recorder writes it; what was never sent is given back
+follower ─┘   janitor
 """
 
 import asyncio
@@ -16,19 +16,23 @@ from typing import NamedTuple
 
 import structlog
 
-from webhookd import __version__, dispatcher, janitor, reader, recorder, reloader, retrier
+from webhookd import __version__, dispatcher, follower, janitor, reader, recorder, reloader, retrier
+from webhookd.backoff import over_before
 from webhookd.clock import Clock
 from webhookd.config import Config
 from webhookd.errors import Moved, SchemaMismatch, StoreUnavailable
 from webhookd.matching import Matcher
 from webhookd.model import Endpoint
 from webhookd.notify import Notifier
+from webhookd.pages import Pages
+from webhookd.parking import Parking
 from webhookd.sender import Sender
 from webhookd.store.backlog import Backlog
 from webhookd.store.batches import Batches
 from webhookd.store.bell import Bell
 from webhookd.store.database import Database, Dsn
 from webhookd.store.migrations import check_schema
+from webhookd.store.parking import ParkingStore
 from webhookd.store.registry import Beat, Known, Registry
 from webhookd.store.results import Results
 from webhookd.tasks import unless
@@ -63,6 +67,7 @@ class _Joined(NamedTuple):
     low: int
     beat: Beat
     endpoints: Known
+    parking: Parking
 
 
 class Daemon:
@@ -142,7 +147,7 @@ class Daemon:
                 return
             batches = Batches(database)
             unfinished = await self._deliver(joined, database, batches, registry, bell, sender)
-            await self._leave(joined.daemon_id, batches, registry, unfinished)
+            await self._leave(joined.daemon_id, batches, ParkingStore(database), registry, unfinished)
 
     async def _join(self, database: Database, registry: Registry) -> _Joined:
         """Become a daemon in the eyes of the others, however long the database keeps us waiting."""
@@ -155,6 +160,7 @@ class Daemon:
                 daemon_id, low = await registry.register(socket.gethostname(), __version__, config.config_hash)
                 beat = await registry.beat(daemon_id, low, self._dead_after)
                 known = await registry.sync_endpoints(daemon_id, config.specs, config.config_hash, self._dead_after)
+                parking = await ParkingStore(database).parking()
             except (SchemaMismatch, StoreUnavailable) as error:
                 if isinstance(error, SchemaMismatch) and error.final:
                     raise
@@ -166,7 +172,7 @@ class Daemon:
                 away = min(away * 2, AWAY_MOST)
             else:
                 log.info("started", daemon=daemon_id, endpoints=len(config.endpoints), version=__version__)
-                return _Joined(daemon_id, low, beat, known)
+                return _Joined(daemon_id, low, beat, known, parking)
 
     async def _deliver(
         self,
@@ -179,7 +185,7 @@ class Daemon:
     ) -> list[int]:
         """Run the parts until stopped; the ids of the batches that were not finished."""
         pace, clock = self._pace, Clock()
-        daemon_id, low, first_beat, known = joined
+        daemon_id, low, first_beat, known, parking = joined
         clock.set(first_beat.now, time.monotonic())
         own: dict[int, Endpoint] = {}
         matcher = Matcher(())
@@ -195,12 +201,37 @@ class Daemon:
             patience=pace.patience,
         )
         # Known before anything is claimed, or what an outage left would look as if its time were over.
-        sending.downtimes = first_beat.downtimes
+        sending.answers.downtimes = first_beat.downtimes
         sending.share(first_beat.rank, first_beat.live)
-        reading = reader.Reader(
-            batches, bell, sending, results, daemon_id, low, dead_after=self._dead_after, rescue_seconds=pace.rescue
-        )
         retrying = retrier.Retrier(Backlog(database), batches, sending, results, own.get, look_seconds=pace.look)
+        parking_store = ParkingStore(database)
+        pages = Pages(parking_store, batches)
+        following = follower.Follower(
+            parking_store,
+            pages,
+            sending,
+            results,
+            daemon_id,
+            parking,
+            own.get,
+            lambda endpoint_id: endpoint_id in retrying.due,
+            lambda endpoint: over_before(endpoint.retry, clock.now(), sending.answers.downtimes),
+            dead_after=self._dead_after,
+            look_seconds=pace.look,
+        )
+        following.live = first_beat.live
+        sending.answers.on_trouble = following.trouble
+        reading = reader.Reader(
+            batches,
+            bell,
+            sending,
+            results,
+            following,
+            daemon_id,
+            low,
+            dead_after=self._dead_after,
+            rescue_seconds=pace.rescue,
+        )
 
         def apply(config: Config, ours: Sequence[Endpoint], foreign: Sequence[Endpoint]) -> None:
             self._config = config  # a new life goes on with it
@@ -213,22 +244,25 @@ class Daemon:
             nonlocal matcher
             matcher = Matcher((*active, *foreign), require_tenant=config.delivery.require_tenant)
             reading.endpoints_for = matcher.endpoints_for
+            pages.configure(matcher.endpoints_for)
+            following.changed()
             keeping.retention = config.retention
             self._notifier.ready(f"delivering to {len(active)} endpoints")
 
         def on_beat(beat: janitor.Beat, low: int, steady: bool) -> None:
-            sending.downtimes = beat.downtimes
+            sending.answers.downtimes = beat.downtimes
             sending.share(beat.rank, beat.live)
             sending.hold(False)
             reading.low = low
-            reading.steady_until = beat.now + 1.5 * pace.beat if steady else 0.0
+            reading.steady_until = following.steady_until = beat.now + 1.5 * pace.beat if steady else 0.0
+            following.live = beat.live
             if matcher.refused:
                 log.warning("events_without_tenant", events=matcher.refused)
                 matcher.refused = 0
 
         def on_silence() -> None:
             sending.hold(True)
-            reading.steady_until = 0.0
+            reading.steady_until = following.steady_until = 0.0
 
         keeping = janitor.Janitor(
             registry,
@@ -262,7 +296,7 @@ class Daemon:
             changing = parts.create_task(reloading.run())
             recording = parts.create_task(results.run())
             dispatching = parts.create_task(sending.run())
-            claiming = [parts.create_task(reading.run()), parts.create_task(retrying.run())]
+            claiming = [parts.create_task(part.run()) for part in (reading, retrying, following)]
             self._on_ready(daemon_id)
             await self._stopped.wait()
             started = time.monotonic()
@@ -275,6 +309,7 @@ class Daemon:
             changing.cancel()
             reading.stop()
             retrying.stop()
+            following.stop()
             _, late = await asyncio.wait(claiming, timeout=CLAIM_SECONDS)
             for claim in late:
                 claim.cancel()
@@ -290,11 +325,14 @@ class Daemon:
         log.info("stopped", seconds=round(time.monotonic() - started, 1), **results.totals)
         return reading.unfinished
 
-    async def _leave(self, daemon_id: int, batches: Batches, registry: Registry, unfinished: list[int]) -> None:
+    async def _leave(
+        self, daemon_id: int, batches: Batches, parking: ParkingStore, registry: Registry, unfinished: list[int]
+    ) -> None:
         try:
             async with asyncio.timeout(DRAIN_SECONDS / 2):
                 if unfinished:
                     await batches.give_back(daemon_id, unfinished)
+                await parking.let_go(daemon_id)
                 await registry.leave(daemon_id)
         except (StoreUnavailable, TimeoutError):
             log.warning("left_without_goodbye", batches=len(unfinished))  # the others adopt them when our beats are old

@@ -11,31 +11,28 @@ of the daemon stays, and fills the memory until the reader stops reading.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import structlog
 
-from webhookd import outcome, request
-from webhookd.backoff import horizon
+from webhookd import request
+from webhookd.answers import Answers
 from webhookd.clock import Clock
 from webhookd.feeder import AHEAD, Feeder, Store
 from webhookd.limiter import share
 from webhookd.model import (
-    Delivered,
     Delivery,
     Ended,
     Endpoint,
     NoResponse,
-    Outcome,
     Postponed,
     Request,
     Response,
     Result,
-    Retry,
 )
 from webhookd.payloads import Payload
-from webhookd.queues import STILL_SECONDS, EndpointQueue, Flight, Standing
+from webhookd.queues import STILL_SECONDS, EndpointQueue, Fed, Feed, Flight, Standing
 from webhookd.tasks import wait_for
 from webhookd.turns import ASIDE_AFTER, FOREVER, Turns
 
@@ -44,10 +41,12 @@ LEAST_DELIVERIES = 4_000  # in memory, however slow things go
 PATIENCE = 3.0  # seconds a delivery may wait for its endpoint, or be in flight, before the backlog holds it
 LEASE_MARGIN = 25.0  # seconds of a lease beyond the timeout of the attempt
 SWEEP_SECONDS = 0.25
-
-_DELIVERED = Delivered()
+SPILLED_MOST = 1_000  # deliveries that an endpoint may have in the backlog because it cannot keep up
 
 log = structlog.get_logger("webhookd.dispatcher")
+
+
+_LIVE = Fed()
 
 
 class Sender(Protocol):
@@ -107,7 +106,7 @@ class Dispatcher:
         self._sender = sender
         self._recorder = recorder
         self._clock = clock
-        self._random = random
+        self.answers = Answers(recorder, random)
         self._user_agent = user_agent
         self._most_deliveries = most_deliveries
         self._patience = patience
@@ -131,8 +130,8 @@ class Dispatcher:
         self._lane_group: asyncio.TaskGroup | None = None
         self._stopped = asyncio.Event()
         self._on_hold = False
+        self._fed: Mapping[int, Fed] = {}
         self.room_freed = asyncio.Event()  # set when a delivery leaves; whoever waits clears it
-        self.downtimes: Sequence[tuple[float, float]] = ()
         self.configure((), delivery)
 
     # What the other parts ask.
@@ -169,9 +168,22 @@ class Dispatcher:
             return 0, 0.0
         return queue.appetite(time.monotonic(), AHEAD), queue.endpoint.timeout + LEASE_MARGIN
 
-    def last_start(self, delivery: Delivery) -> float:
-        """The horizon of a delivery, on the database's clock."""
-        return horizon(delivery.endpoint.retry, delivery.clock_from, self.downtimes)
+    def is_busy(self, endpoint_id: int) -> bool:
+        """True when something for this endpoint is in memory."""
+        queue = self._queues.get(endpoint_id)
+        return queue is not None and bool(queue.flying or queue.queued)
+
+    def is_well(self, endpoint_id: int) -> bool:
+        """True when this endpoint takes what it gets, and little of it had to be put off."""
+        queue = self._queues.get(endpoint_id)
+        return queue is not None and queue.is_well() and queue.spilled < SPILLED_MOST // 2
+
+    def breaker(self, endpoint_id: int) -> tuple[int, float]:
+        """How often this endpoint has failed, 0 when its breaker is closed, and the seconds until it is probed."""
+        queue = self._queues.get(endpoint_id)
+        if queue is None:
+            return 0, 0.0
+        return queue.breaker.fails, max(queue.breaker.retry_at - time.monotonic(), 0.0)
 
     def offer(self, delivery: Delivery) -> None:
         """Attempt this delivery when its turn comes, or spill it when its endpoint cannot keep up."""
@@ -200,14 +212,15 @@ class Dispatcher:
         self._max_in_flight, self._per_host = delivery.max_in_flight, delivery.max_in_flight_per_host
         self._feeder.max_payload = self._max_payload = delivery.max_payload
         self._source = delivery.source
-        self._keep_response = delivery.response_body == "failures"
+        self.answers.keep_response = delivery.response_body == "failures"
         gone = set(self._queues)
         for endpoint in endpoints:
             gone.discard(endpoint.id)
             if (queue := self._queues.get(endpoint.id)) is not None:
                 queue.change(endpoint, self._turns.host(endpoint.url))
             else:
-                self._queues[endpoint.id] = EndpointQueue(endpoint, self._turns.host(endpoint.url))
+                queue = self._queues[endpoint.id] = EndpointQueue(endpoint, self._turns.host(endpoint.url))
+                queue.follow(*self._fed.get(endpoint.id, _LIVE))
         for endpoint_id in gone:
             self._spill_all(self._queues.pop(endpoint_id))
         self._apply_limits()
@@ -216,6 +229,20 @@ class Dispatcher:
         """Keep to our share of the limits of endpoints and hosts, as the daemon at place `rank` of `live`."""
         if (rank, live) != (self._rank, self._live):
             self._rank, self._live = rank, live
+            self._apply_limits()
+
+    def follow(self, fed: Mapping[int, Fed]) -> None:
+        """Feed these endpoints from there, and all others from memory."""
+        self._fed = fed
+        changed = False
+        for endpoint_id, queue in self._queues.items():
+            now_fed = fed.get(endpoint_id, _LIVE)
+            if queue.feed is not now_fed.feed:
+                queue.follow(*now_fed)
+                changed = True
+                if queue.feed is Feed.NONE:
+                    self._spill_all(queue)
+        if changed:
             self._apply_limits()
 
     def _apply_limits(self) -> None:
@@ -308,40 +335,10 @@ class Dispatcher:
             self._landed += 1
             self._held -= 1
             self._feeder.drop(delivery.event)
-        queue.learn(outcome.signal(answer), flight.started, now)
-        self._settle(queue, delivery, answer, at, now - flight.started)
+        self.answers.take(flight, answer, at, now)
+        if queue.is_shut(now):
+            self._spill_all(queue)
         self.room_freed.set()
-
-    def _settle(
-        self, queue: EndpointQueue, delivery: Delivery, answer: Response | NoResponse, at: float, seconds: float
-    ) -> None:
-        """Decide what the answer means, and have it recorded."""
-        attempt = outcome.attempt_of(answer, delivery.attempt, at, round(seconds * 1000))
-        if attempt.ok:
-            self._recorder.put(Result(delivery, attempt, _DELIVERED))
-            return
-        wait = outcome.retry_after(answer.retry_after, time.time()) if isinstance(answer, Response) else 0.0
-        decided = outcome.decide(delivery, answer, at + seconds, self.last_start(delivery), wait, self._random)
-        self._log_failure(delivery, attempt.error, decided)
-        if isinstance(decided, Postponed):
-            self._recorder.put(Result(delivery, None, decided))
-            return
-        if not self._keep_response:
-            attempt = attempt._replace(response=None)
-        if wait > 0:
-            pause = max(wait, decided.delay) if isinstance(decided, Retry) else wait
-            queue.blocked_until = time.monotonic() + min(pause, outcome.MAX_RETRY_AFTER)
-        self._recorder.put(Result(delivery, attempt, decided))
-
-    def _log_failure(self, delivery: Delivery, error: str | None, decided: Outcome) -> None:
-        log.info(
-            "attempt_postponed" if isinstance(decided, Postponed) else "attempt_failed",
-            endpoint=delivery.endpoint.label,
-            event_id=delivery.event.event_id,
-            attempt=delivery.attempt,
-            code=error,
-            next_in=None if isinstance(decided, (Delivered, Ended)) else round(decided.delay, 1),
-        )
 
     # What leaves memory without an attempt.
 
@@ -360,6 +357,10 @@ class Dispatcher:
             self._spill(queue, delivery)
 
     def _spill(self, queue: EndpointQueue, delivery: Delivery) -> None:
+        if delivery.batch is not None:
+            queue.spilled += 1
+            if queue.spilled >= SPILLED_MOST and queue.feed is Feed.MEMORY:
+                self.answers.on_trouble(queue.endpoint.id, "saturated")
         delay = max(queue.blocked_until - time.monotonic(), 0.0)
         self._recorder.put(Result(delivery, None, Postponed(delay)))
 
@@ -379,6 +380,9 @@ class Dispatcher:
             self._fill_lanes()
 
     def _spill_overdue(self, queue: EndpointQueue, now: float) -> None:
+        if queue.is_shut(now):
+            self._spill_all(queue)
+            return
         stuck = queue.standing is Standing.STUCK
         for delivery, payload in queue.take_overdue(now if stuck else now - self._patience):
             self._leave(delivery, payload)

@@ -12,7 +12,7 @@ from webhookd.model import Endpoint, Event
 
 ANY_TENANT = "*"
 OWN_TYPES = "webhookd."
-WHY_NOT = ("tenant", "type", "filter", "inactive")  # in the order in which they are looked at
+WHY_NOT = ("tenant", "type", "filter", "itself", "inactive")  # in the order in which they are looked at
 CACHED_TYPES = 10_000  # event types come from applications, so their number has no bound of its own
 
 
@@ -46,7 +46,17 @@ def why_not(endpoint: Endpoint, event: Event) -> str | None:
         return f"type: it subscribes to {_any_of(endpoint.events)}{own}"
     if not passes_filter(endpoint, event.metadata):
         return f"filter: {_filter_mistake(endpoint, event.metadata)}"
+    if is_about(endpoint, event):
+        return "itself: what we say about an endpoint never goes to that endpoint"
     return None if endpoint.active else "inactive: it is switched off with active = false"
+
+
+def is_about(endpoint: Endpoint, event: Event) -> bool:
+    """True for an event of our own about this very endpoint, which could not get it, or would without end."""
+    if not event.type.startswith(OWN_TYPES):
+        return False
+    labels = _labels(event.metadata)
+    return labels is not None and labels.get("endpoint") == endpoint.label
 
 
 def _filter_mistake(endpoint: Endpoint, metadata: bytes | None) -> str:
@@ -111,6 +121,8 @@ class Matcher:
         if found is None:
             found = self._subscribers(event.tenant, event.type)
         subscribers, filtered = found
+        if event.type.startswith(OWN_TYPES):
+            subscribers = tuple(endpoint for endpoint in subscribers if not is_about(endpoint, event))
         if not filtered:
             return subscribers
         return tuple(endpoint for endpoint in subscribers if passes_filter(endpoint, event.metadata))

@@ -102,20 +102,39 @@ class Batch:
     lo: datetime
     hi: datetime
     claims: int
+    parked: int  # the version of the parking when it was cut or adopted
     open: int = 1
     recorded: bool = False  # its end is in the database
+
+
+@dataclass(slots=True, eq=False)
+class Window:
+    """What a cursor has handed out and not yet moved over. The fence of that is (endpoint, from_batch, owner, epoch).
+
+    The cursor goes to (batch, pos) when all of it is settled, and all of the window before. `open` counts what keeps
+    it from that, as with a batch; `next` is the window behind it.
+    """
+
+    endpoint_id: int
+    from_batch: int
+    epoch: int
+    batch: int
+    pos: int
+    open: int = 1
+    next: "Window | None" = None
+    recorded: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class Delivery:
     """One event for one endpoint, while it is in memory.
 
-    `batch` is the batch that cannot end before it, or None once a backlog row holds it instead.
+    `batch` is what cannot end before it, a batch or a cursor's window, or None once a backlog row holds it instead.
     """
 
     event: Event
     endpoint: Endpoint
-    batch: Batch | None
+    batch: Batch | Window | None
     attempts: int  # made so far; the fence of its backlog row
     clock_from: float  # the three days count from here
     since: float  # monotonic: when it was offered
@@ -204,10 +223,21 @@ class EndpointState(StrEnum):
     INACTIVE = "inactive"  # by its file: new events are not owed
     PAUSED = "paused"  # by an operator: owed and kept, and the clock stands still
     FAILING = "failing"  # its breaker is open: owed and probed
-    DISABLED = "disabled"  # by a 410 or a threshold: new events are not owed
+    DISABLED = "disabled"  # by 410 three times in a row: new events are not owed
     REMOVED = "removed"  # gone from the files: what it was owed is kept until it returns
 
     @classmethod
-    def of(cls, *, active: bool, removed: bool) -> "EndpointState":
-        """The state of an endpoint that its file calls active or not, or that no file names any longer."""
-        return cls.REMOVED if removed else cls.ACTIVE if active else cls.INACTIVE
+    def of(cls, *, active: bool, removed: bool, disabled: bool, paused: bool, failing: bool) -> "EndpointState":
+        """The state of an endpoint. Several may be true of it; the one that keeps the most from it counts.
+
+        `active`: its file says so. `removed`: no file names it any longer. `failing`: its breaker is not closed.
+        """
+        if removed:
+            return cls.REMOVED
+        if not active:
+            return cls.INACTIVE
+        if disabled:
+            return cls.DISABLED
+        if paused:
+            return cls.PAUSED
+        return cls.FAILING if failing else cls.ACTIVE

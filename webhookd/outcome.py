@@ -15,6 +15,7 @@ MAX_RETRY_AFTER = 3600.0  # an hour: a receiver may slow itself down, not put it
 _SECONDS = re.compile(r"[0-9]{1,10}")
 
 _BUSY = (429, 503)
+_GONE = 410
 _TIMEOUT = "timeout"
 _BUG = "internal"  # of this side, in one delivery
 
@@ -55,6 +56,18 @@ def signal(answer: Answer) -> Signal:
     if 200 <= answer.status < 300:
         return Signal.GOOD
     return Signal.BUSY if answer.status in _BUSY else Signal.PLAIN
+
+
+def is_failure(answer: Answer) -> bool:
+    """True when an answer says that its endpoint does not work. One that only asks for less is none."""
+    if isinstance(answer, NoResponse):
+        return signal(answer) is not Signal.OURS
+    return not 200 <= answer.status < 300 and answer.status != 429 and answer.retry_after is None
+
+
+def is_gone(answer: Answer) -> bool:
+    """True when the receiver says that there will be no endpoint here any more (RFC 9110 15.5.11)."""
+    return isinstance(answer, Response) and answer.status == _GONE
 
 
 def decide(

@@ -1,9 +1,11 @@
 """What one endpoint is owed from memory, how well it keeps up, and how much it may be sent at one time."""
 
 from collections import deque
-from enum import IntEnum
+from enum import Enum, IntEnum
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from webhookd.breaker import Breaker
 from webhookd.limiter import Pace, Signal, Width, share
 from webhookd.model import Delivery, Endpoint
 from webhookd.payloads import Payload
@@ -22,6 +24,22 @@ class Standing(IntEnum):
     PROVEN = 0  # it answers; or nothing is known against it yet
     SLOW = 1  # it answers after more than a second
     STUCK = 2  # nothing comes from it: one attempt at a time
+
+
+class Feed(Enum):
+    """Where what is owed to an endpoint comes from, as far as this daemon is concerned."""
+
+    MEMORY = "memory"  # it is live: every daemon sends what it cuts, within its share of the limits
+    CURSOR = "cursor"  # it is parked, and we are its only sender
+    NONE = "none"  # it is parked at another daemon, or nothing may be sent to it
+
+
+class Fed(NamedTuple):
+    """Where an endpoint gets what it is owed, and where its breaker is: failures, and the moment of the next probe."""
+
+    feed: Feed = Feed.MEMORY
+    fails: int = 0
+    retry_at: float = 0.0
 
 
 class Host:
@@ -62,13 +80,17 @@ class EndpointQueue:
         "_width",
         "asleep",
         "blocked_until",
+        "breaker",
         "endpoint",
+        "feed",
         "flying",
+        "gone",
         "host",
         "latency",
         "limit",
         "pace",
         "ready",
+        "spilled",
         "standing",
         "waiting",
     )
@@ -84,6 +106,10 @@ class EndpointQueue:
         self.asleep = False  # it will be woken when it may start
         self.pace: Pace | None = None
         self.standing = Standing.PROVEN
+        self.breaker = Breaker()
+        self.feed = Feed.MEMORY
+        self.spilled = 0  # deliveries that the backlog has because it could not keep up
+        self.gone = 0  # answers of 410 in a row
         self.limit = endpoint.max_in_flight  # attempts at one time, as things stand
         self._width = Width(endpoint.max_in_flight)
         self._good_at = 0.0
@@ -100,8 +126,17 @@ class EndpointQueue:
         return len(self.waiting) + len(self.ready)
 
     def until(self) -> float:
-        """The moment from which the receiver and its rate allow a start."""
-        return self.blocked_until if self.pace is None else max(self.blocked_until, self.pace.until)
+        """The moment from which the receiver, its breaker and its rate allow a start."""
+        asked = max(self.blocked_until, self.breaker.retry_at)
+        return asked if self.pace is None else max(asked, self.pace.until)
+
+    def is_shut(self, now: float) -> bool:
+        """True when nothing may be sent, and what waits here had better be elsewhere."""
+        return self.feed is Feed.NONE or self.breaker.is_open(now)
+
+    def is_well(self) -> bool:
+        """True when nothing speaks against feeding it from memory."""
+        return self.breaker.is_closed and self.standing is not Standing.STUCK
 
     def has_slot(self) -> bool:
         """True when the endpoint and its host may be sent one more at a time."""
@@ -119,7 +154,9 @@ class EndpointQueue:
     def is_full(self, now: float, patience: float) -> bool:
         """True when a delivery that is queued now would wait for its endpoint for longer than `patience` seconds."""
         queued = self.queued
-        if self.standing is Standing.STUCK or self.limit == 0:
+        if self.is_shut(now):
+            return True
+        if self.standing is Standing.STUCK or self.limit == 0 or not self.breaker.is_closed:
             return queued >= self.limit
         return queued >= QUEUED and self._expected_wait(now) > patience
 
@@ -134,10 +171,10 @@ class EndpointQueue:
 
     def appetite(self, now: float, most: int) -> int:
         """How many more deliveries could start within about a second."""
-        if self.blocked_until > now or self.until() > now + SLOW_SECONDS:
+        if self.blocked_until > now or self.is_shut(now) or self.until() > now + SLOW_SECONDS:
             return 0
         limit = self.limit
-        if self.standing is Standing.STUCK:
+        if self.standing is Standing.STUCK or not self.breaker.is_closed:
             wanted = limit
         elif self.latency == 0:
             wanted = 2 * limit
@@ -148,8 +185,10 @@ class EndpointQueue:
         return max(min(wanted, most) - self.queued - len(self.flying), 0)
 
     def share(self, rank: int, live: int) -> None:
-        """Keep to what a daemon at place `rank` of `live` may take of the endpoint's limits."""
+        """Keep to what a daemon at place `rank` of `live` may take of the limits; the only sender takes all."""
         endpoint = self.endpoint
+        if self.feed is Feed.CURSOR:
+            rank, live = 0, 1
         self._width.resize(share(endpoint.max_in_flight, rank, live, endpoint.id))
         rate = endpoint.rate_limit / live
         if not rate:
@@ -181,9 +220,34 @@ class EndpointQueue:
             self.standing = Standing.STUCK
             self._recount()
 
+    def succeeded(self, started: float, now: float) -> None:
+        """Let the breaker know of an attempt that went well."""
+        self.gone = 0
+        if not self.breaker.is_closed or self.breaker.has_failures:
+            self.breaker.succeeded(started, now, self._width.most)
+            self._recount()
+
+    def failed(self, started: float, now: float, random: float) -> bool:
+        """Let the breaker know of one that failed; True when that opens it."""
+        opened = self.breaker.failed(started, now, random)
+        self._recount()
+        return opened
+
+    def follow(self, feed: Feed, fails: int, retry_at: float) -> None:
+        """Get what is owed from there; the breaker goes on where another's was. `share` is to be called next."""
+        if feed is not Feed.CURSOR and self.feed is not feed:
+            self.breaker = Breaker()  # what we knew is old, or another's to know
+        if feed is Feed.CURSOR and self.feed is not feed and fails > self.breaker.fails:
+            self.breaker.reopen(fails, retry_at)
+        self.feed = feed
+
     def _recount(self) -> None:
+        if self.feed is Feed.NONE:
+            self.limit = 0
+            return
         width = self._width
-        self.limit = min(1 if self.standing is Standing.STUCK else int(width.value), width.most)
+        limit = 1 if self.standing is Standing.STUCK else min(int(width.value), self.breaker.allowance)
+        self.limit = min(limit, width.most)
 
     def change(self, endpoint: Endpoint, host: Host) -> None:
         """Go on with a changed endpoint, also for what is queued; its limits follow with the next `share`."""

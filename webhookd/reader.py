@@ -83,6 +83,16 @@ class Dispatcher(Protocol):
         """Take a delivery."""
 
 
+class Parking(Protocol):
+    """Who reads the log with a cursor."""
+
+    async def catch_up(self, version: int) -> None:
+        """Know at least what was parked by then."""
+
+    def aside(self, batch: int) -> frozenset[int]:
+        """The endpoints that get the events of this batch by their cursor."""
+
+
 class Recorder(Protocol):
     """Where batches end."""
 
@@ -104,6 +114,7 @@ class Reader:
         bell: Bell,
         dispatcher: Dispatcher,
         recorder: Recorder,
+        parking: Parking,
         owner: int,
         low: int,
         *,
@@ -114,6 +125,7 @@ class Reader:
         self._bell = bell
         self._dispatcher = dispatcher
         self._recorder = recorder
+        self._parking = parking
         self.endpoints_for: Callable[[Event], tuple[Endpoint, ...]] = Matcher(()).endpoints_for
         self._owner = owner
         self._dead_after = dead_after
@@ -226,9 +238,11 @@ class Reader:
         # A first claim has no past; of a later one, the ledger and the backlog know what is settled.
         known = await self._store.known(batch) if batch.claims > 1 else frozenset[tuple[int, int]]()
         events = await self._store.heads(batch.event_ids, batch.lo, batch.hi) if batch.event_ids else []
+        await self._parking.catch_up(batch.parked)
+        aside = self._parking.aside(batch.id)
         for event in events:
             for endpoint in self.endpoints_for(event):
-                if (event.id, endpoint.id) not in known:
+                if endpoint.id not in aside and (event.id, endpoint.id) not in known:
                     await self._wait_for_room()
                     if self._stopped.is_set():
                         return  # the batch stays open, and is given back

@@ -14,7 +14,7 @@ from typing import Protocol
 import structlog
 
 from webhookd.errors import SchemaMismatch, StoreRefused, StoreUnavailable
-from webhookd.model import Batch, Delivered, Delivery, Ended, Result, Retry
+from webhookd.model import Batch, Delivered, Delivery, Ended, Result, Retry, Window
 from webhookd.tasks import wait_for
 
 FLUSH_RESULTS = 500
@@ -30,7 +30,11 @@ class Results(Protocol):
     """What the recorder needs of the store."""
 
     async def record(
-        self, owner: int, results: Sequence[Result], leases: Sequence[tuple[Delivery, float]], done: Sequence[Batch]
+        self,
+        owner: int,
+        results: Sequence[Result],
+        leases: Sequence[tuple[Delivery, float]],
+        done: Sequence[Batch | Window],
     ) -> None:
         """Write all of it, or nothing and raise StoreUnavailable or StoreRefused."""
 
@@ -44,7 +48,7 @@ class Recorder:
         self._flush_seconds = flush_seconds
         self._results: list[Result] = []
         self._leases: dict[Delivery, float] = {}
-        self._done: list[Batch] = []
+        self._done: list[Batch | Window] = []
         self._writing: Sequence[Result] = ()  # of the flush that is under way
         self._wake = asyncio.Event()
         self._full = asyncio.Event()
@@ -58,9 +62,13 @@ class Recorder:
         """Results that are not in the database yet."""
         return len(self._results) + len(self._writing)
 
-    def unwritten(self) -> set[tuple[int, int]]:
-        """Event and endpoint of the results that are not in the database yet."""
-        return {(each.delivery.event.id, each.delivery.endpoint.id) for each in (*self._writing, *self._results)}
+    def unwritten(self) -> set[tuple[int, int, int]]:
+        """Event, endpoint, and attempts made before, of the attempts that are not in the database yet.
+
+        Of attempts alone: what was only put off is in nobody's hands, and its row may be claimed at once.
+        """
+        results = (*self._writing, *self._results)
+        return {(d.event.id, d.endpoint.id, d.attempts) for d, attempt, _ in results if attempt is not None}
 
     def put(self, result: Result) -> None:
         """Record `result` with the next flush."""
@@ -75,12 +83,16 @@ class Recorder:
         self._leases[delivery] = seconds
         self._wake.set()
 
-    def settle(self, batch: Batch) -> None:
+    def settle(self, batch: Batch | Window) -> None:
         """One thing less keeps `batch` open; with the last one its end is recorded with the next flush."""
-        batch.open -= 1
-        if batch.open == 0:
-            self._done.append(batch)
+        part: Batch | Window | None = batch
+        while part is not None:
+            part.open -= 1
+            if part.open:
+                return
+            self._done.append(part)
             self._wake.set()
+            part = part.next if isinstance(part, Window) else None  # which waited for this one
 
     def stop(self) -> None:
         """Write what there is and return from run."""
@@ -130,7 +142,7 @@ class Recorder:
         self.flushed.set()
 
     async def _write(
-        self, results: Sequence[Result], leases: Sequence[tuple[Delivery, float]], done: Sequence[Batch]
+        self, results: Sequence[Result], leases: Sequence[tuple[Delivery, float]], done: Sequence[Batch | Window]
     ) -> None:
         try:
             await self._insist(results, leases, done)
@@ -147,7 +159,7 @@ class Recorder:
                 raise
 
     async def _insist(
-        self, results: Sequence[Result], leases: Sequence[tuple[Delivery, float]], done: Sequence[Batch]
+        self, results: Sequence[Result], leases: Sequence[tuple[Delivery, float]], done: Sequence[Batch | Window]
     ) -> None:
         delay = RETRY_FIRST
         while True:

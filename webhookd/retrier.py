@@ -68,8 +68,8 @@ class Dispatcher(Protocol):
 class Recorder(Protocol):
     """Where deliveries end that cannot be tried."""
 
-    def unwritten(self) -> set[tuple[int, int]]:
-        """Event and endpoint of the results that are not in the database yet."""
+    def unwritten(self) -> set[tuple[int, int, int]]:
+        """Event, endpoint, and attempts made before, of the attempts that are not in the database yet."""
 
     def put(self, result: Result) -> None:
         """Record a result."""
@@ -94,6 +94,7 @@ class Retrier:
         self._recorder = recorder
         self._endpoint = endpoint
         self._look_seconds = look_seconds
+        self.due: frozenset[int] = frozenset()  # the endpoints that owed something when we looked last
         self._stopped = asyncio.Event()
 
     def stop(self) -> None:
@@ -114,6 +115,7 @@ class Retrier:
         if self._dispatcher.room <= 0:
             return self._look_seconds
         owing = await self._backlog.owing()
+        self.due = frozenset(endpoint_id for endpoint_id, due_in in owing.items() if due_in <= 0)
         wanted, asked = [], {}
         for endpoint_id, due_in in owing.items():
             endpoint = self._endpoint(endpoint_id)
@@ -128,7 +130,7 @@ class Retrier:
             unwritten = self._recorder.unwritten()
             found = await self._backlog.claim(wanted)
             unwritten |= self._recorder.unwritten()
-            if rows := [row for row in found if (row.event_id, row.endpoint_id) not in unwritten]:
+            if rows := [row for row in found if (row.event_id, row.endpoint_id, row.attempts) not in unwritten]:
                 await self._offer(rows, asked)
                 return self._look_seconds / 10
         upcoming = min((due_in for due_in in owing.values() if due_in > 0), default=self._look_seconds)

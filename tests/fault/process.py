@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 import uvloop
 
-from webhookd import dispatcher, janitor, loader, reader, recorder, retrier
+from webhookd import breaker, dispatcher, janitor, loader, reader, recorder, retrier
 from webhookd.daemon import Daemon, Pace
 from webhookd.model import Batch
 from webhookd.sql import QUERIES
@@ -130,6 +130,8 @@ def main() -> None:
     recorder.RETRY_MOST *= arguments.pace
     reader.AWAY_MOST *= arguments.pace
     retrier.AWAY_SECONDS *= arguments.pace
+    breaker.PROBE_FIRST *= arguments.pace
+    breaker.PROBE_MOST *= arguments.pace
     if arguments.poll:
         reader.NAP = reader.POLL_FIRST = reader.POLL_MOST = arguments.poll
     for module, name in DATABASE_TIMES:

@@ -17,7 +17,7 @@ from tests.fault.fleet import Fleet
 from tests.fault.pooler import PROGRAM, Pooler
 from tests.fault.proxy import Proxy
 from tests.fault.standby import Pair, replicated
-from tests.fault.verdict import ROLES, Verdict, judge, wait_until_settled
+from tests.fault.verdict import ROLES, WRITTEN, Verdict, judge, wait_until_settled
 from tests.fault.writers import Connection, Writers, events_of, insert
 from tests.integration.conftest import eventually
 from tests.waiting import until
@@ -99,7 +99,7 @@ class Log:
 
     @classmethod
     async def of(cls, sql: Connection) -> "Log":
-        rows = await sql.fetch("SELECT id, event_id, payload::text FROM webhookd.outbox")
+        rows = await sql.fetch(WRITTEN)
         return cls(
             {row["event_id"]: row["payload"] for row in rows},
             {row["id"]: row["event_id"] for row in rows},

@@ -30,9 +30,10 @@ ROLE = ROLES[0]  # of all daemons of a test, which therefore share the pooler's 
 ENDPOINTS: dict[str, dict[str, object]] = {
     "healthy": {"timeout": "3s"},  # a claim whose reply is lost stays leased for that long, and some seconds more
     "flaky": {"timeout": "3s", "retry": {"schedule": ["300ms"]}},
-    "failing": {"timeout": "3s", "retry": {"schedule": ["500ms", "5s"]}},
+    "flaky/too": {"timeout": "3s", "retry": {"schedule": ["500ms", "5s"]}},
 }
 AWAY = "The database does not answer"  # in a log
+SOME = 300  # failures of an endpoint that is not left alone for them
 PACE = 0.3  # at a tenth a daemon that must wait its turn is soon taken for dead
 PROBES = 40
 SELDOM = 1.0  # seconds between the looks of a reader that nobody wakes: ten times what a wake-up may take
@@ -89,7 +90,7 @@ async def test_two_daemons_deliver_through_it(
         load.create_task(writers.run())
         loop = asyncio.get_running_loop()
         end = loop.time() + 40
-        while (len(writers.committed) < 1_000 or receiver.count("failing", 500) < 1_000) and loop.time() < end:
+        while (len(writers.committed) < 1_000 or receiver.count("flaky", 500) < SOME) and loop.time() < end:
             await clean(pooler)
             assert woken or not await watched.fetchval(ASLEEP), "nobody is asked for what cannot arrive"
             looks += 1
@@ -102,10 +103,10 @@ async def test_two_daemons_deliver_through_it(
     verdict = await judge(watched, events, receiver.receipts(), list(ENDPOINTS))
     print(  # noqa: T201 - the figures are what the test is for
         f"commit to receipt p50 {statistics.median(took) * 1000:.1f} ms, p90 {took[int(PROBES * 0.9)] * 1000:.1f} ms;"
-        f" {len(events)} events, {receiver.count('failing', 500)} failures; {looks} looks; {verdict}"
+        f" {len(events)} events, {receiver.count('flaky', 500)} failures; {looks} looks; {verdict}"
     )
     assert len(events) > 1_000
-    assert receiver.count("failing", 500) >= 1_000
+    assert receiver.count("flaky", 500) >= SOME
     assert not verdict.faults, processes.log()
     assert verdict.duplicates == 0
     assert await watched.fetchval(TWICE) == 0

@@ -18,6 +18,8 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 MOST_DUPLICATES = 0.01  # of the deliveries, at one kill each 2 s
 ROLES = ("daemon_1", "daemon_2", "daemon_3")
 
+WRITTEN = "SELECT id, event_id, payload::text FROM webhookd.outbox WHERE type NOT LIKE 'webhookd.%'"  # by applications
+
 # Who ended, took or rewound what: each daemon of a test has a role of its own, so the tables themselves can tell.
 AUDIT = """
 CREATE SCHEMA audit;
@@ -92,7 +94,7 @@ async def judge(
 
     `gone` was committed, too, and is lost with a server: it may have been received.
     """
-    rows = await sql.fetch("SELECT id, event_id, payload::text FROM webhookd.outbox")
+    rows = await sql.fetch(WRITTEN)
     stored = {row["event_id"]: row["payload"] for row in rows}
     assert stored == dict(committed), "the writers and the outbox disagree about what was committed"
     good = Counter((receipt.path, receipt.id) for receipt in receipts if 200 <= receipt.status < 300)
@@ -130,11 +132,13 @@ def changed(committed: Mapping[str, str], receipts: Sequence[Receipt]) -> int:
 
 
 async def settled(sql: Connection) -> bool:
-    """Nothing is owed: all is cut, every batch has ended, no delivery waits for another attempt."""
+    """Nothing is owed: all is cut, every batch has ended, nothing waits for another attempt, no cursor is behind."""
     return bool(
         await sql.fetchval(
             "SELECT NOT EXISTS (SELECT FROM webhookd.batch WHERE done_at IS NULL)"
             " AND NOT EXISTS (SELECT FROM webhookd.backlog WHERE state = 'retry')"
+            " AND NOT EXISTS (SELECT FROM webhookd.parked"
+            "                  WHERE next_batch < COALESCE(to_batch, (SELECT max(id) + 1 FROM webhookd.batch)))"
             " AND (SELECT count(*) FROM webhookd.outbox)"
             " <= (SELECT COALESCE(sum(cardinality(outbox_ids)), 0) FROM webhookd.batch)"
         )

@@ -168,6 +168,8 @@ async def finished(sql: Sql) -> None:
         return not await sql.fetchval(
             """SELECT EXISTS (SELECT FROM webhookd.batch WHERE done_at IS NULL)
                    OR EXISTS (SELECT FROM webhookd.backlog WHERE state = 'retry')
+                   OR EXISTS (SELECT FROM webhookd.parked
+                               WHERE next_batch < COALESCE(to_batch, (SELECT max(id) + 1 FROM webhookd.batch)))
                    OR NOT EXISTS (SELECT FROM webhookd.batch
                                    WHERE (SELECT max(id) FROM webhookd.outbox) = ANY (outbox_ids))"""
         )

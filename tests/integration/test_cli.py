@@ -262,6 +262,8 @@ async def test_run_delivers_shows_in_status_and_ends_on_sigterm(dsn: str, tmp_pa
                 "name": "orders",
                 "backlog": {"retrying": 0, "held": 0, "exhausted": 0, "rejected": 0},
                 "next_try_seconds": None,
+                "fed": "live",
+                "behind_seconds": None,
                 "last_minute": {"delivered": 1, "failed": 0},
             }
             daemon.send_signal(signal.SIGTERM)

@@ -405,7 +405,8 @@ async def test_a_daemon_has_what_it_needs_and_cannot_change_what_happened(grante
            INSERT INTO webhookd.backlog (endpoint_id, outbox_id, outbox_at, due) VALUES (1, 1, now(), now());
            SELECT FROM webhookd.backlog FOR UPDATE;
            DELETE FROM webhookd.backlog;
-           SELECT webhookd.park(1, 'test'), webhookd.unpark(1, 1, 0)"""
+           SELECT webhookd.park('{1}', 'test'), webhookd.unpark('{1}', 1, '{1}'), webhookd.pause('{1}'),
+                  webhookd.resume('{1}'), webhookd.disable(1, 'test'), webhookd.give_up(1, 1, 1, now())"""
     )
     assert len(await sql.fetch("SELECT * FROM webhookd.make_partitions(31)")) == 2
     await refused(sql, "UPDATE webhookd.outbox SET type = 'b'")

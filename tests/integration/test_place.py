@@ -28,7 +28,7 @@ from tests.waiting import until
 from webhookd.embedded import postgres
 from webhookd.errors import Moved, OtherPlace, StoreUnavailable
 from webhookd.store.database import Database
-from webhookd.store.migrations import Rebased, migrate, rebase
+from webhookd.store.migrations import Owed, Rebased, migrate, rebase
 
 ELSEWHERE = "UPDATE webhookd.binding SET system_identifier = '7000000000000000007'"
 OLDER = "UPDATE webhookd.batch SET pos_xmax = '9000000000'"  # as in a dump of a cluster with more transactions
@@ -148,6 +148,24 @@ async def test_after_rebase_with_drop_only_new_events_are_delivered(
     assert await states(sql, ids["retry"]) == {"hook": "rejected"}
     missed = await sql.fetch("SELECT DISTINCT reason FROM webhookd.missed WHERE endpoint_id = 1")
     assert [row["reason"] for row in missed] == ["discarded"]
+
+
+@pytest.mark.parametrize("owed", ["deliver", "drop"])
+async def test_rebase_takes_cursors_along(dsn: str, sql: Sql, receiver: Receiver, daemon: Running, owed: Owed) -> None:
+    """A parked endpoint of a copy has no daemon here; what it is owed is read, or dropped."""
+    await sql.execute("INSERT INTO webhookd.endpoint (name, source, spec) VALUES ('hook', 'file', '{}')")
+    await sql.execute("SELECT webhookd.park('{1}', 'saturated', 5)")
+    old = await insert(sql)
+    await sql.execute("SELECT webhookd.cut(100, 500, 5)")
+    await sql.execute("UPDATE webhookd.batch SET done_at = now()")
+    await sql.execute(ELSEWHERE)
+    await rebase(dsn, "production", owed)
+    assert await sql.fetchval("SELECT owner FROM webhookd.parked") is None
+    async with daemon(configuration({"hook": {"url": receiver.url("hook")}})):
+        new = await insert(sql)
+        await finished(sql)
+    assert receiver.events("hook") == ([old, new] if owed == "deliver" else [new])
+    assert await states(sql, old) == ({"hook": "delivered"} if owed == "deliver" else {None: "missed"})
 
 
 async def test_a_transaction_that_is_open_during_rebase_is_read_when_it_commits(

@@ -233,7 +233,7 @@ def test_secrets_are_visibly_fake() -> None:
 def test_every_state_has_its_row() -> None:
     endpoint, delivery = STATES.read_text().split("## Of a delivery")
     assert sorted(re.findall(r"^\| `(\w+)` \|", endpoint, re.MULTILINE)) == sorted(EndpointState)
-    delivered = ["delivered", "retrying", "exhausted", "rejected", "held"]
+    delivered = ["delivered", "retrying", "exhausted", "rejected", "held", "parked", "missed"]
     assert re.findall(r"^\| `(\w+)` \|", delivery, re.MULTILINE) == delivered
 
 

@@ -84,7 +84,7 @@ async def test_it_draws_updates_ends_and_restores_the_terminal(
         "INSERT INTO webhookd.endpoint (tenant, name, source, spec) VALUES ('acme', 'orders', 'file', '{}')"
     )
     with screen(dsn) as terminal:
-        await until(lambda: terminal.shows(r"acme/orders +0 +0"), "the table is drawn")
+        await until(lambda: terminal.shows(r"acme/orders +live +0 +0"), "the table is drawn")
         assert HIDE in terminal.text
         assert terminal.shows(r"waiting +0 events")
         await insert(sql)
@@ -93,7 +93,7 @@ async def test_it_draws_updates_ends_and_restores_the_terminal(
             """INSERT INTO webhookd.backlog (endpoint_id, outbox_id, outbox_at, due)
                SELECT id, 1, now(), now() FROM webhookd.endpoint"""
         )
-        await until(lambda: terminal.shows(r"acme/orders +1 +0"), "what is owed is seen")
+        await until(lambda: terminal.shows(r"acme/orders +live +1 +0"), "what is owed is seen")
         if how == "typed":
             os.write(terminal.terminal, b"\x03")
         else:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.backoff import horizon, interval, next_delay
+from webhookd.backoff import horizon, interval, next_delay, over_before
 from webhookd.model import RetryPolicy
 
 DAY = 86400.0
@@ -103,3 +103,20 @@ def test_downtime_never_shortens_and_never_gives_more_than_it_lasted(spans: list
     found = horizon(NO_JITTER, 5e5, spans)
     assert found >= horizon(NO_JITTER, 5e5) - 1e-6
     assert found <= horizon(NO_JITTER, 5e5) + sum(end - start for start, end in spans) + 1e-3
+
+
+@given(
+    policies,
+    st.lists(st.tuples(st.floats(0, 30 * DAY), st.floats(1, DAY)), max_size=5),
+    st.floats(0, 60 * DAY),
+    st.floats(0, 30 * DAY),
+)
+def test_what_is_over_has_its_horizon_behind_it(
+    policy: RetryPolicy, gaps: list[tuple[float, float]], now: float, earlier: float
+) -> None:
+    """Spans without a daemon lie one behind the other; what counts from before the moment is over, each of it."""
+    ends = itertools.accumulate(gap + length for gap, length in gaps)
+    downtimes = [(end - length, end) for end, (_, length) in zip(ends, gaps, strict=True) if end <= now]
+    moment = over_before(policy, now, downtimes)
+    assert horizon(policy, moment - earlier, downtimes) <= now + 1e-3
+    assert now - moment <= policy.give_up_after + sum(end - start for start, end in downtimes) + 1e-3

@@ -177,7 +177,7 @@ class Parts:
     def __init__(self, endpoints: Sequence[Endpoint], **changes: Any) -> None:
         self.endpoints = {endpoint.id: endpoint for endpoint in endpoints}
         self.store, self.network, self.recorder = Store(), Network(), Recorder()
-        self.batch = Batch(1, 7, 0.0, [], DAY, DAY, 1)
+        self.batch = Batch(1, 7, 0.0, [], DAY, DAY, 1, 0)
         self.clock = Clock()
         told = {field.name: changes.pop(field.name) for field in fields(Settings) if field.name in changes}
         self.settings = Settings(**told)
@@ -648,9 +648,9 @@ async def test_when_the_pause_is_over_what_waits_is_sent() -> None:
 async def test_the_horizon_knows_when_nobody_ran() -> None:
     parts = Parts([hook(1, retry=RetryPolicy(give_up_after=100.0))])
     delivery = parts.offer(1, clock_from=1000.0)
-    assert parts.dispatcher.last_start(delivery) == 1100
-    parts.dispatcher.downtimes = ((1010.0, 1060.0),)
-    assert parts.dispatcher.last_start(delivery) == 1150
+    assert parts.dispatcher.answers.last_start(delivery) == 1100
+    parts.dispatcher.answers.downtimes = ((1010.0, 1060.0),)
+    assert parts.dispatcher.answers.last_start(delivery) == 1150
 
 
 async def test_behind_its_horizon_a_failure_is_the_end() -> None:

@@ -14,7 +14,7 @@ from tests.waiting import until
 from webhookd import reader
 from webhookd.errors import SchemaMismatch, StoreUnavailable
 from webhookd.formats import FORMATS
-from webhookd.model import Batch, Delivery, Endpoint, Event, Postponed, Result, RetryPolicy
+from webhookd.model import Batch, Delivery, Endpoint, Event, Postponed, Result, RetryPolicy, Window
 from webhookd.reader import Reader
 from webhookd.signing import SCHEMES
 
@@ -35,8 +35,8 @@ HOOK = Endpoint(
 OTHER = replace(HOOK, id=2, name="other")
 
 
-def batch(number: int, *events: int, claims: int = 1) -> Batch:
-    return Batch(number, 7, 1000.0 + number, list(events), DAY, DAY, claims)
+def batch(number: int, *events: int, claims: int = 1, parked: int = 0) -> Batch:
+    return Batch(number, 7, 1000.0 + number, list(events), DAY, DAY, claims, parked)
 
 
 class Log:
@@ -124,6 +124,21 @@ class Dispatcher:
         return [(delivery.event.id, delivery.endpoint.id) for delivery in self.offered]
 
 
+class Parking:
+    """Knows who is parked at which version only once it is asked to catch up."""
+
+    def __init__(self) -> None:
+        self.versions: dict[int, frozenset[int]] = {}
+        self.version = -1
+
+    async def catch_up(self, version: int) -> None:
+        await asyncio.sleep(0)
+        self.version = max(self.version, version)
+
+    def aside(self, batch: int) -> frozenset[int]:
+        return self.versions.get(self.version, frozenset())
+
+
 class Recorder:
     """Ends batches at once."""
 
@@ -134,7 +149,7 @@ class Recorder:
     def put(self, result: Result) -> None:
         self.results.append(result)
 
-    def settle(self, batch: Batch) -> None:
+    def settle(self, batch: Batch | Window) -> None:
         batch.open -= 1
         if batch.open == 0:
             batch.recorded = True
@@ -149,11 +164,13 @@ class Parts:
         self.bell = Bell()
         self.dispatcher = Dispatcher(room)
         self.recorder = Recorder()
+        self.parking = Parking()
         self.reader = Reader(
             self.log,
             self.bell,
             self.dispatcher,
             self.recorder,
+            self.parking,
             42,
             0,
             dead_after=15.0,
@@ -199,6 +216,18 @@ async def test_every_event_is_offered_to_every_endpoint_in_order() -> None:
         assert first.since <= time.monotonic()
         assert "known" not in parts.log.calls  # a first claim has no past
         assert parts.reader.unfinished == [1]
+
+
+async def test_a_parked_endpoint_is_left_to_its_cursor() -> None:
+    """As of the moment when the batch was cut: what was known before is not enough."""
+    parts = Parts((HOOK, OTHER), 600.0, 100)
+    parts.parking.versions = {3: frozenset({1})}
+    parts.log.cuts += [[batch(1, 11, parked=2)], [batch(2, 12, parked=3)]]
+    async with asyncio.TaskGroup() as group:
+        group.create_task(parts.reader.run())
+        await until(lambda: len(parts.dispatcher.pairs) == 3, "both batches")
+        parts.reader.stop()
+    assert parts.dispatcher.pairs == [(11, 1), (11, 2), (12, 2)]
 
 
 async def test_others_have_their_turn_while_a_large_batch_is_opened() -> None:
@@ -271,6 +300,7 @@ async def test_it_cuts_once_more_after_it_has_lain_down(monkeypatch: pytest.Monk
         late,
         parts.dispatcher,
         parts.recorder,
+        parts.parking,
         42,
         0,
         dead_after=15.0,

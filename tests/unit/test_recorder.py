@@ -24,6 +24,7 @@ from webhookd.model import (
     Result,
     Retry,
     RetryPolicy,
+    Window,
 )
 from webhookd.recorder import Recorder
 from webhookd.signing import SCHEMES
@@ -47,7 +48,7 @@ BAD = Attempt(0.0, 1, False, 500, 5, "http_500", b"poison")
 
 
 def batch(number: int = 1) -> Batch:
-    return Batch(number, 7, 0.0, [], DAY, DAY, 1, open=0)
+    return Batch(number, 7, 0.0, [], DAY, DAY, 1, 0, open=0)
 
 
 def delivery(number: int, of: Batch | None) -> Delivery:
@@ -55,6 +56,12 @@ def delivery(number: int, of: Batch | None) -> Delivery:
         of.open += 1
     event = Event(number, f"evt_{number}", DAY, "order.created", "", None, None, None, 2)
     return Delivery(event, ENDPOINT, of, 0, 0.0, 0.0, 0.0)
+
+
+def in_window(number: int, window: Window) -> Delivery:
+    made = delivery(number, None)
+    made.batch = window
+    return made
 
 
 def delivered(number: int, of: Batch | None) -> Result:
@@ -65,11 +72,12 @@ class Flush:
     """What one call of the store was asked to write, as it stood at that moment."""
 
     def __init__(
-        self, results: Sequence[Result], leases: Sequence[tuple[Delivery, float]], done: Sequence[Batch]
+        self, results: Sequence[Result], leases: Sequence[tuple[Delivery, float]], done: Sequence[Batch | Window]
     ) -> None:
         self.results = list(results)
         self.leases = list(leases)
-        self.done = [each.id for each in done]
+        self.done = [each.id for each in done if isinstance(each, Batch)]
+        self.windows = [(each.batch, each.pos) for each in done if isinstance(each, Window)]
         self.rows = [result.delivery.event.id for result in results if result.delivery.batch is None]
 
     def __bool__(self) -> bool:
@@ -91,7 +99,11 @@ class Store:
         self.gate.set()
 
     async def record(
-        self, owner: int, results: Sequence[Result], leases: Sequence[tuple[Delivery, float]], done: Sequence[Batch]
+        self,
+        owner: int,
+        results: Sequence[Result],
+        leases: Sequence[tuple[Delivery, float]],
+        done: Sequence[Batch | Window],
     ) -> None:
         assert owner == 42
         flush = Flush(results, leases, done)
@@ -183,6 +195,21 @@ async def test_a_batch_is_recorded_only_when_its_results_are(store: Store) -> No
         await until(lambda: mine.recorded, "the end of the batch")
 
 
+async def test_a_cursor_moves_when_its_window_is_settled_and_all_before_it(store: Store) -> None:
+    first, second = Window(1, 10, 3, 11, 0, open=2), Window(1, 10, 3, 12, 5, open=2)
+    first.next = second
+    async with running(store) as recording:
+        recording.settle(second)  # the follower has handed it out
+        recording.put(Result(in_window(1, second), GOOD, Delivered()))
+        second.open += 1
+        await until(lambda: store.ids == [1], "the result of the second")
+        assert [flush.windows for flush in store.written] == [[]]
+        recording.settle(first)
+        recording.put(Result(in_window(2, first), GOOD, Delivered()))
+        await until(lambda: second.recorded, "both windows")
+    assert [flush.windows for flush in store.written] == [[], [(11, 0), (12, 5)]]
+
+
 async def test_nothing_is_dropped_while_the_database_is_away(store: Store) -> None:
     mine = batch()
     mine.open = 1  # the reader is still handing it out
@@ -272,6 +299,7 @@ async def test_it_is_stuck_until_all_that_waited_is_written(store: Store) -> Non
     async with running(store) as recording:
         for number in range(recorder.FLUSH_MOST + 10):
             recording.put(delivered(number, None))
+        recording.put(Result(delivery(-1, None), None, Postponed(0.0)))  # nobody has tried it
         await until(lambda: recording.stuck, "it notices")
         assert len(recording.unwritten()) == recorder.FLUSH_MOST + 10
         stuck: list[bool] = []

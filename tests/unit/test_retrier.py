@@ -108,9 +108,9 @@ class Recorder:
 
     def __init__(self) -> None:
         self.results: list[Result] = []
-        self.waiting: set[tuple[int, int]] = set()
+        self.waiting: set[tuple[int, int, int]] = set()
 
-    def unwritten(self) -> set[tuple[int, int]]:
+    def unwritten(self) -> set[tuple[int, int, int]]:
         return set(self.waiting)
 
     def put(self, result: Result) -> None:
@@ -254,16 +254,17 @@ async def test_a_row_whose_endpoint_goes_while_it_is_claimed_is_offered_so_that_
 
 
 async def test_a_row_whose_result_waits_to_be_written_is_not_sent_again(parts: Parts) -> None:
-    parts.store.rows = [row(7), row(8), row(9)]
-    parts.recorder.waiting = {(7, 1), (8, 2)}
+    parts.store.rows = [row(7), row(8), row(9), row(10)]
+    made = row(7).attempts
+    parts.recorder.waiting = {(7, 1, made), (8, 2, made), (10, 1, made - 1)}  # of 10 the row has the attempt already
 
     def written() -> None:
-        parts.recorder.waiting = {(9, 1)}  # and 7 is in the database now, behind the snapshot of the claim
+        parts.recorder.waiting = {(9, 1, made)}  # and 7 is in the database now, behind the snapshot of the claim
 
     parts.store.claimed = written
     async with running(parts):
         await until(lambda: parts.dispatcher.offered, "the others")
-    assert [delivery.event.id for delivery in parts.dispatcher.offered] == [8]
+    assert [delivery.event.id for delivery in parts.dispatcher.offered] == [8, 10]
 
 
 async def test_a_row_whose_endpoint_changes_while_it_is_claimed_is_sent_to_the_new_one(parts: Parts) -> None:

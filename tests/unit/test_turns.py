@@ -60,7 +60,7 @@ class Daemon:
     def fill(self, queue: EndpointQueue, ready: int) -> None:
         for _ in range(ready):
             event = Event(next(self.numbers), "evt", DAY, "order.created", "", None, None, None, 2)
-            batch = Batch(1, 7, 0.0, [], DAY, DAY, 1)
+            batch = Batch(1, 7, 0.0, [], DAY, DAY, 1, 0)
             queue.ready.append((Delivery(event, queue.endpoint, batch, 0, 0.0, NOW, FOREVER), PAYLOAD))
         self.turns.ask(queue)
 

@@ -17,7 +17,14 @@ from webhookd.store.database import Database
 from webhookd.store.listings import Asked, AttemptLine, EndpointLine, Listings
 
 app = typer.Typer(help="Show endpoints.", no_args_is_help=True, rich_markup_mode=None)
-STYLES = {EndpointState.ACTIVE: "green", EndpointState.INACTIVE: "dim", EndpointState.REMOVED: "dim"}
+STYLES = {
+    EndpointState.ACTIVE: "green",
+    EndpointState.INACTIVE: "dim",
+    EndpointState.REMOVED: "dim",
+    EndpointState.PAUSED: "yellow",
+    EndpointState.FAILING: "red",
+    EndpointState.DISABLED: "red",
+}
 LAST = 10  # attempts that `show` shows
 
 
@@ -85,7 +92,13 @@ def without_query(url: str) -> str:
 
 
 def _state(row: EndpointLine) -> EndpointState:
-    return EndpointState.of(active=_spec(row).get("active", True), removed=row.removed_at is not None)
+    return EndpointState.of(
+        active=_spec(row).get("active", True),
+        removed=row.removed_at is not None,
+        disabled=row.disabled_at is not None,
+        paused=row.paused_at is not None,
+        failing=row.fails > 0,
+    )
 
 
 def _answer(row: AttemptLine | EndpointLine) -> Text:
@@ -101,13 +114,16 @@ def _row(row: EndpointLine) -> tuple[object, ...]:
     last = Text("") if row.at is None else Text.assemble(_answer(row), f", {_age(row.at)} ago")
     owed, failed = row.retrying + row.held, row.exhausted + row.rejected
     events = ", ".join(spec.get("events", ()))
-    return (_label(row), cell(state, STYLES[state]), spec["url"], events, owed, failed, _age(row.oldest), last)
+    # What a cursor has not read is owed, too, but how much of the log that is only reading it would tell.
+    count = f"{owed}+" if row.behind else owed
+    return (_label(row), cell(state, STYLES[state]), spec["url"], events, count, failed, _age(_oldest(row)), last)
 
 
 def _facts(row: EndpointLine) -> Iterator[tuple[str, object]]:
     spec = _spec(row)
     yield "endpoint", _label(row)
     yield "state", _state(row).value
+    yield from _parking(row)
     for key in ("description", "url"):
         if spec.get(key):
             yield key, spec[key]
@@ -118,10 +134,39 @@ def _facts(row: EndpointLine) -> Iterator[tuple[str, object]]:
         if spec.get(key):
             yield key, spec[key]
     counts = {key: getattr(row, key) for key in ("retrying", "held", "exhausted", "rejected")}
-    yield "owed", ", ".join(f"{number} {key}" for key, number in counts.items() if number) or "nothing"
-    if row.oldest is not None:
-        yield "oldest owed", f"{row.oldest:%Y-%m-%d %H:%M:%S} UTC, {_age(row.oldest)} ago"
+    rate = spec.get("rate_limit")
+    yield "slots", f"{spec.get('max_in_flight', '')}{f', at most {rate:g} requests a second' if rate else ''}"
+    owed = [f"{number} {key}" for key, number in counts.items() if number]
+    if row.behind is not None:
+        owed.append(f"what it subscribes to in the log since {_moment(row.behind)}")
+    yield "owed", ", ".join(owed) or "nothing"
+    if (oldest := _oldest(row)) is not None:
+        yield "oldest owed", f"{_moment(oldest)}, {_age(oldest)} ago"
     yield "last answer", "none yet" if row.at is None else f"{_answer(row)} in {row.ms} ms, {_age(row.at)} ago"
+
+
+def _parking(row: EndpointLine) -> Iterator[tuple[str, object]]:
+    """Whether it is fed from memory or reads the log, why, and what its breaker does."""
+    if row.paused_at is not None:
+        yield "paused", f"since {_moment(row.paused_at)}; `webhookd resume` ends it"
+    if row.disabled_at is not None:
+        yield "disabled", f"since {_moment(row.disabled_at)} by {row.disabled_why}; `webhookd resume` ends it"
+    if row.parked is None or row.parked_at is None:
+        yield "fed", "live, from memory"
+        return
+    sender = "no daemon has it" if row.owner is None else f"daemon {row.owner} sends to it"
+    yield "fed", f"parked since {_moment(row.parked_at)} ({row.parked}), {sender}"
+    if row.fails and row.probe_at is not None:
+        wait = (row.probe_at - datetime.now(UTC)).total_seconds()
+        yield "breaker", f"open, {row.fails} in a row, next probe {f'in {span(wait)}' if wait > 0 else 'now'}"
+
+
+def _oldest(row: EndpointLine) -> datetime | None:
+    return min((moment for moment in (row.oldest, row.behind) if moment is not None), default=None)
+
+
+def _moment(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _document(row: EndpointLine) -> dict[str, Any]:
@@ -134,7 +179,13 @@ def _document(row: EndpointLine) -> dict[str, Any]:
         "url": spec["url"],
         "events": spec.get("events", []),
         "backlog": {key: getattr(row, key) for key in ("retrying", "held", "exhausted", "rejected")},
-        "oldest_owed": row.oldest,
+        "oldest_owed": _oldest(row),
+        "parked": row.parked,
+        "owner": row.owner,
+        "breaker": {"failures": row.fails, "probe_at": row.probe_at} if row.fails else None,
+        "paused_at": row.paused_at,
+        "disabled_at": row.disabled_at,
+        "disabled_why": row.disabled_why,
         "last": last,
     }
 

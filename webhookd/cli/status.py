@@ -18,7 +18,18 @@ from webhookd.store.database import Database
 from webhookd.store.reports import Health, Owed, Reports, Status
 
 DAYS_ALARM = 7  # of partitions ahead, when 30 are made
-HEADS = ("endpoint", "retrying", "held", "exhausted", "rejected", "next try", "delivered/min", "failed/min")
+HEADS = (
+    "endpoint",
+    "fed",
+    "behind",
+    "retrying",
+    "held",
+    "exhausted",
+    "rejected",
+    "next try",
+    "delivered/min",
+    "failed/min",
+)
 
 
 def status(
@@ -86,6 +97,8 @@ def _document(found: Status) -> dict[str, Any]:
                 "name": owed.name,
                 "backlog": {key: getattr(owed, key) for key in ("retrying", "held", "exhausted", "rejected")},
                 "next_try_seconds": owed.due_in,
+                "fed": owed.fed,
+                "behind_seconds": owed.behind,
                 "last_minute": {"delivered": owed.delivered, "failed": owed.failed},
             }
             for owed in found.endpoints
@@ -181,7 +194,8 @@ def _row(owed: Owed) -> tuple[str, ...]:
     label = inert(f"{owed.tenant}/{owed.name}" if owed.tenant else owed.name)
     due = "" if owed.due_in is None else "now" if owed.due_in <= 0 else f"in {span(owed.due_in)}"
     counts = (owed.retrying, owed.held, owed.exhausted, owed.rejected)
-    return (label, *map(str, counts), due, str(owed.delivered), str(owed.failed))
+    behind = "" if owed.behind is None else span(owed.behind)
+    return (label, owed.fed, behind, *map(str, counts), due, str(owed.delivered), str(owed.failed))
 
 
 def _since(words: str, seconds: float | None) -> str:

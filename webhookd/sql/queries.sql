@@ -3,7 +3,7 @@
 
 -- name: cut
 -- Newly committed and newly due events become batches that the caller owns.
-SELECT batch_id, o_nonce, o_cut_at, o_ids, o_lo, o_hi, o_claims FROM webhookd.cut($1, $2, $3);
+SELECT batch_id, o_nonce, o_cut_at, o_ids, o_lo, o_hi, o_claims, o_parked FROM webhookd.cut($1, $2, $3);
 
 -- name: heads
 -- Everything of the events but their payloads. The range prunes partitions.
@@ -29,7 +29,7 @@ WITH orphan AS MATERIALIZED (
    ORDER BY b.id LIMIT $6 FOR UPDATE SKIP LOCKED)
 UPDATE webhookd.batch b SET owner = $2, claims = claims + 1
   FROM orphan WHERE b.id = orphan.id
-RETURNING b.id, b.nonce, b.cut_at, b.outbox_ids, b.lo, b.hi, b.claims;
+RETURNING b.id, b.nonce, b.cut_at, b.outbox_ids, b.lo, b.hi, b.claims, (SELECT v.parked FROM webhookd.config_version v);
 
 -- name: known
 -- What of an adopted batch is settled already: delivered by the ledger, or owed by the backlog.
@@ -106,7 +106,116 @@ WITH pick AS MATERIALIZED (
   LIMIT 500)
 UPDATE webhookd.backlog d SET due = now() + p.lease * interval '1 s'
   FROM pick p WHERE d.endpoint_id = p.endpoint_id AND d.outbox_id = p.outbox_id
-RETURNING d.outbox_id, d.endpoint_id, d.attempts, d.outbox_at, extract(epoch FROM d.clock_from)::float8 AS clock_from;
+RETURNING d.outbox_id, d.endpoint_id, d.attempts, d.outbox_at,
+          extract(epoch FROM GREATEST(d.clock_from, (SELECT e.resumed_at FROM webhookd.endpoint e WHERE e.id = d.endpoint_id)))::float8 AS clock_from;
+
+-- name: parked
+-- Which endpoints are parked where, and how often that has changed: one snapshot.
+SELECT v.parked, p.endpoint_id, p.from_batch, p.to_batch, p.next_batch, p.next_pos, p.reason, p.owner, p.epoch, p.fails,
+       extract(epoch FROM p.retry_at - now())::float8 AS retry_in, e.paused_at IS NOT NULL AS paused, e.disabled_at IS NOT NULL AS disabled,
+       COALESCE(extract(epoch FROM e.resumed_at), 0)::float8 AS resumed_at,
+       e.removed_at IS NOT NULL OR e.spec ->> 'active' = 'false' AS idle
+  FROM webhookd.config_version v
+  LEFT JOIN (webhookd.parked p JOIN webhookd.endpoint e ON e.id = p.endpoint_id) ON true;
+
+-- name: parked_version
+-- Has any of that changed?
+SELECT parked FROM webhookd.config_version;
+
+-- name: park
+-- These are read with a cursor from now on, and we send to them.
+SELECT webhookd.park($1, $2, $3, $4, $5);
+
+-- name: unpark
+-- These are live again.
+SELECT id, until FROM webhookd.unpark($1, $2, $3);
+
+-- name: unpark_idle
+-- What is not owed anything new needs no cursor for it.
+SELECT id FROM webhookd.unpark($1);
+
+-- name: disable
+-- The receiver has said that it is gone.
+SELECT webhookd.disable($1, $2);
+
+-- name: pause
+-- An operator's word.
+SELECT webhookd.pause($1);
+
+-- name: resume
+-- An operator takes it back.
+SELECT webhookd.resume($1);
+
+-- name: take_parked
+-- Cursors without a daemon, or of a dead one, which we judge as with batches. All of an endpoint have the same daemon, its only sender.
+WITH free AS MATERIALIZED (
+  SELECT p.endpoint_id, p.from_batch FROM webhookd.parked p
+   WHERE p.endpoint_id = ANY($2::int[]) AND p.reason <> 'disabled' AND p.owner IS DISTINCT FROM $1
+     AND (p.to_batch IS NULL OR p.next_batch < p.to_batch)
+     AND NOT EXISTS (SELECT FROM webhookd.parked q WHERE q.endpoint_id = p.endpoint_id AND q.owner IS NOT NULL AND q.owner <> $1
+                      AND (q.to_batch IS NULL OR q.next_batch < q.to_batch)
+                      AND (now() >= to_timestamp($3::float8) OR EXISTS (
+                             SELECT FROM webhookd.daemon d WHERE d.id = q.owner AND d.stopped_at IS NULL
+                                AND d.beat_at > now() - $4 * interval '1 s')))
+   ORDER BY p.endpoint_id, p.from_batch LIMIT $5 FOR UPDATE OF p SKIP LOCKED),
+taken AS (
+  UPDATE webhookd.parked p SET owner = $1, epoch = epoch + 1 FROM free f
+   WHERE p.endpoint_id = f.endpoint_id AND p.from_batch = f.from_batch RETURNING p.endpoint_id),
+told AS (UPDATE webhookd.config_version SET parked = parked + 1 WHERE EXISTS (SELECT FROM taken))
+SELECT count(*) FROM taken;
+
+-- name: let_go
+-- What we had is free for the others at once.
+WITH free AS (UPDATE webhookd.parked SET owner = NULL WHERE owner = $1 RETURNING endpoint_id)
+UPDATE webhookd.config_version SET parked = parked + 1 WHERE EXISTS (SELECT FROM free);
+
+-- name: cursors
+-- All before is settled; fenced by owner and epoch, and never backward, as retention may have moved it on.
+UPDATE webhookd.parked p SET next_batch = u.batch, next_pos = u.pos
+  FROM unnest($1::int[], $2::bigint[], $3::int[], $4::bigint[], $5::int[]) u(endpoint_id, from_batch, epoch, batch, pos)
+ WHERE p.endpoint_id = u.endpoint_id AND p.from_batch = u.from_batch AND p.owner = $6 AND p.epoch = u.epoch
+   AND (p.next_batch, p.next_pos) < (u.batch, u.pos);
+
+-- name: breakers
+-- How often each has failed and how long it is left alone, so that whoever takes it over knows.
+WITH noted AS (
+  UPDATE webhookd.parked p SET fails = u.fails, retry_at = now() + u.wait * interval '1 s'
+    FROM unnest($1::int[], $2::int[], $3::float8[]) u(endpoint_id, fails, wait), webhookd.parked before
+   WHERE p.endpoint_id = u.endpoint_id AND p.to_batch IS NULL AND p.owner = $4
+     AND before.endpoint_id = p.endpoint_id AND before.from_batch = p.from_batch
+  RETURNING p.endpoint_id, before.fails AS failed, p.fails)
+SELECT webhookd.tell('endpoint.recovered', endpoint_id) FROM noted WHERE failed > 0 AND fails = 0;
+
+-- name: give_up
+-- What its time has run out behind an endpoint that fails.
+SELECT webhookd.give_up($1, $2, $3, to_timestamp($4));
+
+-- name: tell_exhausted
+-- An event of our own for each delivery that ended without success; its id is the same if it is told twice.
+SELECT webhookd.tell('delivery.exhausted', u.p, json_build_object('event_id', u.event_id, 'type', u.type, 'attempts', u.attempts, 'error', u.error),
+                     'exhausted-' || u.p || '-' || u.o)
+  FROM unnest($1::int[], $2::bigint[], $3::text[], $4::text[], $5::int[], $6::text[]) u(p, o, event_id, type, attempts, error);
+
+-- name: forget_parked
+-- Cursors that have come to their end, once no batch is open that one of us may ask them about.
+WITH gone AS (
+  DELETE FROM webhookd.parked WHERE to_batch IS NOT NULL AND next_batch >= to_batch AND to_batch <= (SELECT max(low) + 1 FROM webhookd.daemon)
+  RETURNING endpoint_id)
+UPDATE webhookd.config_version SET parked = parked + 1 WHERE EXISTS (SELECT FROM gone);
+
+-- name: batches_from
+-- The log as a cursor reads it.
+SELECT id, cut_at, outbox_ids, lo, hi FROM webhookd.batch WHERE id >= $1 ORDER BY id LIMIT $2;
+
+-- name: newest_batch
+-- Where the log ends.
+SELECT max(id) FROM webhookd.batch;
+
+-- name: settled
+-- What of these pairs is settled: delivered by the ledger, or owed by the backlog. A cursor may be behind what was sent.
+SELECT u.outbox_id, u.endpoint_id FROM unnest($1::bigint[], $2::int[]) u(outbox_id, endpoint_id)
+ WHERE EXISTS (SELECT FROM webhookd.attempt a WHERE a.outbox_id = u.outbox_id AND a.endpoint_id = u.endpoint_id AND a.ok AND a.at >= $3 OFFSET 0)
+    OR EXISTS (SELECT FROM webhookd.backlog b WHERE b.outbox_id = u.outbox_id AND b.endpoint_id = u.endpoint_id OFFSET 0);
 
 -- name: register
 -- A new daemon; it begins to look for orphans where the others have everything done.
@@ -308,8 +417,13 @@ SELECT id, host, version, config_hash, extract(epoch FROM now() - beat_at)::floa
 -- The backlog by endpoint and state, and the attempts of the last minute, which the index of each endpoint leads to.
 SELECT p.tenant, p.name,
        COALESCE(b.retrying, 0), COALESCE(b.held, 0), COALESCE(b.exhausted, 0), COALESCE(b.rejected, 0), b.due_in,
-       m.delivered, m.failed
+       m.delivered, m.failed,
+       CASE WHEN p.disabled_at IS NOT NULL THEN 'disabled' WHEN p.paused_at IS NOT NULL THEN 'paused' WHEN k.fails > 0 THEN 'failing'
+            WHEN k.endpoint_id IS NOT NULL THEN 'catching up' ELSE 'live' END,
+       extract(epoch FROM now() - c.cut_at)::float8
   FROM webhookd.endpoint p
+  LEFT JOIN webhookd.parked k ON k.endpoint_id = p.id AND k.to_batch IS NULL
+  LEFT JOIN webhookd.batch c ON c.id = k.next_batch
   LEFT JOIN (SELECT endpoint_id,
                     count(*) FILTER (WHERE state = 'retry') AS retrying,
                     count(*) FILTER (WHERE state = 'held') AS held,
@@ -367,10 +481,12 @@ SELECT (SELECT count(*) FROM webhookd.outbox WHERE id > $1)
 WITH delivered AS MATERIALIZED (
   SELECT DISTINCT outbox_id, endpoint_id FROM webhookd.attempt WHERE outbox_id > $1 AND ok),
 settled AS MATERIALIZED (
-  SELECT DISTINCT o AS id FROM webhookd.batch b, unnest(b.outbox_ids) o WHERE b.id > $2 AND b.done_at IS NOT NULL)
+  SELECT DISTINCT o AS id, b.id AS batch FROM webhookd.batch b, unnest(b.outbox_ids) o WHERE b.id > $2 AND b.done_at IS NOT NULL)
 SELECT e.id, e.event_id, e.created_at, e.type, e.tenant, e.ordering_key, e.metadata, e.occurred_at, e.size, p.id,
        CASE WHEN d.outbox_id IS NOT NULL THEN 'delivered' WHEN b.state = 'retry' THEN 'retrying' WHEN b.state IS NOT NULL THEN b.state
-            WHEN s.id IS NULL THEN 'waiting' END
+            WHEN s.id IS NULL THEN 'waiting'
+            WHEN EXISTS (SELECT FROM webhookd.parked k WHERE k.endpoint_id = p.id AND s.batch >= k.next_batch AND (s.batch < k.to_batch OR k.to_batch IS NULL))
+              THEN 'waiting' END
   FROM webhookd.outbox e CROSS JOIN unnest($3::int[]) p(id)
   LEFT JOIN delivered d ON d.outbox_id = e.id AND d.endpoint_id = p.id
   LEFT JOIN webhookd.backlog b ON b.outbox_id = e.id AND b.endpoint_id = p.id
@@ -480,9 +596,13 @@ SELECT id, tenant, name FROM webhookd.endpoint;
 
 -- name: list_endpoints
 -- Endpoints, or one of them, with their part of the backlog and what they answered last.
-SELECT p.id, p.tenant, p.name, p.spec, p.removed_at, COALESCE(b.retrying, 0), COALESCE(b.held, 0), COALESCE(b.exhausted, 0),
-       COALESCE(b.rejected, 0), b.oldest, l.at, l.ok, l.code, l.error, l.ms
+SELECT p.id, p.tenant, p.name, p.spec, p.removed_at, p.paused_at, p.disabled_at, p.disabled_why, k.reason, k.since, k.owner,
+       COALESCE(k.fails, 0), CASE WHEN k.fails > 0 THEN k.retry_at END, c.cut_at,
+       COALESCE(b.retrying, 0), COALESCE(b.held, 0), COALESCE(b.exhausted, 0), COALESCE(b.rejected, 0), b.oldest,
+       l.at, l.ok, l.code, l.error, l.ms
   FROM webhookd.endpoint p
+  LEFT JOIN webhookd.parked k ON k.endpoint_id = p.id AND k.to_batch IS NULL
+  LEFT JOIN webhookd.batch c ON c.id = k.next_batch
   LEFT JOIN (SELECT endpoint_id,
                     count(*) FILTER (WHERE state = 'retry') AS retrying, count(*) FILTER (WHERE state = 'held') AS held,
                     count(*) FILTER (WHERE state = 'exhausted') AS exhausted,

@@ -66,5 +66,5 @@ class Batches:
 
 
 def _batch(row: Any) -> Batch:
-    id_, nonce, cut_at, ids, lo, hi, claims = row
-    return Batch(id_, nonce, cut_at.timestamp(), ids, lo, hi, claims)
+    id_, nonce, cut_at, ids, lo, hi, claims, parked = row
+    return Batch(id_, nonce, cut_at.timestamp(), ids, lo, hi, claims, parked)

@@ -109,6 +109,15 @@ class EndpointLine(NamedTuple):
     name: str
     spec: bytes  # JSON
     removed_at: datetime | None
+    paused_at: datetime | None
+    disabled_at: datetime | None
+    disabled_why: str | None
+    parked: str | None  # why it reads the log with a cursor; None when it is live
+    parked_at: datetime | None
+    owner: int | None  # the daemon that sends to it
+    fails: int  # in a row, that its breaker has seen; 0 when it is closed
+    probe_at: datetime | None
+    behind: datetime | None  # the moment of the log that its cursor has come to; None at the end of the log
     retrying: int
     held: int
     exhausted: int

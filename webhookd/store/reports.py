@@ -76,6 +76,8 @@ class Owed(NamedTuple):
     due_in: float | None  # seconds until the first retry; negative when it is overdue
     delivered: int
     failed: int
+    fed: str  # live, or why it reads the log with a cursor
+    behind: float | None  # seconds by which its cursor lags
 
 
 class Health(NamedTuple):

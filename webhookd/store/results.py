@@ -9,7 +9,8 @@ from typing import Any
 import asyncpg
 
 from webhookd.errors import StoreUnavailable
-from webhookd.model import Batch, Delivered, Delivery, Ended, Result
+from webhookd.matching import OWN_TYPES
+from webhookd.model import Batch, Delivered, Delivery, Ended, Result, Window
 from webhookd.sql import QUERIES
 from webhookd.store.database import Database
 
@@ -24,7 +25,11 @@ class Results:
         self._database = database
 
     async def record(
-        self, owner: int, results: Sequence[Result], leases: Sequence[tuple[Delivery, float]], done: Sequence[Batch]
+        self,
+        owner: int,
+        results: Sequence[Result],
+        leases: Sequence[tuple[Delivery, float]],
+        done: Sequence[Batch | Window],
     ) -> None:
         """Write all of it, or nothing and raise: StoreUnavailable when it may work later, StoreRefused for a bad value.
 
@@ -67,10 +72,18 @@ class _Flush:
     """One flush, turned into the arguments of its statements."""
 
     def __init__(
-        self, owner: int, results: Sequence[Result], leases: Sequence[tuple[Delivery, float]], done: Sequence[Batch]
+        self,
+        owner: int,
+        results: Sequence[Result],
+        leases: Sequence[tuple[Delivery, float]],
+        done: Sequence[Batch | Window],
     ) -> None:
         self._owner = owner
-        self._done = done
+        self._batches = sorted((b.id, b.nonce, b.claims) for b in done if isinstance(b, Batch))
+        # Of the windows of a cursor, which end in their order, the last.
+        windows = [w for w in done if isinstance(w, Window)]
+        cursors = {(w.endpoint_id, w.from_batch): (w.epoch, w.batch, w.pos) for w in windows}
+        self._cursors = [(*key, *place) for key, place in sorted(cursors.items())]
         self._attempts: list[tuple[object, ...]] = []
         self._deletes: list[tuple[int, int]] = []
         self._inserts: list[tuple[object, ...]] = [
@@ -89,6 +102,7 @@ class _Flush:
             for d, seconds in leases
         ]
         self._updates: list[tuple[object, ...]] = []
+        self._exhausted: list[tuple[object, ...]] = []
         for result in results:
             self._add(result)
 
@@ -109,6 +123,10 @@ class _Flush:
             ("retry", outcome.delay, None) if not isinstance(outcome, Ended) else (outcome.state, 0.0, outcome.reason)
         )
         made = 0 if attempt is None else 1
+        if state == "exhausted" and not delivery.event.type.startswith(OWN_TYPES):
+            last = None if attempt is None else attempt.error
+            event = delivery.event
+            self._exhausted.append((endpoint_id, event_id, event.event_id, event.type, delivery.attempts + made, last))
         code = None if attempt is None else attempt.code
         error = why if attempt is None else attempt.error
         if has_row:
@@ -139,12 +157,13 @@ class _Flush:
             ("backlog_delete", sorted(self._deletes)),
             ("backlog_insert", self._inserts),
             ("backlog_update", self._updates),
+            ("tell_exhausted", self._exhausted),
         ):
             if rows:
                 rows.sort(key=lambda row: row[:2])
                 await connection.execute(QUERIES[name], *map(list, zip(*rows, strict=True)))
-        if self._done:
-            done = sorted((b.id, b.nonce, b.claims) for b in self._done)
-            await connection.execute(QUERIES["batch_done"], *map(list, zip(*done, strict=True)), self._owner)
+        for name, ends in (("batch_done", self._batches), ("cursors", self._cursors)):
+            if ends:
+                await connection.execute(QUERIES[name], *map(list, zip(*ends, strict=True)), self._owner)
         xact_id: str = await connection.fetchval(QUERIES["xact_id"])
         return xact_id

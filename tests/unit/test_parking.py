@@ -1,0 +1,64 @@
+"""Each batch is on exactly one path of an endpoint, and a cursor moves over nothing that is not settled."""
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from webhookd.parking import Cursor, Parked, Parking
+
+
+def row(endpoint: int = 1, start: int = 10, end: int | None = None, **changes: Any) -> Parked:
+    made = Parked(endpoint, start, end, start, 0, "failing", 7, 1, 0, None, False, False, 0.0, False)
+    return made._replace(**changes)
+
+
+def test_an_endpoint_is_parked_from_a_batch_on_and_before_another() -> None:
+    parking = Parking(3, [row(1, 10, 20), row(2, 15), row(1, 30)])
+    assert [parking.aside(batch) for batch in (9, 10, 15, 19, 20, 29, 30, 1000)] == [
+        set(),
+        {1},
+        {1, 2},
+        {1, 2},
+        {2},
+        {2},
+        {1, 2},
+        {1, 2},
+    ]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.integers(0, 20), st.one_of(st.none(), st.integers(0, 25)))),
+    st.integers(0, 30),
+)
+def test_whoever_asks_gets_what_the_rows_say(ranges: list[tuple[int, int, int | None]], batch: int) -> None:
+    parking = Parking(1, [row(*each) for each in ranges])
+    expected = {id_ for id_, start, end in ranges if start <= batch and (end is None or batch < end)}
+    assert parking.aside(batch) == expected
+
+
+def test_a_cursor_ends_before_the_batch_where_its_endpoint_became_live() -> None:
+    cursor = Cursor(row(1, 10, 12))
+    assert cursor.has_more(newest=50)
+    cursor.move(12, 0)
+    assert not cursor.has_more(newest=50)
+    assert not Cursor(row(1, 10)).has_more(newest=9)
+
+
+def test_a_window_waits_for_the_one_before_it() -> None:
+    cursor = Cursor(row())
+    first = cursor.move(11, 0)
+    second = cursor.move(12, 3)
+    assert (first.open, second.open) == (1, 2)
+    assert first.next is second
+    assert (cursor.batch, cursor.pos) == (12, 3)
+    second.open = 0
+    assert cursor.move(13, 0).open == 1  # all before it is settled
+
+
+def test_retention_moves_a_cursor_on_and_nothing_moves_it_back() -> None:
+    cursor = Cursor(row())
+    cursor.follow(row(next_batch=40, resumed_at=5.0))
+    assert (cursor.batch, cursor.pos, cursor.resumed_at) == (40, 0, 5.0)
+    cursor.follow(row(next_batch=12, end=60))
+    assert (cursor.batch, cursor.to_batch) == (40, 60)

@@ -1,0 +1,91 @@
+"""What follows from an answer: the result that is recorded, the wait that was asked for, and the doubt it casts."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+import structlog
+
+from webhookd import outcome
+from webhookd.backoff import horizon
+from webhookd.model import Delivered, Delivery, Ended, NoResponse, Outcome, Postponed, Response, Result, Retry
+from webhookd.queues import EndpointQueue, Flight
+
+GONE_MOST = 3  # answers of 410 in a row that disable an endpoint
+
+Trouble = Literal["failing", "saturated", "gone"]
+
+_DELIVERED = Delivered()
+
+log = structlog.get_logger("webhookd.answers")
+
+
+class Recorder(Protocol):
+    """Where results go."""
+
+    def put(self, result: Result) -> None:
+        """Record a result."""
+
+
+class Answers:
+    """Takes what was answered to an attempt. `on_trouble(endpoint id, trouble)` hears of endpoints that do not work.
+
+    `downtimes` are spans in which no daemon ran, and `keep_response` says whether the log gets what failed answers say.
+    """
+
+    def __init__(self, recorder: Recorder, random: Callable[[], float]) -> None:
+        self._recorder = recorder
+        self._random = random
+        self.downtimes: Sequence[tuple[float, float]] = ()
+        self.keep_response = True
+        self.on_trouble: Callable[[int, Trouble], None] = lambda endpoint_id, trouble: None
+
+    def last_start(self, delivery: Delivery) -> float:
+        """The horizon of a delivery, on the database's clock."""
+        return horizon(delivery.endpoint.retry, delivery.clock_from, self.downtimes)
+
+    def take(self, flight: Flight, answer: Response | NoResponse, at: float, now: float) -> None:
+        """Decide what it means, and have it recorded. `at`: when the attempt began, on the database's clock."""
+        queue, delivery, seconds = flight.queue, flight.delivery, now - flight.started
+        queue.learn(outcome.signal(answer), flight.started, now)
+        if delivery.batch is None and not delivery.attempts:
+            queue.spilled = max(queue.spilled - 1, 0)
+        attempt = outcome.attempt_of(answer, delivery.attempt, at, round(seconds * 1000))
+        if attempt.ok:
+            queue.succeeded(flight.started, now)
+            self._recorder.put(Result(delivery, attempt, _DELIVERED))
+            return
+        self._doubt(queue, answer, flight.started, now)
+        wait = outcome.retry_after(answer.retry_after, time.time()) if isinstance(answer, Response) else 0.0
+        decided = outcome.decide(delivery, answer, at + seconds, self.last_start(delivery), wait, self._random)
+        _log_failure(delivery, attempt.error, decided)
+        if isinstance(decided, Postponed):
+            self._recorder.put(Result(delivery, None, decided))
+            return
+        if not self.keep_response:
+            attempt = attempt._replace(response=None)
+        if wait > 0:
+            pause = max(wait, decided.delay) if isinstance(decided, Retry) else wait
+            queue.blocked_until = time.monotonic() + min(pause, outcome.MAX_RETRY_AFTER)
+        self._recorder.put(Result(delivery, attempt, decided))
+
+    def _doubt(self, queue: EndpointQueue, answer: Response | NoResponse, started: float, now: float) -> None:
+        """Count an answer that was not good against its endpoint, if it is the endpoint's fault."""
+        endpoint = queue.endpoint
+        queue.gone = queue.gone + 1 if outcome.is_gone(answer) else 0
+        if queue.gone >= GONE_MOST:
+            self.on_trouble(endpoint.id, "gone")
+        if outcome.is_failure(answer) and queue.failed(started, now, self._random()):
+            log.warning("endpoint_failing", endpoint=endpoint.label)
+            self.on_trouble(endpoint.id, "failing")
+
+
+def _log_failure(delivery: Delivery, error: str | None, decided: Outcome) -> None:
+    log.info(
+        "attempt_postponed" if isinstance(decided, Postponed) else "attempt_failed",
+        endpoint=delivery.endpoint.label,
+        event_id=delivery.event.event_id,
+        attempt=delivery.attempt,
+        code=error,
+        next_in=None if isinstance(decided, (Delivered, Ended)) else round(decided.delay, 1),
+    )

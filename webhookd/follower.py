@@ -1,0 +1,319 @@
+"""Sends to parked endpoints: each has a cursor in the log, and one daemon that is its only sender.
+
+    failing, saturated, paused ──▶ parked ──▶ taken by one daemon ──▶ pages of the log ──▶ windows ──▶ dispatcher
+                       live again ◀── near the end, and well ◀──┘          settled: the cursor moves ◀──┘
+
+A cursor hands out what its endpoint has room for. So what is owed to one that is dead or paused stays in the log, where
+it costs nothing, and neither memory nor the backlog knows of it.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Protocol
+
+import structlog
+
+from webhookd import breaker
+from webhookd.errors import SchemaMismatch, StoreUnavailable
+from webhookd.model import Delivery, Endpoint, Window
+from webhookd.pages import Pages, Taken
+from webhookd.parking import Cursor, Parking
+from webhookd.queues import Fed, Feed
+from webhookd.tasks import wait_for
+
+LOOK_SECONDS = 0.5
+AWAY_SECONDS = 1.0
+GIVE_UP_LOOKS = 120  # looks, which is a minute: how often we see whose time is over behind an endpoint that fails
+NEAR = 20  # batches from the end of the log at which an endpoint becomes live again
+FOREVER = float("inf")
+
+log = structlog.get_logger("webhookd.follower")
+
+
+class Store(Protocol):
+    """What the follower needs of the store."""
+
+    async def parking(self) -> Parking: ...
+    async def version(self) -> int: ...
+    async def park(self, breakers: dict[int, tuple[int, float]], why: str, owner: int) -> None: ...
+    async def unpark(self, epochs: dict[int, int], owner: int) -> None: ...
+    async def unpark_idle(self, endpoint_ids: Sequence[int]) -> None: ...
+    async def disable(self, endpoint_id: int, why: str) -> bool: ...
+    async def give_up(self, endpoint_id: int, owner: int, epoch: int, before: float) -> int: ...
+    async def take(self, owner: int, ours: Sequence[int], steady_until: float, dead_after: float, most: int) -> int: ...
+    async def breakers(self, breakers: dict[int, tuple[int, float]], owner: int) -> None: ...
+    async def forget(self) -> None: ...
+    async def newest(self) -> int: ...
+    async def settled(self, pairs: Sequence[tuple[int, int]], lo: datetime) -> set[tuple[int, int]]: ...
+
+
+class Dispatcher(Protocol):
+    """Where deliveries go."""
+
+    @property
+    def room(self) -> int: ...
+    def claimable(self, endpoint_id: int) -> tuple[int, float]: ...
+    def is_busy(self, endpoint_id: int) -> bool: ...
+    def is_well(self, endpoint_id: int) -> bool: ...
+    def breaker(self, endpoint_id: int) -> tuple[int, float]: ...
+    def follow(self, fed: Mapping[int, Fed]) -> None: ...
+    def offer(self, delivery: Delivery) -> None: ...
+
+
+class Recorder(Protocol):
+    """Where windows end."""
+
+    def settle(self, batch: Window) -> None: ...
+
+
+class Follower:
+    """Parks, follows and unparks.
+
+    `owes(endpoint id)` says whether its backlog has something that is due, and `over_before(endpoint)` is the moment
+    before which the time of its deliveries is over.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        pages: Pages,
+        dispatcher: Dispatcher,
+        recorder: Recorder,
+        owner: int,
+        parking: Parking,
+        endpoint: Callable[[int], Endpoint | None],
+        owes: Callable[[int], bool],
+        over_before: Callable[[Endpoint], float],
+        *,
+        dead_after: float,
+        look_seconds: float = LOOK_SECONDS,
+    ) -> None:
+        self._store = store
+        self._pages = pages
+        self._dispatcher = dispatcher
+        self._recorder = recorder
+        self._owner = owner
+        self._endpoint = endpoint
+        self._owes = owes
+        self._over_before = over_before
+        self._give_up_at = 0.0
+        self._dead_after = dead_after
+        self._look_seconds = look_seconds
+        self._next_look = 0.0
+        self._parking = parking
+        self._cursors: dict[tuple[int, int], Cursor] = {}
+        self._known: set[tuple[int, int]] = set()  # cursors that we have had, whatever became of them
+        self._noted: dict[int, int] = {}  # failures of an endpoint's breaker, as the database has them
+        self._troubles: dict[int, str] = {}
+        self._catching_up = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self.live = 1  # daemons that share what is parked
+        self.steady_until = 0.0  # until then, on the database's clock, we may call others dead: the janitor's word
+        self._assign()
+
+    def changed(self) -> None:
+        """Our endpoints are others now, and so may be what is parked."""
+        self._parking.version = -1
+        self._assign()
+
+    def trouble(self, endpoint_id: int, trouble: str) -> None:
+        """See to an endpoint that does not work, soon."""
+        self._troubles.setdefault(endpoint_id, trouble)
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Hand out nothing more."""
+        self._stopped.set()
+        self._wake.set()
+
+    def aside(self, batch: int) -> frozenset[int]:
+        """The endpoints that get the events of this batch by a cursor; `catch_up` with the batch first."""
+        return self._parking.aside(batch)
+
+    async def catch_up(self, version: int) -> None:
+        """Know at least what was parked by then."""
+        if self._parking.version < version:
+            async with self._catching_up:
+                if self._parking.version < version:
+                    self._parking = await self._store.parking()
+                    self._assign()
+
+    async def run(self) -> None:
+        """Follow until stopped."""
+        pause = 0.0
+        while not self._stopped.is_set():
+            if await wait_for(self._wake, pause):
+                self._wake.clear()
+                await wait_for(self._stopped, self._look_seconds / 10)  # trouble rarely comes alone
+            try:
+                pause = await self._look()
+            except (StoreUnavailable, SchemaMismatch):
+                pause = AWAY_SECONDS  # the reader says why
+
+    async def _look(self) -> float:
+        """Do what there is to do; the seconds until there may be more."""
+        if self._troubles:
+            await self._see_to()
+        await self.catch_up(await self._store.version())
+        if not self._parking.rows:
+            return self._look_seconds
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + self._look_seconds
+            await self._take_over()
+            await self._note_breakers()
+            await self._give_up()
+            await self._end()
+        return self._look_seconds / 10 if await self._hand_out() else self._look_seconds
+
+    # Who is parked.
+
+    def _assign(self) -> None:
+        """Tell the dispatcher whom it feeds from where, and have a cursor for each that is ours."""
+        now = time.monotonic()
+        fed, cursors = {}, {}
+        for row in self._parking.rows:
+            ours = row.owner == self._owner and self._endpoint(row.endpoint_id) is not None
+            if row.to_batch is None:
+                feed = Feed.CURSOR if ours and not row.is_still else Feed.NONE
+                fed[row.endpoint_id] = Fed(feed, row.fails, now + (row.retry_in or 0.0))
+                if ours:
+                    self._noted.setdefault(row.endpoint_id, row.fails)
+            if ours and row.reason != "disabled" and not row.is_at_its_end:
+                key = row.endpoint_id, row.from_batch
+                cursor = self._cursors.get(key)
+                if cursor is not None and cursor.epoch == row.epoch:
+                    cursor.follow(row)
+                    cursors[key] = cursor
+                elif key in self._known and self._dispatcher.is_busy(row.endpoint_id):
+                    continue  # it comes back to us, and what we had handed out would be handed out again
+                else:
+                    cursors[key] = Cursor(row)
+        self._cursors = cursors
+        self._known |= cursors.keys()
+        self._noted = {id_: fails for id_, fails in self._noted.items() if fed.get(id_, Fed()).feed is Feed.CURSOR}
+        self._dispatcher.follow(fed)
+
+    async def _see_to(self) -> None:
+        """Park or disable those that do not work."""
+        parked = {row.endpoint_id for row in self._parking.rows if row.to_batch is None}
+        for trouble in ("failing", "saturated"):
+            ids = [id_ for id_, why in self._troubles.items() if why == trouble and id_ not in parked]
+            if ids:
+                await self._store.park({id_: self._dispatcher.breaker(id_) for id_ in ids}, trouble, self._owner)
+                log.info("parked", endpoints=len(ids), reason=trouble)
+        for id_ in [id_ for id_, why in self._troubles.items() if why == "gone"]:
+            if await self._store.disable(id_, "http_410"):
+                endpoint = self._endpoint(id_)
+                log.warning("endpoint_disabled", endpoint=endpoint and endpoint.label, reason="http_410")
+        self._troubles.clear()
+
+    async def _take_over(self) -> None:
+        """Become the sender of our part of those that have none."""
+        open_rows = [row for row in self._parking.rows if not row.is_at_its_end and row.reason != "disabled"]
+        others = {row.endpoint_id for row in open_rows if row.owner != self._owner and self._endpoint(row.endpoint_id)}
+        ours = sum(row.owner == self._owner for row in open_rows)
+        room = -(-len(open_rows) // self.live) - ours
+        if others and room > 0:
+            if await self._store.take(self._owner, sorted(others), self.steady_until, self._dead_after, room):
+                await self.catch_up(await self._store.version())
+        elif len(self._cursors) < ours:
+            self._assign()  # one that came back to us may be free now
+
+    async def _note_breakers(self) -> None:
+        """Write what has changed of the breakers, for whoever takes the endpoints over."""
+        changed = {}
+        for id_, fails in self._noted.items():
+            state = self._dispatcher.breaker(id_)
+            if state[0] != fails:
+                changed[id_] = state
+        if changed:
+            await self._store.breakers(changed, self._owner)
+            self._noted |= {id_: fails for id_, (fails, _) in changed.items()}
+
+    async def _give_up(self) -> None:
+        """End what has waited for its whole time behind endpoints that fail."""
+        if time.monotonic() < self._give_up_at:
+            return
+        self._give_up_at = time.monotonic() + GIVE_UP_LOOKS * self._look_seconds
+        for row in self._parking.rows:
+            endpoint = self._endpoint(row.endpoint_id)
+            if endpoint is None or row.to_batch is not None or not self._noted.get(row.endpoint_id):
+                continue
+            # Later than its time by two probes, so that what was due on its horizon has had its last chance.
+            if (before := self._over_before(endpoint) - 2 * breaker.PROBE_MOST) > row.resumed_at:
+                ended = await self._store.give_up(row.endpoint_id, self._owner, row.epoch, before)
+                if ended:
+                    log.warning("deliveries_exhausted", endpoint=endpoint.label, rows=ended, reason="endpoint_failing")
+
+    async def _end(self) -> None:
+        """Let those be live again that are well and near the end, and forget cursors that have come to their end."""
+        idle, well = [], {}
+        newest = await self._store.newest()
+        for row in self._parking.rows:
+            if row.to_batch is not None or row.is_still:
+                continue
+            cursor = self._cursors.get((row.endpoint_id, row.from_batch))
+            if row.idle:
+                idle.append(row.endpoint_id)
+            elif cursor and cursor.batch > newest - NEAR and self._dispatcher.is_well(row.endpoint_id):
+                well[row.endpoint_id] = row.epoch
+        if idle:
+            await self._store.unpark_idle(idle)
+        if well:
+            await self._store.unpark(well, self._owner)
+            log.info("unparked", endpoints=len(well))
+        if idle or well:
+            await self.catch_up(await self._store.version())
+        if any(row.to_batch is not None for row in self._parking.rows):
+            await self._store.forget()
+
+    # What they are owed.
+
+    async def _hand_out(self) -> bool:
+        """Offer what has room; True when something was."""
+        hungry = {cursor: room for cursor in self._cursors.values() if (room := self._room(cursor)) > 0}
+        if not hungry or self._dispatcher.room <= 0:
+            return False
+        newest = await self._store.newest()
+        taken = []
+        for cursor in sorted(hungry, key=lambda cursor: cursor.batch):  # neighbours read the same pages
+            if cursor.has_more(newest):
+                taken.append(await self._pages.read(cursor, hungry[cursor]))
+        pairs = [(event.id, each.cursor.endpoint_id) for each in taken for event, _ in each.deliveries]
+        settled: set[tuple[int, int]] = set()
+        if pairs:
+            oldest = min(event.created_at for each in taken for event, _ in each.deliveries)
+            settled = await self._store.settled(pairs, oldest)
+        for each in taken:
+            self._offer(each, settled)
+        return bool(taken)
+
+    def _room(self, cursor: Cursor) -> int:
+        id_ = cursor.endpoint_id
+        if self._dispatcher.breaker(id_)[0] and self._owes(id_):
+            return 0  # a probe is what has failed before, if there is such
+        return self._dispatcher.claimable(id_)[0]
+
+    def _offer(self, taken: Taken, settled: set[tuple[int, int]]) -> None:
+        cursor = taken.cursor
+        endpoint = self._endpoint(cursor.endpoint_id)
+        key = cursor.endpoint_id, cursor.from_batch
+        if (
+            endpoint is None
+            or self._cursors.get(key) is not cursor
+            or (taken.batch, taken.pos)
+            <= (
+                cursor.batch,
+                cursor.pos,
+            )
+        ):
+            return  # it has gone meanwhile, or nothing was there
+        window = cursor.move(taken.batch, taken.pos)
+        for event, clock_from in taken.deliveries:
+            if (event.id, cursor.endpoint_id) not in settled:
+                window.open += 1
+                self._dispatcher.offer(Delivery(event, endpoint, window, 0, clock_from, time.monotonic(), FOREVER))
+        self._recorder.settle(window)

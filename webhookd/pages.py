@@ -1,0 +1,119 @@
+"""The log as cursors read it: a batch is read once for all cursors near it, and matched once for all endpoints."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple, Protocol
+
+from webhookd.model import Endpoint, Event
+from webhookd.parking import Cursor
+
+AT_ONCE = 10  # batches in one query
+PER_STEP = 40  # batches that a cursor may pass before others have their turn
+KEPT = 40  # that several cursors may read
+
+
+class Page(Protocol):
+    """A batch."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def cut_at(self) -> float: ...
+    @property
+    def event_ids(self) -> Sequence[int]: ...
+    @property
+    def lo(self) -> datetime: ...
+    @property
+    def hi(self) -> datetime: ...
+
+
+class Store(Protocol):
+    """Where pages come from."""
+
+    async def pages(self, first: int, most: int) -> Sequence[Page]:
+        """Batches from `first` on, in order."""
+
+
+class Heads(Protocol):
+    """The events of the pages."""
+
+    async def heads(self, ids: Sequence[int], lo: datetime, hi: datetime) -> list[Event]:
+        """Events without payloads."""
+
+
+class _Opened(NamedTuple):
+    """A page, and who of all endpoints is owed which of its events: (position, event)."""
+
+    id: int
+    cut_at: float
+    owed: Mapping[int, Sequence[tuple[int, Event]]]
+
+
+class Taken(NamedTuple):
+    """What a cursor hands out next, and the place it comes to."""
+
+    cursor: Cursor
+    deliveries: Sequence[tuple[Event, float]]  # with the moment from which the three days count
+    batch: int
+    pos: int
+
+
+class Pages:
+    """Reads for cursors. `configure` tells who subscribes to what."""
+
+    def __init__(self, store: Store, heads: Heads) -> None:
+        self._store = store
+        self._heads = heads
+        self._pages: OrderedDict[int, _Opened] = OrderedDict()
+        self._endpoints_for: Callable[[Event], tuple[Endpoint, ...]] = lambda event: ()
+
+    def configure(self, endpoints_for: Callable[[Event], tuple[Endpoint, ...]]) -> None:
+        """Go on with these endpoints."""
+        self._endpoints_for = endpoints_for
+        self._pages = OrderedDict()
+
+    async def read(self, cursor: Cursor, room: int) -> Taken:
+        """So many deliveries from where the cursor is, if there are so many within some batches."""
+        deliveries: list[tuple[Event, float]] = []
+        batch, pos = cursor.batch, cursor.pos
+        for _ in range(PER_STEP):
+            page = await self._page(batch)
+            if page is None:
+                break
+            if cursor.to_batch is not None and page.id >= cursor.to_batch:
+                batch, pos = cursor.to_batch, 0
+                break
+            since = pos if page.id == batch else 0
+            for at, event in page.owed.get(cursor.endpoint_id, ()):
+                if at < since:
+                    continue
+                if len(deliveries) == room:
+                    return Taken(cursor, deliveries, page.id, at)
+                deliveries.append((event, max(page.cut_at, cursor.resumed_at)))
+            batch, pos = page.id + 1, 0
+        return Taken(cursor, deliveries, batch, pos)
+
+    async def _page(self, batch: int) -> _Opened | None:
+        """The first batch from there on; None at the end of the log."""
+        pages = self._pages
+        if batch in pages:
+            pages.move_to_end(batch)
+            return pages[batch]
+        opened = [await self._opened(page) for page in await self._store.pages(batch, AT_ONCE)]
+        pages |= {page.id: page for page in opened}  # `configure` may have put others in their place meanwhile
+        while len(pages) > KEPT:
+            pages.popitem(last=False)
+        return opened[0] if opened else None  # not `batch` itself where ids have a gap, since a copy was taken over
+
+    async def _opened(self, page: Page) -> _Opened:
+        owed: dict[int, list[tuple[int, Event]]] = {}
+        if page.event_ids:
+            events = {event.id: event for event in await self._heads.heads(page.event_ids, page.lo, page.hi)}
+            for at, id_ in enumerate(page.event_ids):
+                if (event := events.get(id_)) is not None:
+                    for endpoint in self._endpoints_for(event):
+                        owed.setdefault(endpoint.id, []).append((at, event))
+            await asyncio.sleep(0)
+        return _Opened(page.id, page.cut_at, owed)

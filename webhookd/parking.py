@@ -1,0 +1,92 @@
+"""Which endpoints are parked: they read the log with a cursor of their own, and one daemon alone sends to them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from webhookd.model import Window
+
+
+class Parked(NamedTuple):
+    """An endpoint that reads the batches [from_batch, to_batch) with a cursor; to_batch None: also those to come."""
+
+    endpoint_id: int
+    from_batch: int
+    to_batch: int | None
+    next_batch: int
+    next_pos: int
+    reason: str
+    owner: int | None
+    epoch: int
+    fails: int  # its breaker's
+    retry_in: float | None  # seconds
+    paused: bool
+    disabled: bool
+    resumed_at: float  # the end of its last pause, on the database's clock; 0 when there was none
+    idle: bool  # it is owed nothing new: inactive, or gone from the files
+
+    @property
+    def is_at_its_end(self) -> bool:
+        """True when all of its batches are settled."""
+        return self.to_batch is not None and self.next_batch >= self.to_batch
+
+    @property
+    def is_still(self) -> bool:
+        """True when nothing of it may be sent."""
+        return self.paused or self.disabled
+
+
+class Parking:
+    """What is parked, as of `version`."""
+
+    def __init__(self, version: int = -1, rows: Sequence[Parked] = ()) -> None:
+        self.version = version
+        self.rows = rows
+        # Behind the newest boundary nothing changes, and that is where nearly every batch is.
+        self._newest = max((max(row.from_batch, row.to_batch or 0) for row in rows), default=0)
+        self._aside = self._of(self._newest)
+
+    def aside(self, batch: int) -> frozenset[int]:
+        """The endpoints that get the events of this batch by their cursor."""
+        return self._aside if batch >= self._newest else self._of(batch)
+
+    def _of(self, batch: int) -> frozenset[int]:
+        return frozenset(
+            row.endpoint_id
+            for row in self.rows
+            if row.from_batch <= batch and (row.to_batch is None or batch < row.to_batch)
+        )
+
+
+class Cursor:
+    """Where a parked endpoint that is ours has come to: `batch` and `pos` are what is handed out next."""
+
+    __slots__ = ("batch", "endpoint_id", "epoch", "from_batch", "last", "pos", "resumed_at", "to_batch")
+
+    def __init__(self, row: Parked) -> None:
+        self.endpoint_id = row.endpoint_id
+        self.from_batch = row.from_batch
+        self.epoch = row.epoch
+        self.batch, self.pos = row.next_batch, row.next_pos
+        self.last: Window | None = None
+        self.follow(row)
+
+    def follow(self, row: Parked) -> None:
+        """Go on as the row says now: it may end, it may have been paused, and retention may have moved it on."""
+        self.to_batch = row.to_batch
+        self.resumed_at = row.resumed_at
+        if (row.next_batch, row.next_pos) > (self.batch, self.pos):
+            self.batch, self.pos = row.next_batch, row.next_pos
+
+    def has_more(self, newest: int) -> bool:
+        """True when there is a batch to read, `newest` being the last of the log."""
+        return self.batch <= newest and (self.to_batch is None or self.batch < self.to_batch)
+
+    def move(self, batch: int, pos: int) -> Window:
+        """Go to this place; the window that leads there, open until everything in it is settled."""
+        window = Window(self.endpoint_id, self.from_batch, self.epoch, batch, pos)
+        if self.last is not None and self.last.open > 0:
+            self.last.next = window
+            window.open += 1
+        self.last = window
+        self.batch, self.pos = batch, pos
+        return window

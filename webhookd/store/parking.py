@@ -1,0 +1,100 @@
+"""Parked endpoints: who they are, where their cursors stand, and what those read."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from webhookd.parking import Parked, Parking
+from webhookd.sql import QUERIES
+from webhookd.store.batches import CLOCK_SLACK
+from webhookd.store.database import Database
+
+
+class Page(NamedTuple):
+    """A batch as a cursor reads it."""
+
+    id: int
+    cut_at: float
+    event_ids: Sequence[int]
+    lo: datetime
+    hi: datetime
+
+
+class ParkingStore:
+    """What the follower asks of the database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def parking(self) -> Parking:
+        """What is parked now."""
+        rows = await self._database.fetch(QUERIES["parked"])
+        return Parking(rows[0][0], [Parked._make(tuple(row)[1:]) for row in rows if row[1] is not None])
+
+    async def version(self) -> int:
+        """How often that has changed."""
+        return int((await self._database.fetch_row(QUERIES["parked_version"]))[0])
+
+    async def park(self, breakers: dict[int, tuple[int, float]], why: str, owner: int) -> None:
+        """Park these endpoints; each has failed so often and is left alone for so many seconds."""
+        fails = [fails for fails, _ in breakers.values()]
+        waits = [wait for _, wait in breakers.values()]
+        await self._database.fetch(QUERIES["park"], list(breakers), why, owner, fails, waits)
+
+    async def unpark(self, epochs: dict[int, int], owner: int) -> None:
+        """Feed these endpoints from memory again, but for those that are ours no longer."""
+        await self._database.fetch(QUERIES["unpark"], list(epochs), owner, list(epochs.values()))
+
+    async def unpark_idle(self, endpoint_ids: Sequence[int]) -> None:
+        """End the cursors of endpoints that are owed nothing new."""
+        await self._database.fetch(QUERIES["unpark_idle"], endpoint_ids)
+
+    async def disable(self, endpoint_id: int, why: str) -> bool:
+        """Owe this endpoint nothing new; False when it was disabled before."""
+        return bool((await self._database.fetch_row(QUERIES["disable"], endpoint_id, why))[0])
+
+    async def pause(self, endpoint_ids: Sequence[int]) -> list[int]:
+        """Send nothing to these endpoints, and keep what arrives; those that were not paused before."""
+        return [row[0] for row in await self._database.fetch(QUERIES["pause"], endpoint_ids)]
+
+    async def resume(self, endpoint_ids: Sequence[int]) -> list[int]:
+        """Send again to these endpoints; those that were paused or disabled."""
+        return [row[0] for row in await self._database.fetch(QUERIES["resume"], endpoint_ids)]
+
+    async def take(self, owner: int, ours: Sequence[int], steady_until: float, dead_after: float, most: int) -> int:
+        """Become the sender of endpoints that have none, of those in our files; how many cursors that were."""
+        row = await self._database.fetch_row(QUERIES["take_parked"], owner, ours, steady_until, dead_after, most)
+        return int(row[0])
+
+    async def let_go(self, owner: int) -> None:
+        """Free all that we have."""
+        await self._database.fetch(QUERIES["let_go"], owner)
+
+    async def breakers(self, breakers: dict[int, tuple[int, float]], owner: int) -> None:
+        """Write how often they have failed, and for how many seconds they are left alone."""
+        fails = [fails for fails, _ in breakers.values()]
+        waits = [wait for _, wait in breakers.values()]
+        await self._database.fetch(QUERIES["breakers"], list(breakers), fails, waits, owner)
+
+    async def give_up(self, endpoint_id: int, owner: int, epoch: int, before: float) -> int:
+        """End what is older than that moment and still behind an endpoint that fails; how many rows ended."""
+        return int((await self._database.fetch_row(QUERIES["give_up"], endpoint_id, owner, epoch, before))[0])
+
+    async def forget(self) -> None:
+        """Delete cursors that nobody needs any longer."""
+        await self._database.fetch(QUERIES["forget_parked"])
+
+    async def newest(self) -> int:
+        """The last batch of the log."""
+        return int((await self._database.fetch_row(QUERIES["newest_batch"]))[0])
+
+    async def pages(self, first: int, most: int) -> list[Page]:
+        """Batches from `first` on, in order."""
+        rows = await self._database.fetch(QUERIES["batches_from"], first, most)
+        return [Page(row[0], row[1].timestamp(), row[2], row[3], row[4]) for row in rows]
+
+    async def settled(self, pairs: Sequence[tuple[int, int]], lo: datetime) -> set[tuple[int, int]]:
+        """Those of these (event, endpoint) pairs that were delivered or have a row; no event is older than `lo`."""
+        events, endpoints = zip(*pairs, strict=True)
+        rows = await self._database.fetch(QUERIES["settled"], events, endpoints, lo - CLOCK_SLACK)
+        return {(row[0], row[1]) for row in rows}
