@@ -19,6 +19,7 @@ from webhookd.cli import (
     init,
     listen,
     listings,
+    pause,
     reload,
     run,
     secret,
@@ -60,6 +61,8 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "events": listings.events,
     "deliveries": listings.deliveries,
     "attempts": listings.attempts,
+    "pause": pause.pause,
+    "resume": pause.resume,
     "reload": reload.reload,
 }
 for name, command in COMMANDS.items():

@@ -1,0 +1,157 @@
+"""`webhookd pause` and `resume`, and the states that `webhookd endpoints` shows: one for each row of docs/states.md."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.integration.conftest import Sql
+from webhookd.cli import app
+from webhookd.model import EndpointState
+
+
+class Prompt:
+    """A command line at the database of the test."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+
+    async def __call__(self, *arguments: object, code: int = 0) -> str:
+        given = list(map(str, arguments))
+        found = await asyncio.to_thread(CliRunner().invoke, app, given, env={"WEBHOOKD_DSN": self._dsn})
+        assert found.exit_code == code, found.exception or found.output
+        return found.stdout if code == 0 else str(found.exception)
+
+    async def json(self, *arguments: object) -> Any:
+        return json.loads(await self(*arguments, "--json"))
+
+    async def states(self) -> dict[str, str]:
+        listed = (await self.json("endpoints", "list"))["endpoints"]
+        return {f"{each['tenant']}/{each['name']}".lstrip("/"): each["state"] for each in listed}
+
+
+@pytest.fixture
+async def prompt(dsn: str, sql: Sql) -> Prompt:
+    """With four endpoints of two tenants at two hosts."""
+    for tenant, name, url in (
+        ("", "orders", "https://hooks.example.com/a"),
+        ("", "stock", "https://hooks.example.com:8443/b"),
+        ("acme", "orders", "https://other.example.com/c"),
+        ("acme", "mail", "https://HOOKS.example.com/d"),
+    ):
+        spec = {"tenant": tenant, "name": name, "url": url, "events": ["order.*"], "max_in_flight": 10, "rate_limit": 0}
+        await sql.execute(
+            "INSERT INTO webhookd.endpoint (tenant, name, source, spec) VALUES ($1, $2, 'file', $3)",
+            tenant,
+            name,
+            json.dumps(spec),
+        )
+    return Prompt(dsn)
+
+
+@pytest.mark.parametrize(
+    ("which", "paused"),
+    [
+        (("orders",), {"orders"}),
+        (("acme/mail", "stock"), {"acme/mail", "stock"}),
+        (("--tenant", "acme"), {"acme/mail", "acme/orders"}),
+        (("--tenant", ""), {"orders", "stock"}),
+        (("--host", "hooks.example.com"), {"orders", "stock", "acme/mail"}),
+        (("--host", "hooks.example.com:8443"), {"stock"}),
+        (("--all",), {"orders", "stock", "acme/mail", "acme/orders"}),
+    ],
+)
+async def test_whom_a_pause_is_for(prompt: Prompt, which: tuple[str, ...], paused: set[str]) -> None:
+    said = await prompt("pause", *which)
+    assert said.startswith("paused ")
+    assert {name for name, state in (await prompt.states()).items() if state == "paused"} == paused
+    again = await prompt.json("pause", *which)
+    assert (again["paused"], set(again["unchanged"])) == ([], paused)
+    resumed = await prompt.json("resume", "--all")
+    assert set(resumed["resumed"]) == paused
+    assert set((await prompt.states()).values()) == {"active"}
+
+
+async def test_what_it_says(prompt: Prompt) -> None:
+    assert await prompt("pause", "stock") == "paused stock\n"
+    assert await prompt("pause", "stock") == "nothing to do: stock is paused already\n"
+    assert await prompt("pause", "--tenant", "") == "paused orders\nstock is paused already\n"
+    assert await prompt("resume", "--tenant", "") == "resumed 2 endpoints (orders, stock)\n"
+    assert await prompt("resume", "stock") == "nothing to do: stock is neither paused nor disabled\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "say which endpoints: NAME..., --tenant TENANT, --host HOST or --all"),
+        (("orders", "--all"), "say which endpoints: NAME..., --tenant TENANT, --host HOST or --all"),
+        (("nobody",), "there is no endpoint"),
+        (("--tenant", "nobody"), "there is no such endpoint: `webhookd endpoints list` shows all"),
+        (("--host", "example.com"), "there is no such endpoint: `webhookd endpoints list` shows all"),
+    ],
+)
+@pytest.mark.parametrize("command", ["pause", "resume"])
+async def test_a_mistake_is_one_sentence(
+    prompt: Prompt, command: str, arguments: tuple[str, ...], sentence: str
+) -> None:
+    assert (await prompt(command, *arguments, code=1)).startswith(sentence)
+
+
+PARK = """INSERT INTO webhookd.parked (endpoint_id, from_batch, next_batch, reason, owner, fails, retry_at)
+          VALUES (1, 1, 1, '{reason}', 7, {fails}, now() + interval '1 hour')"""
+MAKE = {
+    "active": ("SELECT 1", "live, from memory"),
+    "failing": (PARK.format(reason="failing", fails=3), "(failing), daemon 7 sends to it"),
+    "paused": ("SELECT webhookd.pause('{1}')", "(paused), no daemon has it"),
+    "disabled": ("SELECT webhookd.disable(1, 'http_410')", "(disabled), no daemon has it"),
+    "inactive": ("""UPDATE webhookd.endpoint SET spec = spec || '{"active": false}' WHERE id = 1""", "live"),
+    "removed": ("UPDATE webhookd.endpoint SET removed_at = now() WHERE id = 1", "live"),
+}
+
+
+@pytest.mark.parametrize("state", EndpointState)
+async def test_each_state_is_shown(prompt: Prompt, sql: Sql, state: EndpointState) -> None:
+    statement, fed = MAKE[state]
+    await sql.execute(statement)
+    assert (await prompt.states())["orders"] == state
+    shown = await prompt("endpoints", "show", "orders")
+    assert f"state        {state}\n" in shown
+    assert fed in shown
+    assert ("next probe in " in shown) == (state == "failing")
+    assert ("`webhookd resume` ends it" in shown) == (state in ("paused", "disabled"))
+
+
+@pytest.mark.parametrize(
+    ("stronger", "weaker"),
+    [("removed", "inactive"), ("inactive", "disabled"), ("disabled", "paused"), ("paused", "failing")],
+)
+async def test_the_state_that_keeps_the_most_from_it_is_shown(
+    prompt: Prompt, sql: Sql, stronger: str, weaker: str
+) -> None:
+    await sql.execute(MAKE[weaker][0])
+    await sql.execute(MAKE[stronger][0])
+    assert (await prompt.states())["orders"] == stronger
+
+
+async def test_it_may_be_disabled_resumed_and_parked_without_an_event_between(prompt: Prompt, sql: Sql) -> None:
+    for _ in range(2):
+        assert await sql.fetchval("SELECT webhookd.disable(1, 'http_410')")
+        assert not await sql.fetchval("SELECT webhookd.disable(1, 'http_410')")
+        assert await prompt("resume", "orders") == "resumed orders\n"
+        assert await prompt("pause", "orders") == "paused orders\n"
+        assert await prompt("resume", "orders") == "resumed orders\n"
+
+
+async def test_status_tells_who_is_live_and_how_far_a_cursor_is_behind(prompt: Prompt, sql: Sql) -> None:
+    await sql.execute("SELECT webhookd.pause('{1}')")
+    await sql.execute("SELECT webhookd.emit('order.created', '{}')")
+    await sql.execute("SELECT webhookd.cut(100, 500, 1)")
+    await sql.execute("UPDATE webhookd.batch SET cut_at = now() - interval '1 hour'")
+    found = {f"{each['tenant']}/{each['name']}": each for each in (await prompt.json("status"))["endpoints"]}
+    assert found["/orders"]["fed"] == "paused"
+    assert 3599 < found["/orders"]["behind_seconds"] < 3700
+    assert (found["/stock"]["fed"], found["/stock"]["behind_seconds"]) == ("live", None)
+    shown = await prompt("endpoints", "show", "orders")
+    assert "owed         what it subscribes to in the log since" in shown
