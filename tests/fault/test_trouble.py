@@ -63,7 +63,9 @@ async def scene(own_server: Server, own_database: str, tmp_path: Path, seed: int
         processes.configure(ENDPOINTS)
         async with asyncio.TaskGroup() as starting:
             for role in DAEMONS:
-                starting.create_task(processes.start(role, "--database-pace", "0.1", dsn=proxy.dsn(role)))
+                # A lease outlasts the trouble, as it would: whose lease ran out meanwhile may be sent by the other one.
+                arguments = ("--database-pace", "0.1", "--lease-margin", "6")
+                starting.create_task(processes.start(role, *arguments, dsn=proxy.dsn(role)))
         yield here
 
 
