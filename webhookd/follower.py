@@ -156,7 +156,12 @@ class Follower:
     async def _look(self) -> float:
         """Do what there is to do; the seconds until there may be more."""
         if self._troubles:
-            await self._see_to()
+            troubles, self._troubles = self._troubles, {}
+            try:
+                await self._see_to(troubles)
+            except (StoreUnavailable, SchemaMismatch):
+                self._troubles = troubles | self._troubles  # a breaker opens once, and tells it once
+                raise
         await self.catch_up(await self._store.version())
         if not self._parking.rows:
             return self._look_seconds
@@ -196,19 +201,17 @@ class Follower:
         self._noted = {id_: fails for id_, fails in self._noted.items() if fed.get(id_, Fed()).feed is Feed.CURSOR}
         self._dispatcher.follow(fed)
 
-    async def _see_to(self) -> None:
-        """Park or disable those that do not work."""
-        parked = {row.endpoint_id for row in self._parking.rows if row.to_batch is None}
+    async def _see_to(self, troubles: Mapping[int, str]) -> None:
+        """Park or disable those that do not work; to those that are parked already it does nothing."""
         for trouble in ("failing", "saturated"):
-            ids = [id_ for id_, why in self._troubles.items() if why == trouble and id_ not in parked]
+            ids = [id_ for id_, why in troubles.items() if why == trouble]
             if ids:
                 await self._store.park({id_: self._dispatcher.breaker(id_) for id_ in ids}, trouble, self._owner)
                 log.info("parked", endpoints=len(ids), reason=trouble)
-        for id_ in [id_ for id_, why in self._troubles.items() if why == "gone"]:
+        for id_ in [id_ for id_, why in troubles.items() if why == "gone"]:
             if await self._store.disable(id_, "http_410"):
                 endpoint = self._endpoint(id_)
                 log.warning("endpoint_disabled", endpoint=endpoint and endpoint.label, reason="http_410")
-        self._troubles.clear()
 
     async def _take_over(self) -> None:
         """Become the sender of our part of those that have none."""
