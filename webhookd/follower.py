@@ -107,6 +107,7 @@ class Follower:
         self._known: set[tuple[int, int]] = set()  # cursors that we have had, whatever became of them
         self._noted: dict[int, int] = {}  # failures of an endpoint's breaker, as the database has them
         self._troubles: dict[int, str] = {}
+        self._seen_to = True  # what was taken of them is in our parking
         self._catching_up = asyncio.Lock()
         self._wake = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -133,6 +134,11 @@ class Follower:
         """The endpoints that get the events of this batch by a cursor; `catch_up` with the batch first."""
         return self._parking.aside(batch)
 
+    @property
+    def is_parking(self) -> bool:
+        """True when an endpoint is about to be parked."""
+        return bool(self._troubles) or not self._seen_to
+
     async def catch_up(self, version: int) -> None:
         """Know at least what was parked by then."""
         if self._parking.version < version:
@@ -157,12 +163,14 @@ class Follower:
         """Do what there is to do; the seconds until there may be more."""
         if self._troubles:
             troubles, self._troubles = self._troubles, {}
+            self._seen_to = False
             try:
                 await self._see_to(troubles)
             except (StoreUnavailable, SchemaMismatch):
                 self._troubles = troubles | self._troubles  # a breaker opens once, and tells it once
                 raise
         await self.catch_up(await self._store.version())
+        self._seen_to = True
         if not self._parking.rows:
             return self._look_seconds
         if time.monotonic() >= self._next_look:
@@ -255,13 +263,19 @@ class Follower:
         """Let those be live again that are well and near the end, and forget cursors that have come to their end."""
         idle, well = [], {}
         newest = await self._store.newest()
+        first = self._first(newest)
         for row in self._parking.rows:
             if row.to_batch is not None or row.is_still:
                 continue
             cursor = self._cursors.get((row.endpoint_id, row.from_batch))
             if row.idle:
                 idle.append(row.endpoint_id)
-            elif cursor and cursor.batch > newest - NEAR and self._dispatcher.is_well(row.endpoint_id):
+            elif (
+                cursor is not None
+                and first.get(row.endpoint_id, cursor) is cursor  # none of an older range has more
+                and cursor.batch > newest - NEAR
+                and self._dispatcher.is_well(row.endpoint_id)
+            ):
                 well[row.endpoint_id] = row.epoch
         if idle:
             await self._store.unpark_idle(idle)
@@ -277,14 +291,13 @@ class Follower:
 
     async def _hand_out(self) -> bool:
         """Offer what has room; True when something was."""
-        hungry = {cursor: room for cursor in self._cursors.values() if (room := self._room(cursor)) > 0}
-        if not hungry or self._dispatcher.room <= 0:
+        if self._dispatcher.room <= 0 or not any(self._room(cursor) > 0 for cursor in self._cursors.values()):
             return False
-        newest = await self._store.newest()
         taken = []
-        for cursor in sorted(hungry, key=lambda cursor: cursor.batch):  # neighbours read the same pages
-            if cursor.has_more(newest):
-                taken.append(await self._pages.read(cursor, hungry[cursor]))
+        first = self._first(await self._store.newest())
+        for cursor in sorted(first.values(), key=lambda cursor: cursor.batch):  # neighbours read the same pages
+            if (room := self._room(cursor)) > 0:
+                taken.append(await self._pages.read(cursor, room))
         pairs = [(event.id, each.cursor.endpoint_id) for each in taken for event, _ in each.deliveries]
         settled: set[tuple[int, int]] = set()
         if pairs:
@@ -293,6 +306,14 @@ class Follower:
         for each in taken:
             self._offer(each, settled)
         return bool(taken)
+
+    def _first(self, newest: int) -> dict[int, Cursor]:
+        """By endpoint, which of its cursors reads next, if any of them has more."""
+        first: dict[int, Cursor] = {}
+        for cursor in self._cursors.values():
+            if cursor.has_more(newest):
+                first[cursor.endpoint_id] = min(first.get(cursor.endpoint_id, cursor), cursor, key=lambda c: c.batch)
+        return first
 
     def _room(self, cursor: Cursor) -> int:
         id_ = cursor.endpoint_id

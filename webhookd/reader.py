@@ -3,6 +3,9 @@
     wake ──▶ cut ──▶ heads ──▶ endpoints_for ──▶ dispatcher.offer
     every few seconds: adopt ──▶ known ──▶ heads ──▶ …
 
+Batches in hand take turns, and the reader cuts between them. Of a very large transaction it takes a piece when there is
+nothing else to hand out. So nobody waits for the events of another.
+
 After an empty cut the daemon sleeps: it takes the sleep lock, cuts once more, and waits until a producer rings. Under
 load it never sleeps, and lets a few milliseconds pass between two cuts so that batches are worth their row.
 """
@@ -10,7 +13,7 @@ load it never sleeps, and lets a few milliseconds pass between two cuts so that 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Literal, Protocol
 
@@ -21,10 +24,13 @@ from webhookd.matching import Matcher
 from webhookd.model import Batch, Delivery, Endpoint, Event, Postponed, Result
 from webhookd.tasks import wait_for
 
-MOST_PER_CUT = 5_000
+MOST_PER_CUT = 1_000  # events; a transaction that has more is cut in pieces
+PIECE = 500
+MOST_IN_HAND = 5_000  # events that are ours and not yet offered, from which on nothing more is cut or adopted
 MOST_ADOPTED = 20
 RESCUE_SECONDS = 3.0
-AT_A_TIME = 100  # deliveries that are offered before others have their turn on the loop
+AT_A_TIME = 100  # deliveries that are offered before others have their turn on the loop, and other batches
+CUT_BETWEEN = 0.1  # seconds after which the reader cuts although it has not offered everything
 NO_ROOM = 0.02  # seconds after which a full memory is looked at again, whether or not anything left it
 NAP = 0.2  # seconds after which a sleeper looks, whether or not anybody rang
 POLL_FIRST, POLL_MOST = 0.003, 0.05
@@ -43,8 +49,8 @@ log = structlog.get_logger("webhookd.reader")
 class Batches(Protocol):
     """What the reader needs of the store."""
 
-    async def cut(self, owner: int, most: int) -> list[Batch]:
-        """New batches, ours."""
+    async def cut(self, owner: int, most: int, rest: int) -> list[Batch]:
+        """New batches, ours; also so many events of a transaction that is cut in pieces."""
 
     async def adopt(
         self, owner: int, low: int, mine: Iterable[int], *, steady_until: float, dead_after: float, most: int
@@ -92,6 +98,10 @@ class Parking(Protocol):
     def aside(self, batch: int) -> frozenset[int]:
         """The endpoints that get the events of this batch by their cursor."""
 
+    @property
+    def is_parking(self) -> bool:
+        """True when an endpoint is about to be parked."""
+
 
 class Recorder(Protocol):
     """Where batches end."""
@@ -103,6 +113,16 @@ class Recorder(Protocol):
 
     def settle(self, batch: Batch) -> None:
         """One thing less keeps the batch open."""
+
+
+class Opening:
+    """A batch in hand, and what of it has not been offered once it was read."""
+
+    __slots__ = ("batch", "owed")
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.owed: Iterator[tuple[Event, Endpoint]] | None = None
 
 
 class Reader:
@@ -132,8 +152,11 @@ class Reader:
         self._rescue_seconds = rescue_seconds
         self._next_rescue = 0.0
         self._open: dict[int, Batch] = {}
-        self._pending: deque[Batch] = deque()  # of the open ones, those not yet offered to the end
-        self._offered = 0
+        self._openings: deque[Opening] = deque()  # of the open ones, those not yet offered to the end
+        self._in_hand = 0  # events of these
+        self._blocked = 0  # of these, how many in a row had to wait
+        self._cut_again_at = 0.0
+        self._dozing = False  # what is in hand was found when it had lain down
         self._poll = POLL_FIRST
         self._stopped = asyncio.Event()
         self._rate = 0.0
@@ -169,30 +192,41 @@ class Reader:
                 away = AWAY_FIRST
 
     async def _turn(self) -> None:
-        while self._pending and not self._stopped.is_set():
-            await self._open_next()
         await self._wait_for_room()
         if self._stopped.is_set():
             return
-        if time.monotonic() >= self._next_rescue:
+        now = time.monotonic()
+        if self._openings and (now < self._cut_again_at or self._in_hand >= MOST_IN_HAND):
+            await self._hand_out()
+        elif now >= self._next_rescue:
             await self._rescue()
-            return
+        else:
+            await self._look()
+
+    async def _look(self) -> None:
         self._bell.rung.clear()  # before the query: a ring that comes meanwhile must survive
-        if await self._cut() or self._rate >= NEVER_SLEEP_ABOVE:
-            await self._bell.get_up()
-            await wait_for(self._stopped, min(max(self._rate * PAUSE_PER_RATE, PAUSE_LEAST), PAUSE_MOST))
+        if await self._cut() or self._openings:
+            await self._hand_out()
+        elif self._rate >= NEVER_SLEEP_ABOVE:
+            await self._pause()
         else:
             await self._rest()
 
     async def _cut(self) -> bool:
-        """Cut and open; True when there was something new."""
-        batches = await self._store.cut(self._owner, min(self._dispatcher.room, MOST_PER_CUT))
+        """Cut; True when there was something new."""
+        # The rest of a large transaction waits while other things are handed out, and while an endpoint that it may
+        # be for is being parked, since from then on a cursor reads it.
+        rest = 0 if self._openings or self._parking.is_parking else PIECE
+        batches = await self._store.cut(self._owner, MOST_PER_CUT, rest)
         self._reached()
+        self._cut_again_at = time.monotonic() + CUT_BETWEEN
         self._measure(sum(len(batch.event_ids) for batch in batches))
         self._take_on(batches)
-        while self._pending and not self._stopped.is_set():
-            await self._open_next()
         return bool(batches)
+
+    async def _pause(self) -> None:
+        await self._bell.get_up()
+        await wait_for(self._stopped, min(max(self._rate * PAUSE_PER_RATE, PAUSE_LEAST), PAUSE_MOST))
 
     def _measure(self, events: int) -> None:
         now = time.monotonic()
@@ -207,8 +241,10 @@ class Reader:
             self._poll = min(self._poll * 1.5, POLL_MOST)
             return
         self._poll = POLL_FIRST
-        # What was committed before the lock was ours has rung nobody.
-        if not self._bell.rung.is_set() and not await self._cut():
+        if self._bell.rung.is_set():
+            return
+        self._dozing = await self._cut()  # what was committed before the lock was ours has rung nobody
+        if not self._dozing:
             await wait_for(self._bell.rung, NAP)
 
     async def _rescue(self) -> None:
@@ -230,30 +266,52 @@ class Reader:
     def _take_on(self, batches: Sequence[Batch]) -> None:
         for batch in batches:
             self._open[batch.id] = batch
-        self._pending.extend(batches)
+            self._openings.append(Opening(batch))
+            self._in_hand += len(batch.event_ids)
 
-    async def _open_next(self) -> None:
-        """Offer every delivery of the oldest pending batch, which stays pending if the database goes away before."""
-        batch = self._pending[0]
+    async def _hand_out(self) -> None:
+        """Offer some deliveries of the batch whose turn it is, which keeps its place if the database goes away."""
+        opening = self._openings[0]
+        batch = opening.batch
+        if opening.owed is None:
+            opening.owed = await self._owed(batch)
+        self._openings.rotate(-1)
+        if batch.claims > ONE_BY_ONE and batch.open > 1:
+            await self._wait_for_the_rest()
+            return
+        self._blocked = 0
+        for _ in range(1 if batch.claims > ONE_BY_ONE else AT_A_TIME):
+            if self._dispatcher.room <= 0 or self._stopped.is_set():
+                return  # the batch stays open, and is given back
+            if (pair := next(opening.owed, None)) is None:
+                await self._finish(opening)
+                return
+            self._offer(batch, *pair)
+        await asyncio.sleep(0)
+
+    async def _owed(self, batch: Batch) -> Iterator[tuple[Event, Endpoint]]:
         # A first claim has no past; of a later one, the ledger and the backlog know what is settled.
         known = await self._store.known(batch) if batch.claims > 1 else frozenset[tuple[int, int]]()
         events = await self._store.heads(batch.event_ids, batch.lo, batch.hi) if batch.event_ids else []
         await self._parking.catch_up(batch.parked)
         aside = self._parking.aside(batch.id)
-        for event in events:
-            for endpoint in self.endpoints_for(event):
-                if endpoint.id not in aside and (event.id, endpoint.id) not in known:
-                    await self._wait_for_room()
-                    if self._stopped.is_set():
-                        return  # the batch stays open, and is given back
-                    self._offer(batch, event, endpoint)
-                    self._offered += 1
-                    if self._offered % AT_A_TIME == 0:
-                        await asyncio.sleep(0)
-            if batch.claims > ONE_BY_ONE:
-                await self._wait_for_the_rest(batch)
-        self._pending.popleft()
-        self._recorder.settle(batch)
+        return (
+            (event, endpoint)
+            for event in events
+            for endpoint in self.endpoints_for(event)
+            if endpoint.id not in aside and (event.id, endpoint.id) not in known
+        )
+
+    async def _finish(self, opening: Opening) -> None:
+        self._openings.remove(opening)
+        self._in_hand -= len(opening.batch.event_ids)
+        self._recorder.settle(opening.batch)
+        if not self._openings:
+            self._cut_again_at = 0.0
+            if self._dozing:
+                self._dozing = False  # it lies down again at once, if that was all
+            else:
+                await self._pause()
 
     def _offer(self, batch: Batch, event: Event, endpoint: Endpoint) -> None:
         batch.open += 1
@@ -268,8 +326,11 @@ class Reader:
             self._dispatcher.room_freed.clear()
             await wait_for(self._dispatcher.room_freed, NO_ROOM)
 
-    async def _wait_for_the_rest(self, batch: Batch) -> None:
-        while batch.open > 1 and not self._stopped.is_set():
+    async def _wait_for_the_rest(self) -> None:
+        """Let other batches have their turn; when they all wait, until results are written."""
+        self._blocked += 1
+        if self._blocked >= len(self._openings):
+            self._blocked = 0
             self._recorder.flushed.clear()
             await wait_for(self._recorder.flushed, NAP)
 

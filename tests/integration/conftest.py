@@ -161,7 +161,7 @@ async def settled(sql: Sql, event_id: str, wanted: dict[str | None, str]) -> Non
         raise
 
 
-async def finished(sql: Sql) -> None:
+async def finished(sql: Sql, timeout: float = 20.0) -> None:
     """Wait until nothing is owed any more."""
 
     async def idle() -> bool:
@@ -174,7 +174,7 @@ async def finished(sql: Sql) -> None:
                                    WHERE (SELECT max(id) FROM webhookd.outbox) = ANY (outbox_ids))"""
         )
 
-    await eventually(idle, "the end of all", timeout=20.0)
+    await eventually(idle, "the end of all", timeout)
 
 
 @pytest.fixture

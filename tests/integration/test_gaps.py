@@ -24,7 +24,7 @@ async def cut(dsn: str, owner: int, stopped: asyncio.Event) -> int:
     try:
         while True:
             last = stopped.is_set()
-            rows = await connection.fetch(QUERIES["cut"], MOST, PAGE, owner)
+            rows = await connection.fetch(QUERIES["cut"], MOST, PAGE, owner, PAGE)
             found += bool(rows)
             if last and not rows and await nothing_is_left(connection):
                 return found

@@ -95,7 +95,7 @@ def arguments(batch: "asyncpg.Record", low: int) -> dict[str, Callable[[int], tu
         return (endpoints, events, [now] * 50, [1] * 50, [5.0] * 50, ["retry"] * 50, none, none, none, [1.0] * 50)
 
     return {
-        "cut": lambda _: (5_000, 500, ME),
+        "cut": lambda _: (5_000, 500, ME, 1),
         "heads": lambda _: (ids, lo, hi),
         "payloads": lambda _: (ids, lo, hi, 1024**2),
         "adopt": lambda _: (low, ME, [], 1e11, 15.0, 20),

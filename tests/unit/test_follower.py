@@ -9,8 +9,25 @@ from tests.waiting import until
 from webhookd import follower
 from webhookd.errors import StoreUnavailable
 from webhookd.follower import Dispatcher, Follower, Recorder, Store
+from webhookd.formats import FORMATS
+from webhookd.model import Endpoint, RetryPolicy
 from webhookd.pages import Pages
-from webhookd.parking import Parking
+from webhookd.parking import Parked, Parking
+from webhookd.signing import SCHEMES
+
+HOOK = Endpoint(
+    id=1,
+    tenant="",
+    name="hook",
+    url="https://hooks.example.com/",
+    events=("*",),
+    format=FORMATS["raw"],
+    signature=SCHEMES["none"],
+    secrets=(),
+    retry=RetryPolicy(),
+    timeout=20.0,
+    max_in_flight=10,
+)
 
 
 class Tables:
@@ -43,23 +60,27 @@ class Nobody:
         return 1, 1.0
 
 
-@pytest.mark.parametrize("troubles", [[], [StoreUnavailable("gone")]])
-async def test_no_trouble_is_forgotten(monkeypatch: pytest.MonkeyPatch, troubles: list[Exception]) -> None:
-    monkeypatch.setattr(follower, "AWAY_SECONDS", 0.001)
-    store = Tables()
-    following = Follower(
+def follow(store: Tables, dispatcher: Nobody | None = None, endpoint: Endpoint | None = None) -> Follower:
+    return Follower(
         cast(Store, store),
         cast(Pages, None),
-        cast(Dispatcher, Nobody()),
+        cast(Dispatcher, dispatcher or Nobody()),
         cast(Recorder, None),
         42,
         Parking(0),
-        lambda _: None,
+        lambda _: endpoint,
         lambda _: False,
         lambda _: 0.0,
         dead_after=15.0,
         look_seconds=0.01,
     )
+
+
+@pytest.mark.parametrize("troubles", [[], [StoreUnavailable("gone")]])
+async def test_no_trouble_is_forgotten(monkeypatch: pytest.MonkeyPatch, troubles: list[Exception]) -> None:
+    monkeypatch.setattr(follower, "AWAY_SECONDS", 0.001)
+    store = Tables()
+    following = follow(store)
     store.troubles = list(troubles)
     store.during = [lambda: following.trouble(3, "failing")]
     async with asyncio.TaskGroup() as group:
@@ -75,4 +96,83 @@ async def test_no_trouble_is_forgotten(monkeypatch: pytest.MonkeyPatch, troubles
             }
 
         await until(all_parked, "each to be parked")
+        following.stop()
+
+
+async def test_it_says_that_it_is_parking_until_others_know() -> None:
+    store = Tables()
+    following = follow(store)
+    said: list[bool] = []
+    store.during = [lambda: said.append(following.is_parking)]
+    async with asyncio.TaskGroup() as group:
+        group.create_task(following.run())
+        said.append(following.is_parking)
+        following.trouble(1, "failing")
+        said.append(following.is_parking)
+        await until(lambda: said == [False, True, True], "it to be seen to")
+        await until(lambda: not following.is_parking, "the end of it")
+        following.stop()
+
+
+class Ranges(Tables):
+    """A store with an endpoint that is parked twice, before batch 9 and from there on; the log ends at 10."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.next_batch = 3
+        self.changes = 0
+        self.looks = 0
+        self.unparked: list[int] = []
+
+    async def version(self) -> int:
+        return self.changes
+
+    async def parking(self) -> Parking:
+        def row(first: int, last: int | None, next_batch: int) -> Parked:
+            return Parked(1, first, last, next_batch, 0, "saturated", 42, 1, 0, None, False, False, 0.0, False)
+
+        rows = [row(3, 9, self.next_batch), row(9, None, 10)]
+        return Parking(self.changes, rows[1:] if self.unparked else rows)
+
+    async def newest(self) -> int:
+        self.looks += 1
+        return 10
+
+    async def take(self, *_: object) -> int:
+        return 0
+
+    async def forget(self) -> None: ...
+
+    async def unpark(self, epochs: dict[int, int], owner: int) -> None:
+        self.unparked += epochs
+
+
+class Well(Nobody):
+    """A dispatcher whose endpoints are well and have all they can take."""
+
+    room = 100
+
+    def breaker(self, endpoint_id: int) -> tuple[int, float]:
+        return 0, 0.0
+
+    def claimable(self, endpoint_id: int) -> tuple[int, float]:
+        return 0, 45.0
+
+    def is_busy(self, endpoint_id: int) -> bool:
+        return False
+
+    def is_well(self, endpoint_id: int) -> bool:
+        return True
+
+
+async def test_an_endpoint_is_live_again_only_when_no_older_range_has_more() -> None:
+    store = Ranges()
+    following = follow(store, Well(), endpoint=HOOK)
+    following.changed()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(following.run())
+        await until(lambda: store.looks > 5, "some looks")
+        assert store.unparked == []
+        store.next_batch, store.changes = 9, 1
+        await until(lambda: store.unparked[:1] == [1], "it to be live again")
         following.stop()

@@ -49,6 +49,7 @@ class Log:
         self.troubles: dict[str, list[Exception]] = {}
         self.calls: list[str] = []
         self.most: list[int] = []
+        self.rest: list[int] = []
         self.adopt_arguments: list[tuple[int, list[int], float]] = []
         self.during_cuts: list[Callable[[], None]] = []
 
@@ -57,9 +58,10 @@ class Log:
         if self.troubles.get(name):
             raise self.troubles[name].pop(0)
 
-    async def cut(self, owner: int, most: int) -> list[Batch]:
+    async def cut(self, owner: int, most: int, rest: int) -> list[Batch]:
         assert owner == 42
         self.most.append(most)
+        self.rest.append(rest)
         self._call("cut")
         found = self.cuts.pop(0) if self.cuts else []
         if self.during_cuts:
@@ -130,6 +132,7 @@ class Parking:
     def __init__(self) -> None:
         self.versions: dict[int, frozenset[int]] = {}
         self.version = -1
+        self.is_parking = False
 
     async def catch_up(self, version: int) -> None:
         await asyncio.sleep(0)
@@ -343,7 +346,6 @@ async def test_no_room_stops_the_reading_and_freed_room_resumes_it() -> None:
         parts.dispatcher.free(7)
         await until(lambda: len(parts.dispatcher.offered) == 5, "the rest")
         await until(lambda: len(parts.log.most) > cuts, "the next cut")
-        assert parts.log.most[cuts] == 5  # never more than there is room for
 
 
 async def test_a_settled_delivery_of_an_adopted_batch_is_not_repeated() -> None:
@@ -382,13 +384,74 @@ async def test_it_tells_which_batches_it_has_and_what_the_janitor_said() -> None
 async def test_a_batch_that_may_have_killed_its_daemons_is_opened_one_event_at_a_time() -> None:
     mine = batch(5, 11, 12, 13, claims=reader.ONE_BY_ONE + 1)
     async with reading(orphans=[[mine]], endpoints=(HOOK, OTHER)) as parts:
-        for event in (11, 12, 13):
-            await until(lambda e=event: parts.dispatcher.pairs[-2:] == [(e, 1), (e, 2)], "the next event")  # type: ignore[misc]
-            assert mine.open == 3  # two deliveries, and the reader
-            parts.recorder.settle(mine)
-            assert len(parts.dispatcher.offered) == 2 * (event - 10)
+        for at, pair in enumerate([(11, 1), (11, 2), (12, 1), (12, 2), (13, 1), (13, 2)], start=1):
+            await until(lambda p=pair: parts.dispatcher.pairs[-1:] == [p], "the next delivery")  # type: ignore[misc]
+            assert mine.open == 2  # the delivery, and the reader
+            await asyncio.sleep(0.05)
+            assert len(parts.dispatcher.offered) == at
             parts.recorder.settle(mine)
         await until(lambda: mine.recorded, "the end of the batch")
+
+
+async def test_such_a_batch_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "NAP", 0.001)
+    slow = [batch(5, 11, 12, claims=reader.ONE_BY_ONE + 1), batch(6, 13, claims=reader.ONE_BY_ONE + 1)]
+    async with reading(orphans=[slow]) as parts:
+        await until(lambda: len(parts.dispatcher.offered) == 2, "the first delivery of each")
+        parts.log.cuts.append([batch(7, *range(500, 900))])
+        parts.bell.rung.set()
+        await until(lambda: len(parts.dispatcher.offered) == 402, "all of the other batch")
+        assert slow[0].open == 2
+
+
+async def test_a_large_cut_does_not_delay_what_is_cut_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "CUT_BETWEEN", 0.0)
+    async with reading([batch(1, *range(2000))], room=1000) as parts:
+        await until(lambda: len(parts.dispatcher.offered) == 1000, "as many as there is room for")
+        parts.log.cuts.append([batch(3, 5001, 5002)])
+        for _ in range(10):
+            parts.dispatcher.free(100)
+            await until(lambda: parts.dispatcher.room == 0, "more of it")
+        assert {(5001, 1), (5002, 1)} <= set(parts.dispatcher.pairs[:1500])
+        of_large = [event for event, _ in parts.dispatcher.pairs if event < 5000]
+        assert of_large == sorted(of_large)
+
+
+async def test_the_rest_of_a_large_transaction_waits_until_nothing_else_is_to_be_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reader, "CUT_BETWEEN", 0.0)
+    async with reading([batch(1, *range(1000))], room=900) as parts:
+        await until(lambda: len(parts.dispatcher.offered) == 900, "as many as there is room for")
+        assert parts.log.rest[0] == reader.PIECE
+        assert set(parts.log.rest[1:]) == {0}
+        parts.dispatcher.free(10_000)
+        await until(lambda: parts.log.rest[-1] == reader.PIECE, "it to be asked for")
+        parts.parking.is_parking = True  # it may be for that endpoint, whose cursor will read it
+        await until(lambda: parts.log.rest[-1] == 0, "a cut that leaves it")
+        await asyncio.sleep(0.05)
+        assert set(parts.log.rest[-1:]) == {0}
+        parts.parking.is_parking = False
+        await until(lambda: parts.log.rest[-1] == reader.PIECE, "it to be asked for again")
+
+
+async def test_nothing_more_is_taken_while_enough_is_in_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "CUT_BETWEEN", 0.0)
+    monkeypatch.setattr(reader, "MOST_IN_HAND", 1500)
+    cuts = [[batch(n, *range(n * 1000, n * 1000 + 1000))] for n in range(1, 5)]
+    async with reading(*cuts, rescue_seconds=0.001, room=100) as parts:
+        await until(lambda: len(parts.dispatcher.offered) == 100, "as many as there is room for")
+        for _ in range(5):
+            parts.dispatcher.free(100)
+            await until(lambda: parts.dispatcher.room == 0, "more of it")
+        asked = len(parts.log.calls)
+        assert len(parts.log.cuts) == 2
+        for _ in range(3):
+            parts.dispatcher.free(100)
+            await until(lambda: parts.dispatcher.room == 0, "more of it")
+        assert len(parts.log.calls) == asked
+        parts.dispatcher.free(10_000)
+        await until(lambda: not parts.log.cuts, "the rest")
 
 
 async def test_a_batch_that_keeps_killing_goes_to_the_backlog() -> None:

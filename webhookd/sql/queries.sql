@@ -2,8 +2,8 @@
 -- clock in predicates; keys are sorted before they are written, so that two daemons never deadlock.
 
 -- name: cut
--- Newly committed and newly due events become batches that the caller owns.
-SELECT batch_id, o_nonce, o_cut_at, o_ids, o_lo, o_hi, o_claims, o_parked FROM webhookd.cut($1, $2, $3);
+-- Newly committed and newly due events become batches that the caller owns, and a piece of a large transaction.
+SELECT batch_id, o_nonce, o_cut_at, o_ids, o_lo, o_hi, o_claims, o_parked FROM webhookd.cut($1, $2, $3, $4);
 
 -- name: heads
 -- Everything of the events but their payloads. The range prunes partitions.
@@ -391,7 +391,10 @@ fresh AS (
   SELECT o.created_at FROM webhookd.outbox o WHERE o.xid >= (SELECT pos_xmax FROM last)
   UNION ALL
   SELECT o.created_at FROM last, unnest(last.pos_xip) u(x) CROSS JOIN LATERAL
-    (SELECT i.created_at FROM webhookd.outbox i WHERE i.xid = u.x OFFSET 0) o)
+    (SELECT i.created_at FROM webhookd.outbox i WHERE i.xid = u.x OFFSET 0) o
+  UNION ALL
+  SELECT o.created_at FROM webhookd.remainder r CROSS JOIN LATERAL
+    (SELECT i.created_at FROM webhookd.outbox i WHERE i.xid = r.xid AND i.id > r.after_id OFFSET 0) o)
 SELECT count(*), extract(epoch FROM now() - min(created_at))::float8 FROM fresh;
 
 -- name: status_scheduled

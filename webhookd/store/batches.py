@@ -20,13 +20,14 @@ class Batches:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def cut(self, owner: int, most: int) -> list[Batch]:
-        """New batches of about `most` newly committed or newly due events, owned by `owner`; whole transactions only.
+    async def cut(self, owner: int, most: int, rest: int) -> list[Batch]:
+        """New batches of up to `most` newly committed or newly due events, owned by `owner`.
 
-        An empty list means that nothing is new, or that another daemon is cutting at this moment.
+        What a transaction has beyond that remains, and is cut later, `rest` events at a time. An empty list means that
+        nothing is new, or that another daemon is cutting at this moment.
         """
         try:
-            rows = await self._database.fetch(QUERIES["cut"], most, EVENTS_PER_BATCH, owner)
+            rows = await self._database.fetch(QUERIES["cut"], most, EVENTS_PER_BATCH, owner, rest)
         except StoreRefused as error:  # another timeline gave the same batch id out; the next cut sees it
             raise StoreUnavailable(str(error)) from error
         return sorted((_batch(row) for row in rows), key=lambda batch: batch.id)

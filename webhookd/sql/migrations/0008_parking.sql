@@ -2,9 +2,20 @@
 ALTER TABLE webhookd.config_version ADD COLUMN parked bigint NOT NULL DEFAULT 0;  -- raised by whatever parks, unparks, pauses or resumes
 ALTER TABLE webhookd.endpoint ADD COLUMN resumed_at timestamptz;                  -- the end of its last pause: the three days count from there
 
--- As before, and with each batch how often endpoints had been parked when it was cut: who opens it has to know as much.
+-- A transaction of very many events is read in pieces, so that it holds nobody up: what of it is in no batch yet. Endpoints that are parked meanwhile read
+-- the rest of it with their cursors, as all that is cut later.
+CREATE TABLE webhookd.remainder (
+  xid      xid8        PRIMARY KEY,
+  after_id bigint      NOT NULL,                                                  -- its events up to here are in batches, or scheduled
+  taken_at timestamptz NOT NULL DEFAULT now()                                     -- several take turns
+);
+DROP INDEX webhookd.outbox_xid;
+CREATE INDEX outbox_xid ON webhookd.outbox (xid, id);
+
+-- As before, but of a transaction p_max events at most, and p_rest of one that has a remainder, in batches of their own. Each batch says how often
+-- endpoints had been parked when it was cut: who opens it has to know as much.
 DROP FUNCTION webhookd.cut(int, int, int);
-CREATE FUNCTION webhookd.cut(p_max int, p_page int, p_owner int)
+CREATE FUNCTION webhookd.cut(p_max int, p_page int, p_owner int, p_rest int DEFAULT 0)
 RETURNS TABLE (batch_id bigint, o_nonce bigint, o_cut_at timestamptz, o_ids bigint[], o_lo timestamptz, o_hi timestamptz, o_claims smallint, o_parked bigint)
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$  -- the planner cannot know that the range is tiny
 BEGIN
@@ -12,29 +23,99 @@ BEGIN
   RETURN QUERY
   WITH prev AS MATERIALIZED (SELECT b.id, b.pos_xmax, b.pos_xip FROM webhookd.batch b ORDER BY b.id DESC LIMIT 1),
   s AS MATERIALIZED (SELECT pg_current_snapshot() AS snap),
-  lim AS MATERIALIZED (SELECT COALESCE(
-     (SELECT (o.xid::text::bigint + 1)::text::xid8 FROM webhookd.outbox o WHERE o.xid >= (SELECT pos_xmax FROM prev) ORDER BY o.xid OFFSET p_max LIMIT 1),
-     pg_snapshot_xmax(s.snap)) AS lx FROM s),
-  fresh AS MATERIALIZED (
-     SELECT o.id, o.created_at, o.deliver_after FROM webhookd.outbox o WHERE o.xid >= (SELECT pos_xmax FROM prev) AND o.xid < (SELECT lx FROM lim)
-     UNION ALL
-     SELECT o.id, o.created_at, o.deliver_after FROM prev, unnest(prev.pos_xip) u(x) CROSS JOIN LATERAL
-       (SELECT i.id, i.created_at, i.deliver_after FROM webhookd.outbox i WHERE i.xid = u.x OFFSET 0) o),
+  next AS MATERIALIZED (
+     SELECT o.xid, o.id, o.created_at, o.deliver_after FROM webhookd.outbox o WHERE o.xid >= (SELECT pos_xmax FROM prev) ORDER BY o.xid, o.id LIMIT p_max + 1),
+  lim AS MATERIALIZED (  -- whole transactions, or a piece of one that is larger
+     SELECT CASE WHEN count(*) <= p_max THEN (SELECT pg_snapshot_xmax(snap) FROM s) WHEN min(n.xid) < max(n.xid) THEN max(n.xid)
+                 ELSE (max(n.xid)::text::bigint + 1)::text::xid8 END AS lx FROM next n),
+  piece AS MATERIALIZED (SELECT r.xid, r.after_id FROM webhookd.remainder r WHERE p_rest > 0 ORDER BY r.taken_at, r.xid LIMIT 1),
+  found AS MATERIALIZED (
+     SELECT f.*, row_number() OVER (PARTITION BY f.xid ORDER BY f.id) AS n, CASE WHEN f.rest THEN p_rest ELSE p_max END AS most FROM (
+       SELECT n.xid, n.id, n.created_at, n.deliver_after, false AS rest FROM next n, lim WHERE n.xid < lim.lx
+       UNION ALL
+       SELECT o.xid, o.id, o.created_at, o.deliver_after, false FROM prev, unnest(prev.pos_xip) u(x) CROSS JOIN LATERAL
+         (SELECT i.xid, i.id, i.created_at, i.deliver_after FROM webhookd.outbox i WHERE i.xid = u.x ORDER BY i.id LIMIT p_max + 1) o
+       UNION ALL
+       SELECT o.xid, o.id, o.created_at, o.deliver_after, true FROM piece CROSS JOIN LATERAL
+         (SELECT i.xid, i.id, i.created_at, i.deliver_after FROM webhookd.outbox i WHERE i.xid = piece.xid AND i.id > piece.after_id ORDER BY i.id LIMIT p_rest + 1) o) f),
+  fresh AS MATERIALIZED (SELECT f.rest, f.id, f.created_at, f.deliver_after FROM found f WHERE f.n <= f.most),
+  more AS MATERIALIZED (SELECT f.xid, max(f.id) FILTER (WHERE f.n <= f.most) AS after_id FROM found f GROUP BY f.xid HAVING max(f.n) > min(f.most)),
+  begun AS (INSERT INTO webhookd.remainder AS r (xid, after_id) SELECT m.xid, m.after_id FROM more m
+            ON CONFLICT (xid) DO UPDATE SET after_id = EXCLUDED.after_id, taken_at = EXCLUDED.taken_at),
+  ended AS (DELETE FROM webhookd.remainder r USING piece WHERE r.xid = piece.xid AND NOT EXISTS (SELECT FROM more m WHERE m.xid = r.xid)),
   later AS (INSERT INTO webhookd.scheduled SELECT f.deliver_after, f.id, f.created_at FROM fresh f WHERE f.deliver_after > now()),
   due AS (DELETE FROM webhookd.scheduled z USING (SELECT y.due, y.outbox_id FROM webhookd.scheduled y WHERE y.due <= now() ORDER BY y.due, y.outbox_id LIMIT p_max) k
            WHERE z.due = k.due AND z.outbox_id = k.outbox_id RETURNING z.outbox_id AS id, z.outbox_at AS created_at),
-  ready AS MATERIALIZED (SELECT f.id, f.created_at FROM fresh f WHERE f.deliver_after IS NULL OR f.deliver_after <= now() UNION ALL SELECT d.id, d.created_at FROM due d),
+  ready AS MATERIALIZED (SELECT f.rest, f.id, f.created_at FROM fresh f WHERE f.deliver_after IS NULL OR f.deliver_after <= now()
+                         UNION ALL SELECT false, d.id, d.created_at FROM due d),
   xip AS MATERIALIZED (SELECT COALESCE(array_agg(q.x), '{}') AS a FROM (
        SELECT u.x FROM prev, s, unnest(prev.pos_xip) u(x) WHERE NOT pg_visible_in_snapshot(u.x, s.snap)
        UNION SELECT u.x FROM prev, s, lim, pg_snapshot_xip(s.snap) u(x) WHERE u.x >= prev.pos_xmax AND u.x < lim.lx) q),
-  g AS (SELECT p, array_agg(f.id ORDER BY f.id) ids, min(f.created_at) lo, max(f.created_at) hi
-          FROM (SELECT (row_number() OVER (ORDER BY ready.id) - 1) / p_page AS p, ready.id, ready.created_at FROM ready) f GROUP BY p
-        UNION ALL SELECT 0, '{}'::bigint[], now(), now() WHERE NOT EXISTS (SELECT FROM ready) AND EXISTS (SELECT FROM fresh))
+  g AS (SELECT row_number() OVER (ORDER BY q.rest, q.p) AS n, array_agg(q.id ORDER BY q.id) ids, min(q.created_at) lo, max(q.created_at) hi
+          FROM (SELECT r.rest, (row_number() OVER (PARTITION BY r.rest ORDER BY r.id) - 1) / p_page AS p, r.id, r.created_at FROM ready r) q GROUP BY q.rest, q.p
+        UNION ALL SELECT 1, '{}'::bigint[], now(), now() WHERE NOT EXISTS (SELECT FROM ready) AND EXISTS (SELECT FROM fresh))
   INSERT INTO webhookd.batch AS nb (id, pos_xmax, pos_xip, outbox_ids, lo, hi, owner, claims)
-  SELECT prev.id + 1 + g.p, (SELECT lx FROM lim), (SELECT a FROM xip), g.ids, g.lo, g.hi, p_owner, 1::smallint
+  SELECT prev.id + g.n, (SELECT lx FROM lim), (SELECT a FROM xip), g.ids, g.lo, g.hi, p_owner, 1::smallint
   FROM prev, g
   RETURNING nb.id, nb.nonce, nb.cut_at, nb.outbox_ids, nb.lo, nb.hi, nb.claims, (SELECT v.parked FROM webhookd.config_version v);
 END $$;
+
+-- As before; what is left of a transaction that is read in pieces has not been read either.
+CREATE OR REPLACE FUNCTION webhookd.needed(part text, since timestamptz, until timestamptz) RETURNS text
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  found boolean;
+  newest bigint;
+  low bigint := COALESCE((SELECT max(d.low) FROM webhookd.daemon d), 0);
+BEGIN
+  EXECUTE format('SELECT EXISTS (SELECT FROM webhookd.%I o WHERE o.xid >= $1 OR o.xid = ANY ($2))
+                      OR EXISTS (SELECT FROM webhookd.remainder r JOIN webhookd.%I o ON o.xid = r.xid AND o.id > r.after_id), max(o.id) FROM webhookd.%I o', part, part, part)
+     USING (SELECT pos_xmax FROM webhookd.batch ORDER BY id DESC LIMIT 1), (SELECT pos_xip FROM webhookd.batch ORDER BY id DESC LIMIT 1)
+      INTO found, newest;
+  RETURN CASE
+    WHEN found THEN 'it has events that no daemon has read'
+    WHEN EXISTS (SELECT FROM webhookd.batch b WHERE b.id > low AND b.done_at IS NULL AND b.lo < needed.until AND b.hi >= needed.since)
+      THEN 'it has events that a daemon has in hand'
+    WHEN EXISTS (SELECT FROM webhookd.scheduled z WHERE z.outbox_at >= needed.since AND z.outbox_at < needed.until)
+      THEN 'it has events that are scheduled for later'
+    WHEN EXISTS (SELECT FROM webhookd.replay r JOIN webhookd.batch b ON b.id >= r.next_batch
+                  WHERE r.state = 'running' AND b.lo < needed.until AND b.hi >= needed.since)
+      THEN 'a replay is to read it'
+    WHEN EXISTS (SELECT FROM webhookd.backlog w WHERE w.outbox_id <= newest AND w.state IN ('retry', 'held')
+                    AND w.outbox_at >= needed.since AND w.outbox_at < needed.until)
+      THEN 'it has deliveries that are to be tried again'
+    END;
+END $$;
+
+-- For a monitoring system, as before; unread is also what is left of a transaction that is read in pieces.
+CREATE OR REPLACE VIEW webhookd.health AS
+WITH last AS MATERIALIZED (SELECT b.pos_xmax, b.pos_xip FROM webhookd.batch b ORDER BY b.id DESC LIMIT 1),
+unread AS (
+  SELECT o.created_at FROM webhookd.outbox o WHERE o.xid >= (SELECT pos_xmax FROM last)
+  UNION ALL
+  SELECT o.created_at FROM last, unnest(last.pos_xip) u(x) CROSS JOIN LATERAL
+    (SELECT i.created_at FROM webhookd.outbox i WHERE i.xid = u.x OFFSET 0) o
+  UNION ALL
+  SELECT o.created_at FROM webhookd.remainder r CROSS JOIN LATERAL
+    (SELECT i.created_at FROM webhookd.outbox i WHERE i.xid = r.xid AND i.id > r.after_id OFFSET 0) o),
+ahead AS (
+  SELECT min(p.until) AS until FROM (SELECT t.parent, max(x.until) AS until FROM (VALUES ('outbox'), ('attempt')) t(parent)
+    LEFT JOIN LATERAL webhookd.partitions(t.parent) x ON true GROUP BY t.parent) p)
+SELECT (SELECT count(*) FROM unread) AS unread_events,
+       (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM unread) AS unread_seconds,
+       (SELECT count(*) FROM webhookd.batch b
+         WHERE b.done_at IS NULL AND b.id > COALESCE((SELECT max(d.low) FROM webhookd.daemon d), 0)) AS open_batches,
+       (SELECT count(*) FROM webhookd.backlog w WHERE w.state IN ('retry', 'held')) AS owed_deliveries,
+       (SELECT extract(epoch FROM now() - min(w.outbox_at))::float8 FROM webhookd.backlog w WHERE w.state IN ('retry', 'held')) AS owed_seconds,
+       (SELECT count(*) FROM webhookd.scheduled) AS scheduled_events,
+       webhookd.rows_in_default() AS rows_in_default,
+       (SELECT extract(epoch FROM until - now())::float8 / 86400 FROM ahead) AS days_ahead,
+       (SELECT extract(epoch FROM now() - min(b.cut_at))::float8 FROM webhookd.parked p JOIN webhookd.batch b ON b.id = p.next_batch) AS cursor_seconds,
+       (SELECT extract(epoch FROM now() - o.created_at)::float8 FROM webhookd.outbox o ORDER BY o.id LIMIT 1) AS oldest_event_seconds,
+       (SELECT count(*) FROM webhookd.daemon d WHERE d.stopped_at IS NULL AND d.beat_at > now() - interval '15 s') AS live_daemons,
+       (SELECT extract(epoch FROM now() - max(d.beat_at))::float8 FROM webhookd.daemon d) AS last_beat_seconds,
+       (SELECT COALESCE(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c
+         WHERE c.relnamespace = to_regnamespace('webhookd') AND c.relkind = 'r') AS bytes;
 
 -- What operators may subscribe to: an event of our own about an endpoint, which it is never owed itself.
 CREATE FUNCTION webhookd.tell(kind text, p int, about json DEFAULT '{}', event_id text DEFAULT gen_random_uuid()::text) RETURNS void
@@ -154,18 +235,23 @@ END $$;
 CREATE FUNCTION webhookd.give_up(p int, by int, its_epoch int, before timestamptz) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+  first bigint;
   old bigint;
+  last bigint;
   new bigint;
   ended bigint;
   held timestamptz;
 BEGIN
-  SELECT k.next_batch INTO old FROM webhookd.parked k
-   WHERE k.endpoint_id = p AND k.to_batch IS NULL AND k.owner = by AND k.epoch = its_epoch AND k.fails > 0 FOR UPDATE;
+  PERFORM FROM webhookd.parked k WHERE k.endpoint_id = p AND k.to_batch IS NULL AND k.owner = by AND k.epoch = its_epoch AND k.fails > 0 FOR UPDATE;
   IF NOT FOUND THEN RETURN 0; END IF;
-  SELECT b.id INTO new FROM webhookd.batch b WHERE b.id >= old AND b.cut_at >= before ORDER BY b.id LIMIT 1;
-  new := COALESCE(new, (SELECT max(b.id) + 1 FROM webhookd.batch b));
-  IF new > old THEN
-    UPDATE webhookd.parked k SET next_batch = new, next_pos = 0 WHERE k.endpoint_id = p AND k.to_batch IS NULL;
+  FOR first, old, last IN
+    SELECT k.from_batch, k.next_batch, k.to_batch FROM webhookd.parked k
+     WHERE k.endpoint_id = p AND k.owner = by AND (k.to_batch IS NULL OR k.next_batch < k.to_batch) ORDER BY k.from_batch FOR UPDATE
+  LOOP
+    SELECT b.id INTO new FROM webhookd.batch b WHERE b.id >= old AND b.cut_at >= before ORDER BY b.id LIMIT 1;
+    new := LEAST(COALESCE(new, (SELECT max(b.id) + 1 FROM webhookd.batch b)), last);
+    CONTINUE WHEN new <= old;
+    UPDATE webhookd.parked k SET next_batch = new, next_pos = 0 WHERE k.endpoint_id = p AND k.from_batch = first;
     UPDATE webhookd.config_version SET parked = parked + 1;
     UPDATE webhookd.missed m SET to_batch = new WHERE m.endpoint_id = p AND m.to_batch = old AND m.reason = 'exhausted';
     IF NOT FOUND THEN
@@ -173,7 +259,7 @@ BEGIN
       SELECT b.cut_at INTO held FROM webhookd.batch b WHERE b.id = old;
       PERFORM webhookd.tell('delivery.exhausted', p, json_build_object('reason', 'endpoint_failing', 'from_batch', old, 'since', held));
     END IF;
-  END IF;
+  END LOOP;
   WITH over AS (
     UPDATE webhookd.backlog w SET state = 'exhausted', last_error = 'endpoint_failing'
      WHERE w.endpoint_id = p AND w.state IN ('retry', 'held') AND w.due <= now() AND w.clock_from < before RETURNING w.outbox_id)
@@ -211,6 +297,7 @@ BEGIN
   UPDATE webhookd.daemon SET stopped_at = now() WHERE stopped_at IS NULL;
 
   -- Whether an event has been read, the batches know, whatever its transaction id says.
+  DELETE FROM webhookd.remainder;
   WITH held AS MATERIALIZED (SELECT DISTINCT u.id FROM webhookd.batch b, unnest(b.outbox_ids) u(id)),
   unread AS MATERIALIZED (
     SELECT o.id, o.created_at, o.deliver_after FROM webhookd.outbox o LEFT JOIN held h USING (id)
