@@ -18,11 +18,14 @@ import uvloop
 
 from tests.bench import rig
 from tests.bench.cost import cost
+from tests.bench.flood import flood
 from tests.bench.held import held
 from tests.bench.isolation import isolation
 from tests.bench.latency import latency
 from tests.bench.line import Line
 from tests.bench.memory import memory
+from tests.bench.outage import outage
+from tests.bench.parked import parked
 from tests.bench.producers import producers
 from tests.bench.reload import reload
 
@@ -35,6 +38,9 @@ BENCHES: dict[str, Bench] = {
     "producers": producers,
     "held": held,
     "isolation": isolation,
+    "parked": parked,
+    "outage": outage,
+    "flood": flood,
 }
 LONG: dict[str, Bench] = {"held": partial(held, seconds=600.0)}
 

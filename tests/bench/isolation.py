@@ -35,18 +35,18 @@ async def isolation(server: str) -> list[Line]:
         endpoints["hung"] = {"url": f"{url}/hung", "events": ["hung"]}
         endpoints |= {f"silent-{n}": {"url": f"{url}/hung", "events": ["silent"]} for n in range(HUNG)}
         async with rig.daemon(dsn, endpoints, max_in_flight_per_host=10_000), rig.asking(dsn) as other:
-            await _burst(connection)  # connections, plans and caches
-            alone = await _measure(url, connection)
+            await burst(connection)  # connections, plans and caches
+            alone = await measure(url, connection)
             await connection.execute(MANY, "hung", OWED, 1)
             async with asyncio.TaskGroup() as group:
                 one = group.create_task(_trickle(other, "hung"))
                 await asyncio.sleep(SOON)
-                beside_one = await _measure(url, connection)
+                beside_one = await measure(url, connection)
                 one.cancel()
             async with asyncio.TaskGroup() as group:
                 many = group.create_task(_trickle(other, "silent"))
                 await asyncio.sleep(SETTLING)
-                beside_many = await _measure(url, connection)
+                beside_many = await measure(url, connection)
                 many.cancel()
     return [
         line
@@ -64,14 +64,14 @@ async def isolation(server: str) -> list[Line]:
     ]
 
 
-async def _measure(url: str, connection: Any) -> tuple[float, float]:
+async def measure(url: str, connection: Any, healthy: int = HEALTHY) -> tuple[float, float]:
     """The p99 from COMMIT to receiver in ms at a trickle, and the deliveries a second of a burst."""
-    p99 = statistics.median([await _slice(url, connection) for _ in range(SLICES)])
-    return p99, statistics.median([await _burst(connection) for _ in range(BURSTS)])
+    p99 = statistics.median([await _slice(url, connection, healthy) for _ in range(SLICES)])
+    return p99, statistics.median([await burst(connection, healthy) for _ in range(BURSTS)])
 
 
-async def _slice(url: str, connection: Any) -> float:
-    moments, numbers = random.Random(7), itertools.cycle(range(HEALTHY))
+async def _slice(url: str, connection: Any, healthy: int) -> float:
+    moments, numbers = random.Random(7), itertools.cycle(range(healthy))
     committed: dict[str, float] = {}
     await rig.moments(url)
     start, due = time.monotonic(), 0.0
@@ -86,11 +86,11 @@ async def _slice(url: str, connection: Any) -> float:
     return waits[int(len(waits) * 0.99)]
 
 
-async def _burst(connection: Any) -> float:
+async def burst(connection: Any, healthy: int = HEALTHY) -> float:
     """Deliveries a second, from INSERT to recorded, of a transaction for all healthy endpoints."""
     before = await connection.fetchval(DELIVERED)
     started = time.monotonic()
-    await connection.execute(MANY, "healthy.", BURST, HEALTHY)
+    await connection.execute(MANY, "healthy.", BURST, healthy)
     while await connection.fetchval(DELIVERED) < before + BURST:
         await asyncio.sleep(0.02)
         if time.monotonic() > started + 120:

@@ -1,18 +1,22 @@
 """A receiver that costs as little as possible: it answers every request with 200, and counts and stamps them.
 
 Run as `python -m tests.bench.receiver`; prints its port. `GET /moments` gives {webhook-id: monotonic seconds} and
-forgets them. A first attempt at /flaky gets a 503, and /hung never answers.
+forgets them. A first attempt at /flaky gets a 503, and /hung never answers. Once `GET /switch` was asked for, /mute
+answers no longer, and /dead, which gives 503 before, answers up to LIMIT requests in a second, and more with 429.
 """
 
 import asyncio
 import json
 import time
+from collections import deque
 from typing import cast
 
 import uvloop
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 FAILURE = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
+REFUSAL = b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\nretry-after: 1\r\n\r\n"
+LIMIT = 1_650
 
 
 class Receiver(asyncio.Protocol):
@@ -20,6 +24,9 @@ class Receiver(asyncio.Protocol):
 
     moments: dict[str, float] = {}  # noqa: RUF012  # shared by all connections on purpose
     count = 0
+    refused = 0
+    switched = False
+    last: deque[float] = deque()  # noqa: RUF012  # the moments of the last answers of /dead
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -37,18 +44,38 @@ class Receiver(asyncio.Protocol):
         if len(body) < int(headers.get(b"content-length", b"0")):
             return
         self._buffer = b""
+        if head.startswith(b"GET /switch"):
+            Receiver.switched = True
+            self._transport.write(ANSWER)
+            return
         if head.startswith(b"GET"):
-            content = json.dumps({"count": Receiver.count, "moments": Receiver.moments}).encode()
+            figures = {"count": Receiver.count, "refused": Receiver.refused, "moments": Receiver.moments}
+            content = json.dumps(figures).encode()
             Receiver.moments.clear()
             self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(content), content))
             return
-        if head.startswith(b"POST /hung"):
+        if head.startswith(b"POST /hung") or (head.startswith(b"POST /mute") and Receiver.switched):
+            return
+        if head.startswith(b"POST /dead") and (trouble := self._trouble()):
+            self._transport.write(trouble)
             return
         Receiver.count += 1
         if len(Receiver.moments) < 50_000:  # enough to measure; more would be memory
             Receiver.moments[headers.get(b"webhook-id", b"").decode()] = time.monotonic()
         failing = head.startswith(b"POST /flaky") and headers.get(b"webhook-attempt") == b"1"
         self._transport.write(FAILURE if failing else ANSWER)
+
+    def _trouble(self) -> bytes:
+        if not Receiver.switched:
+            return FAILURE
+        last, now = Receiver.last, time.monotonic()
+        while last and last[0] < now - 1.0:
+            last.popleft()
+        if len(last) >= LIMIT:
+            Receiver.refused += 1
+            return REFUSAL
+        last.append(now)
+        return b""
 
 
 async def serve() -> None:

@@ -141,6 +141,18 @@ async def moments(url: str) -> dict[str, float]:
         return found
 
 
+async def switch(url: str) -> None:
+    """Let /dead answer from now on, and /mute no longer."""
+    async with aiohttp.ClientSession() as session, session.get(url + "/switch") as response:
+        assert response.status == 200
+
+
+async def refused(url: str) -> int:
+    """How often the receiver has answered with 429."""
+    async with aiohttp.ClientSession() as session, session.get(url + "/moments") as response:
+        return int(json.loads(await response.read())["refused"])
+
+
 async def until_recorded(connection: Any, deliveries: int, seconds: float = 300.0) -> None:
     """Wait until so many deliveries are in the log and every batch is done."""
     end = time.monotonic() + seconds
