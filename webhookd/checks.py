@@ -57,6 +57,7 @@ class Around:
     formats: Mapping[str, Format]
     environ: Mapping[str, str]
     read_secret: Callable[[str], str]  # path, as written -> text; ValueError says why not
+    parse_secret: Callable[[str], Key] = parse_secret  # as the endpoint's signature wants it
 
 
 def name_mistake(name: str) -> str | None:
@@ -147,21 +148,21 @@ def _around(info: ValidationInfo) -> Around:
     return cast(Around, info.context)
 
 
-def _secret(value: object) -> Key:
+def _secret(value: object, info: ValidationInfo) -> Key:
     if not isinstance(value, str):
         raise ValueError("wants a text in quotes")
-    return parse_secret(value)
+    return _around(info).parse_secret(value)
 
 
-def _one_secret(value: object) -> tuple[Key, ...]:
-    return (_secret(value),)
+def _one_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
+    return (_secret(value, info),)
 
 
 def _file_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
     if not isinstance(value, str) or not value:
         raise ValueError("wants the path of a file")
     around = _around(info)
-    return (parse_secret(around.read_secret(value)),)
+    return (around.parse_secret(around.read_secret(value)),)
 
 
 def _environ_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
@@ -169,7 +170,7 @@ def _environ_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
     if not isinstance(value, str) or not (found := around.environ.get(value)):
         # The value is not shown: it may be a secret that was meant for another key.
         raise ValueError("the environment variable it names is not set")
-    return (parse_secret(found.strip()),)
+    return (around.parse_secret(found.strip()),)
 
 
 def _credential_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
@@ -182,7 +183,7 @@ def _credential_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
         text = around.read_secret(f"{folder}/{value}")
     except ValueError as error:
         raise ValueError(f"{error}; the unit needs LoadCredential= or SetCredential= of that name") from None
-    return (parse_secret(text.strip()),)
+    return (around.parse_secret(text.strip()),)
 
 
 def _example(value: object) -> object:
@@ -207,7 +208,7 @@ def _words(known: Mapping[str, object]) -> str:
 
 
 def _scheme(value: str) -> str:
-    return _one_of(SCHEMES, value, "signature")
+    return _one_of(_SIGNATURES, value, "signature")
 
 
 def _format(value: str, info: ValidationInfo) -> str:
@@ -254,8 +255,9 @@ def _compared(value: object) -> str:
     raise ValueError("wants a text, a number, true or false, or a list of them")
 
 
+_SIGNATURES: Final = {**SCHEMES, "hmac": None}
 _WORDS: Final = {"type": "string", "pattern": f"^{NAME}$"}
-_SECRET: Final = {"type": "string", "pattern": "^(whsec|whsk)_"}
+_SECRET: Final = {"type": "string", "minLength": 8}
 
 
 def _duration(low: float, high: float, bounds: str) -> tuple[BeforeValidator, Kind]:
@@ -299,7 +301,8 @@ OneSecret = Annotated[Keys, PlainValidator(_one_secret), Kind("secret", _SECRET)
 FileSecret = Annotated[Keys, PlainValidator(_file_secret), Kind("path", {"type": "string"})]
 EnvironSecret = Annotated[Keys, PlainValidator(_environ_secret), Kind("variable", {"type": "string"})]
 CredentialSecret = Annotated[Keys, PlainValidator(_credential_secret), Kind("name", {"type": "string"})]
-Signature = Annotated[str, AfterValidator(_scheme), Kind(_words(SCHEMES), {"enum": sorted(SCHEMES)})]
+Signature = Annotated[str, AfterValidator(_scheme), Kind(_words(_SIGNATURES), {"enum": sorted(_SIGNATURES)})]
+HeaderName = Annotated[str, AfterValidator(_header_name), Kind("header name", {"type": "string"})]
 FormatName = Annotated[
     str,
     AfterValidator(_format),
@@ -307,7 +310,7 @@ FormatName = Annotated[
 ]
 Template = Annotated[Format, PlainValidator(compile_template), Kind("any value", {})]
 Headers = Annotated[
-    dict[Annotated[str, AfterValidator(_header_name)], Annotated[str | HeaderValue, PlainValidator(_header_value)]],
+    dict[HeaderName, Annotated[str | HeaderValue, PlainValidator(_header_value)]],
     AfterValidator(_distinct),
     Kind("table of texts", {"type": "object", "additionalProperties": {"type": "string"}}),
 ]

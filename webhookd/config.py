@@ -37,7 +37,7 @@ from webhookd.shapes import (
     Retry,
     Shape,
 )
-from webhookd.signing import SCHEMES
+from webhookd.signing import ONE_SECRET, PARSERS, SCHEMES, hmac_of_body, parse_secret
 from webhookd.units import DAY, quoted, written_duration
 
 _ANYWHERE: Final = {"allow_http": True, "allow_networks": ["0.0.0.0/0", "::/0"]}
@@ -100,7 +100,15 @@ def build(
     delivery = _get(sections, Delivery)
     found: list[tuple[Endpoint, dict[str, Any], str, Place]] = []
     for place, keys in _named("endpoint", documents, mistakes):
-        around = Around(egress.allow_http, egress.allow_networks, formats, environ, _beside(read_secret, place.file))
+        signature = keys.get("signature")
+        around = Around(
+            egress.allow_http,
+            egress.allow_networks,
+            formats,
+            environ,
+            _beside(read_secret, place.file),
+            PARSERS.get(signature, parse_secret) if isinstance(signature, str) else parse_secret,
+        )
         if made := _endpoint(place, keys, around, policy, delivery, mistakes):
             found.append((*made, place))
     endpoints = tuple(endpoint for endpoint, *_ in found)
@@ -221,7 +229,7 @@ def _endpoint(
     place: Place, table: Document, around: Around, policy: RetryPolicy, delivery: Delivery, mistakes: list[Mistake]
 ) -> tuple[Endpoint, dict[str, Any], str] | None:
     """The endpoint, its spec and a hash of what the spec leaves out; None after adding its mistakes."""
-    mistakes += _secret_mistakes(table, place)
+    mistakes += _signature_mistakes(table, place)
     made = read(EndpointTable, table, place, mistakes, around)
     if made is None:
         return None
@@ -235,7 +243,8 @@ def _endpoint(
         url=made.url,
         events=made.events,
         format=around.formats[made.format],
-        signature=SCHEMES[made.signature],
+        # "hmac" without its table has been complained of.
+        signature=hmac_of_body(**made.hmac.model_dump()) if made.hmac else SCHEMES.get(made.signature, SCHEMES["none"]),
         secrets=made.keys,
         retry=retry,
         timeout=delivery.timeout if made.timeout is None else made.timeout,
@@ -257,12 +266,21 @@ def _endpoint(
         "retry": {**asdict(retry), "schedule": list(retry.schedule)},
         "filter": {key: list(values) for key, values in made.filter.items()},
     }
+    if made.hmac:
+        spec["hmac"] = made.hmac.model_dump()
     return endpoint, spec, _fingerprint(table, made.keys)
 
 
-def _secret_mistakes(table: Document, place: Place) -> Iterator[Mistake]:
+def _signature_mistakes(table: Document, place: Place) -> Iterator[Mistake]:
     given = [key for key in SECRETS if key in table]
-    if table.get("signature") == "none":
+    signature = table.get("signature")
+    if (signature == "hmac") != ("hmac" in table):
+        yield place.mistake('goes with signature = "hmac"; write hmac = { header = "x-signature" }, or neither', "hmac")
+    if signature in ONE_SECRET and isinstance(secrets := table.get("secrets"), list) and len(secrets) > 1:
+        yield place.mistake(
+            f"has room for one with signature = {quoted(str(signature))}; write secret instead", "secrets"
+        )
+    if signature == "none":
         if given:
             yield place.mistake('signature = "none" uses no secret; remove one or the other', given[0])
     elif not given:

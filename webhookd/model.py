@@ -35,9 +35,12 @@ class Body(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A signing secret. `kind` is the prefix of the signatures it makes: `v1` (HMAC-SHA256) or `v1a` (ed25519)."""
+    """A signing secret. `kind` is the prefix of the signatures it makes: `v1` (HMAC-SHA256) or `v1a` (ed25519).
 
-    kind: Literal["v1", "v1a"]
+    `text` is a secret of another scheme, whose bytes are its characters.
+    """
+
+    kind: Literal["v1", "v1a", "text"]
     raw: bytes = field(repr=False)
 
 

@@ -15,6 +15,7 @@ from webhookd.checks import (
     FileSecret,
     Filter,
     FormatName,
+    HeaderName,
     Headers,
     Kept,
     Keys,
@@ -162,6 +163,19 @@ class FormatTable(Shape):
     """The body, with placeholders such as "$type", "$timestamp", "$data" and "$metadata.KEY" in its texts."""
 
 
+class Hmac(Shape):
+    """A signature of one's own: an HMAC of the body in a header."""
+
+    header: HeaderName
+    """The header that has it."""
+    hash: Literal["sha256", "sha512", "sha1"] = "sha256"
+    """The hash that the HMAC is made with."""
+    encoding: Literal["hex", "base64"] = "hex"
+    """How it is written."""
+    prefix: Annotated[str, Field(max_length=64, pattern=r"^[\x20-\x7e]*$")] = ""
+    """What stands before it."""
+
+
 class EndpointTable(Shape):
     """A subscriber: where events go, which ones, and how they are signed."""
 
@@ -178,7 +192,7 @@ class EndpointTable(Shape):
     secret: OneSecret = Field(default=(), repr=False)
     """What its requests are signed with; `webhookd secret new` makes one."""
     secrets: Annotated[Many[Secret], Field(min_length=1, max_length=10)] = Field(default=(), repr=False)
-    """Instead of secret: several, while the receiver changes from one to another; each signs."""
+    """Instead of secret: several, while the receiver changes from one to another; each signs. Not for github, hmac."""
     secret_file: FileSecret = Field(default=(), repr=False)
     """Instead of secret: a file that holds it; a relative path starts at the folder of the file that names it."""
     secret_env: EnvironSecret = Field(default=(), repr=False)
@@ -186,7 +200,9 @@ class EndpointTable(Shape):
     secret_credential: CredentialSecret = Field(default=(), repr=False)
     """Instead of secret: the systemd credential that holds it, a file in $CREDENTIALS_DIRECTORY."""
     signature: Signature = "standard"
-    """Standard Webhooks; "none" needs no secret."""
+    """Standard Webhooks, v1 or v1a as its secrets are; or another, for receivers that already check that."""
+    hmac: Hmac | None = None
+    """With signature = "hmac": { header = "x-signature", hash = "sha256", encoding = "hex", prefix = "sha256=" }."""
     format: FormatName = "standard"
     """What the body looks like."""
     headers: Headers = Field(default={}, repr=False)

@@ -1,14 +1,16 @@
-"""Secrets, and the signatures that prove to a receiver who sent a request. Source: the Standard Webhooks specification.
+"""Secrets, and the signatures that prove to a receiver who sent a request.
 
-A `v1` key holds the bytes of the secret. A `v1a` key that signs holds the seed and the public key (64 bytes); one that
-only verifies holds the public key (32 bytes). No message of this module ever contains a secret.
+Sources: the Standard Webhooks specification, and for receivers that were made for others the public documentation of
+GitHub (X-Hub-Signature-256) and Stripe (Stripe-Signature). A `v1` key holds the bytes of the secret. A `v1a` key that
+signs holds the seed and the public key (64 bytes); one that only verifies holds the public key (32 bytes). No message
+of this module ever contains a secret.
 """
 
 import binascii
 import hmac
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from types import MappingProxyType
@@ -20,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from webhookd.model import Key, Scheme
 
 _TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
+_TEXT: Final = re.compile(r"[\x21-\x7e]{8,256}")
 # the strict mode of binascii still lets padding through that belongs to nothing
 _BASE64: Final = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 
@@ -45,6 +48,20 @@ def parse_secret(text: str) -> Key:
     if text.startswith("whpk_"):
         raise ValueError("a whpk_ key is public and cannot sign; use the whsk_ key that it belongs to")
     raise ValueError("a secret starts with whsec_ (HMAC-SHA256) or whsk_ (ed25519)")
+
+
+def parse_private(text: str) -> Key:
+    """The ed25519 key of a `whsk_` secret. Raises as `parse_secret`."""
+    if text.startswith("whsec_"):
+        raise ValueError("a whsec_ secret makes v1 signatures; v1a wants a whsk_ key, see `webhookd secret new`")
+    return parse_secret(text)
+
+
+def parse_text(text: str) -> Key:
+    """The key of a secret that another system has made: its characters. Raises ValueError, one sentence."""
+    if not _TEXT.fullmatch(text):
+        raise ValueError("a secret of this signature has 8 to 256 characters, of printable ASCII without spaces")
+    return Key("text", text.encode("ascii"))
 
 
 def parse_verifier(text: str) -> Key:
@@ -80,7 +97,35 @@ def none(keys: tuple[Key, ...], event_id: str, timestamp: int, content: bytes) -
     return ()
 
 
-SCHEMES: Final[Mapping[str, Scheme]] = MappingProxyType({"standard": standard, "none": none})
+def github(keys: tuple[Key, ...], event_id: str, timestamp: int, content: bytes) -> tuple[tuple[str, str], ...]:
+    """`x-hub-signature-256`, over the body alone."""
+    return (("x-hub-signature-256", "sha256=" + hmac.digest(keys[0].raw, content, "sha256").hex()),)
+
+
+def stripe(keys: tuple[Key, ...], event_id: str, timestamp: int, content: bytes) -> tuple[tuple[str, str], ...]:
+    """`stripe-signature`, with the moment and one `v1` for each key."""
+    signed = b"%d.%b" % (timestamp, content)
+    made = [f",v1={hmac.digest(key.raw, signed, 'sha256').hex()}" for key in keys]
+    return (("stripe-signature", f"t={timestamp}{''.join(made)}"),)
+
+
+def hmac_of_body(*, header: str, hash: str, encoding: str, prefix: str) -> Scheme:
+    """The scheme of a header that has an HMAC of the body alone: `hex` or `base64`, behind a prefix."""
+    encode: Callable[[bytes], str] = bytes.hex if encoding == "hex" else _encode
+
+    def sign(keys: tuple[Key, ...], event_id: str, timestamp: int, content: bytes) -> tuple[tuple[str, str], ...]:
+        return ((header.lower(), prefix + encode(hmac.digest(keys[0].raw, content, hash))),)
+
+    return sign
+
+
+SCHEMES: Final[Mapping[str, Scheme]] = MappingProxyType(
+    {"standard": standard, "standard-ed25519": standard, "github": github, "stripe": stripe, "none": none}
+)
+PARSERS: Final[Mapping[str, Callable[[str], Key]]] = MappingProxyType(  # what a secret of theirs looks like
+    {"standard-ed25519": parse_private, "github": parse_text, "stripe": parse_text, "hmac": parse_text}
+)
+ONE_SECRET: Final = frozenset(("github", "hmac"))  # whose header has room for one signature
 
 
 def verify(

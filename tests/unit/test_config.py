@@ -295,7 +295,33 @@ def test_a_mistake_in_a_section(document: dict[str, Any], expected: str) -> None
         ({"secret": None, "secrets": [SECRET, "whsec_planted?"]}, "secrets item 2: what follows whsec_ is not base64"),
         ({"secret": None, "secret_env": SECRET}, "secret_env: the environment variable it names is not set"),
         ({"secret": None, "secret_file": SECRET}, "secret_file: the file it names cannot be read"),
-        ({"signature": "hmac"}, 'signature: "hmac" is no signature; write "none" or "standard"'),
+        ({"signature": "hmac256"}, 'signature: "hmac256" is no signature; write "github" or "hmac" or "none" or'),
+        (
+            {"signature": "standard-ed25519"},
+            "secret: a whsec_ secret makes v1 signatures; v1a wants a whsk_ key, see `webhookd secret new`",
+        ),
+        (
+            {"signature": "github", "secret": "planted"},
+            "secret: a secret of this signature has 8 to 256 characters, of printable ASCII without spaces",
+        ),
+        (
+            {"signature": "github", "secret": None, "secrets": ["first-fake", "second-fake"]},
+            'secrets: has room for one with signature = "github"; write secret instead',
+        ),
+        (
+            {"signature": "hmac", "secret": "a-fake-secret"},
+            'hmac: goes with signature = "hmac"; write hmac = { header = "x-signature" }, or neither',
+        ),
+        ({"hmac": {"header": "x-signature"}}, 'hmac: goes with signature = "hmac"; write'),
+        (
+            {"signature": "hmac", "secret": "a-fake-secret", "hmac": {"header": "host"}},
+            "hmac.header: is set by webhookd itself or changes how the body is read; remove it",
+        ),
+        (
+            {"signature": "hmac", "secret": "a-fake-secret", "hmac": {"header": "x-a", "hash": "md5"}},
+            'hmac.hash: wants "sha256", "sha512" or "sha1"',
+        ),
+        ({"signature": "hmac", "secret": "a-fake-secret", "hmac": {"header": "x-a", "prefix": "é"}}, "hmac.prefix: "),
         ({"format": "xml"}, 'format: "xml" is no format; write'),
         ({"headers": {"a b": "x"}}, "headers.a b: is no header name; use letters, digits and '-'"),
         (

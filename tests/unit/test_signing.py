@@ -1,3 +1,4 @@
+import hmac
 import json
 import re
 import time
@@ -6,12 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stripe
+import svix
 from hypothesis import example, given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from webhookd.model import Key
-from webhookd.signing import SCHEMES, new_keypair, new_secret, parse_secret, parse_verifier, verify
+from webhookd.signing import (
+    SCHEMES,
+    hmac_of_body,
+    new_keypair,
+    new_secret,
+    parse_private,
+    parse_secret,
+    parse_text,
+    parse_verifier,
+    verify,
+)
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "standard_webhooks.json").read_text())
 NOW = 1_700_000_000
@@ -213,3 +226,55 @@ class TestSecrets:
 
     def test_repr_keeps_the_secret(self) -> None:
         assert "hhhh" not in repr(HMAC)
+
+
+class TestOtherSchemes:
+    """For receivers that check the signatures of others already."""
+
+    TEXT = "whsec_fake-and-not-base64"
+
+    @given(st.text(max_size=100))
+    def test_standard_passes_svix(self, text: str) -> None:
+        secret, content = new_secret(), json.dumps({"text": text}).encode()
+        headers = signed((parse_secret(secret),), content, int(time.time()))
+        svix.Webhook(secret).verify(content, headers)
+        with pytest.raises(svix.WebhookVerificationError):
+            svix.Webhook(secret).verify(content + b" ", headers)
+
+    def test_github_as_its_documentation_has_it(self) -> None:
+        """The example of "Validating webhook deliveries"."""
+        ((name, value),) = SCHEMES["github"]((Key("text", b"It's a Secret to Everybody"),), ID, NOW, b"Hello, World!")
+        assert name == "x-hub-signature-256"
+        assert value == "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"
+
+    @given(st.text(max_size=100))
+    def test_stripe_passes_its_library_with_each_of_the_secrets(self, text: str) -> None:
+        keys = (parse_text("another-fake-secret"), parse_text(self.TEXT))
+        content, now = json.dumps({"text": text}).encode(), int(time.time())
+        ((name, value),) = SCHEMES["stripe"](keys, ID, now, content)
+        assert name == "stripe-signature"
+        for secret in ("another-fake-secret", self.TEXT):
+            assert stripe.WebhookSignature.verify_header(content.decode(), value, secret, tolerance=300)
+        with pytest.raises(stripe.SignatureVerificationError):
+            stripe.WebhookSignature.verify_header(content.decode() + " ", value, self.TEXT, tolerance=300)
+
+    @pytest.mark.parametrize("hash_", ["sha1", "sha256", "sha512"])
+    def test_hmac_in_a_header_of_ones_own(self, hash_: str) -> None:
+        key, content = parse_text("a-fake-secret"), b"{}"
+        raw = hmac.new(b"a-fake-secret", content, hash_).digest()
+        in_hex = hmac_of_body(header="X-Signature", hash=hash_, encoding="hex", prefix="v0=")
+        assert in_hex((key,), ID, NOW, content) == (("x-signature", "v0=" + raw.hex()),)
+        in_base64 = hmac_of_body(header="x-signature", hash=hash_, encoding="base64", prefix="")
+        assert in_base64((key,), ID, NOW, content) == (("x-signature", b64encode(raw).decode()),)
+
+    def test_ed25519_takes_no_other_key(self) -> None:
+        assert parse_private(PRIVATE).kind == "v1a"
+        with pytest.raises(ValueError, match="v1a wants a whsk_ key"):
+            parse_private(new_secret())
+
+    @pytest.mark.parametrize("text", ["short", "x" * 257, "with space", "caf\u00e9-secret", "line\nbreak", ""])
+    def test_a_text_that_is_no_secret_is_refused_and_not_shown(self, text: str) -> None:
+        with pytest.raises(ValueError, match="8 to 256 characters") as caught:
+            parse_text(text)
+        assert not text or text not in str(caught.value)
+        assert "fake" not in repr(parse_text("fake-fake"))
