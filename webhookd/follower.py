@@ -25,6 +25,7 @@ from webhookd.tasks import wait_for
 
 LOOK_SECONDS = 0.5
 AWAY_SECONDS = 1.0
+RESTRAINT, RESTRAINT_MOST = 10.0, 2.0  # times what it took to read who is parked, until more are parked; seconds
 GIVE_UP_LOOKS = 120  # looks, which is a minute: how often we see whose time is over behind an endpoint that fails
 NEAR = 20  # batches from the end of the log at which an endpoint becomes live again
 FOREVER = float("inf")
@@ -108,6 +109,7 @@ class Follower:
         self._noted: dict[int, int] = {}  # failures of an endpoint's breaker, as the database has them
         self._troubles: dict[int, str] = {}
         self._seen_to = True  # what was taken of them is in our parking
+        self._restraint = 0.0
         self._catching_up = asyncio.Lock()
         self._wake = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -144,8 +146,10 @@ class Follower:
         if self._parking.version < version:
             async with self._catching_up:
                 if self._parking.version < version:
+                    began = time.monotonic()
                     self._parking = await self._store.parking()
                     self._assign()
+                    self._restraint = min((time.monotonic() - began) * RESTRAINT, RESTRAINT_MOST)
 
     async def run(self) -> None:
         """Follow until stopped."""
@@ -153,7 +157,8 @@ class Follower:
         while not self._stopped.is_set():
             if await wait_for(self._wake, pause):
                 self._wake.clear()
-                await wait_for(self._stopped, self._look_seconds / 10)  # trouble rarely comes alone
+                # Trouble rarely comes alone, and each that is parked makes every daemon read them all again.
+                await wait_for(self._stopped, max(self._look_seconds / 10, self._restraint))
             try:
                 pause = await self._look()
             except (StoreUnavailable, SchemaMismatch):

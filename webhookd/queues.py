@@ -157,7 +157,7 @@ class EndpointQueue:
         if self.is_shut(now):
             return True
         if self.standing is Standing.STUCK or self.limit == 0 or not self.breaker.is_closed:
-            return queued >= self.limit
+            return queued + len(self.flying) >= self.limit
         return queued >= QUEUED and self._expected_wait(now) > patience
 
     def _expected_wait(self, now: float) -> float:

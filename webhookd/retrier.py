@@ -14,6 +14,7 @@ from webhookd.tasks import wait_for
 
 LOOK_SECONDS = 0.5
 AWAY_SECONDS = 1.0
+RESTRAINT, RESTRAINT_MOST = 10.0, 2.0  # times what it took to ask who owes, until that is asked again; seconds
 START_MARGIN = 5.0  # seconds before the end of a lease by which its attempt must be over
 
 log = structlog.get_logger("webhookd.retrier")
@@ -114,7 +115,10 @@ class Retrier:
         """Claim once; the seconds until there may be more."""
         if self._dispatcher.room <= 0:
             return self._look_seconds
+        began = time.monotonic()
         owing = await self._backlog.owing()
+        # It costs the database a step for each endpoint that owes, which may be thousands.
+        least = min((time.monotonic() - began) * RESTRAINT, RESTRAINT_MOST)
         self.due = frozenset(endpoint_id for endpoint_id, due_in in owing.items() if due_in <= 0)
         wanted, asked = [], {}
         for endpoint_id, due_in in owing.items():
@@ -132,9 +136,9 @@ class Retrier:
             unwritten |= self._recorder.unwritten()
             if rows := [row for row in found if (row.event_id, row.endpoint_id, row.attempts) not in unwritten]:
                 await self._offer(rows, asked)
-                return self._look_seconds / 10
+                return max(self._look_seconds / 10, least)
         upcoming = min((due_in for due_in in owing.values() if due_in > 0), default=self._look_seconds)
-        return min(upcoming, self._look_seconds)
+        return max(min(upcoming, self._look_seconds), least)
 
     async def _offer(self, rows: Sequence[Claimed], asked: dict[int, tuple[Endpoint, float]]) -> None:
         claimed_at = time.monotonic()

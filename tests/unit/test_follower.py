@@ -1,6 +1,7 @@
 """Every endpoint that does not work is seen to, also when the database is away, or when others fail meanwhile."""
 
 import asyncio
+import time
 from typing import Any, cast
 
 import pytest
@@ -176,3 +177,28 @@ async def test_an_endpoint_is_live_again_only_when_no_older_range_has_more() -> 
         store.next_batch, store.changes = 9, 1
         await until(lambda: store.unparked[:1] == [1], "it to be live again")
         following.stop()
+
+
+class Many(Tables):
+    """A store with so many that are parked that it takes a moment to read them."""
+
+    async def version(self) -> int:
+        return len(self.parked)
+
+    async def parking(self) -> Parking:
+        await asyncio.sleep(0.01)
+        return Parking(len(self.parked))
+
+
+async def test_where_many_are_parked_they_are_seen_to_together() -> None:
+    store = Many()
+    following = follow(store)
+    began = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(following.run())
+        for number in range(200):
+            following.trouble(number, "failing")
+            await asyncio.sleep(0.001)
+        await until(lambda: sum(len(ids) for _, ids in store.parked) == 200, "all to be parked")
+        following.stop()
+    assert len(store.parked) <= 2 + (time.monotonic() - began) / (0.01 * follower.RESTRAINT)

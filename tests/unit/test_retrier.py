@@ -293,3 +293,18 @@ async def test_it_goes_on_when_the_database_comes_back(parts: Parts, method: str
 async def test_stop_ends_a_long_pause() -> None:
     async with asyncio.timeout(10), running(Parts(look_seconds=600.0)) as parts:
         await until(lambda: parts.store.looks, "a look")
+
+
+async def test_who_owes_is_not_asked_for_more_than_a_part_of_the_time(parts: Parts) -> None:
+    class Slow(Store):
+        async def owing(self) -> dict[int, float]:
+            self.rows.append(row(len(self.claims)))  # there is always more
+            await asyncio.sleep(0.01)
+            return await super().owing()
+
+    slow = Slow()
+    parts.retrier = Retrier(slow, slow, parts.dispatcher, parts.recorder, parts.endpoints.get, look_seconds=0.001)
+    async with running(parts):
+        began = time.monotonic()
+        await until(lambda: slow.looks == 6, "some looks")
+        assert time.monotonic() - began > 5 * 0.01 * (1 + retrier.RESTRAINT) * 0.9
