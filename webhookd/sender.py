@@ -13,12 +13,10 @@ import errno
 import functools
 import socket
 import ssl
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import NamedTuple, Self, cast
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError, RawResponseMessage, StreamWriter
@@ -27,10 +25,8 @@ from yarl import URL
 
 from webhookd.guard import Network, address_mistake, url_mistake
 from webhookd.model import NoResponse, Request, Response
+from webhookd.resolver import Resolver, Verdict
 
-_DNS_SECONDS = 5.0
-_DNS_THREADS = 64
-_DNS_ADDRESSES = 4  # a name with N refused addresses costs N(N+1)/2 connects
 _BODY_SECONDS = 1.0
 _BODY_READ = 16 * 1024
 _BODY_KEPT = 1024
@@ -60,10 +56,6 @@ CODES = frozenset(code for _, code in _CODE_OF) | frozenset(
 )
 
 
-class _Trouble(OSError):
-    """A verdict on its way out through aiohttp, which wraps it; the text is a code and holds no address."""
-
-
 class _Protocol(ResponseHandler):
     """A connection that knows whether it was used before, and whether its peer spoke since it was last given back."""
 
@@ -91,34 +83,6 @@ class _Target(NamedTuple):
     headers: CIMultiDict[str]
 
 
-class _Resolver(AbstractResolver):
-    """Names to addresses on threads of its own; an answer with one denied address is refused as a whole."""
-
-    def __init__(self, allow_networks: tuple[Network, ...]) -> None:
-        self.allow_networks = allow_networks
-        self._threads = ThreadPoolExecutor(_DNS_THREADS, thread_name_prefix="dns")
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        lookup = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-        try:
-            async with asyncio.timeout(_DNS_SECONDS):
-                found = await asyncio.get_running_loop().run_in_executor(self._threads, lookup)
-        except TimeoutError:
-            raise _Trouble("dns_timeout") from None
-        addresses = dict.fromkeys(str(address[0]) for _, _, _, _, address in found)
-        if any(address_mistake(address, port, self.allow_networks) for address in addresses):
-            raise _Trouble("egress_denied")
-        return [
-            ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=0)
-            for address in list(addresses)[:_DNS_ADDRESSES]
-        ]
-
-    async def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-
 class Sender:
     """Sends requests to addresses that the guard allows, over pooled connections. Use it with `async with`."""
 
@@ -131,7 +95,7 @@ class Sender:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._resolver = _Resolver(self._allow_networks)
+        self._resolver = Resolver(self._allow_networks)
         self._connector = self._new_connector()
         return self
 
@@ -208,7 +172,7 @@ class Sender:
         """A socket for the very address that is dialled next, so a name that changes its mind gains nothing."""
         family, kind, protocol, _, (host, port, *_) = address
         if address_mistake(str(host), int(port), self._allow_networks):
-            raise _Trouble("egress_denied")
+            raise Verdict("egress_denied")
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         return sock
@@ -309,7 +273,7 @@ def _verdict(error: Exception) -> NoResponse:
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, OSError) and cause.errno in _OURS:
         return NoResponse("internal", ours=True)
-    if isinstance(cause, _Trouble):
+    if isinstance(cause, Verdict):
         return NoResponse(str(cause))
     codes = (code for kind, code in _CODE_OF if isinstance(error, kind) or isinstance(cause, kind))
     return NoResponse(next(codes, "internal"))

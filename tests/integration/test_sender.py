@@ -761,7 +761,7 @@ async def test_a_name_that_does_not_exist(sender: Sender, monkeypatch: pytest.Mo
 
 
 async def test_a_resolver_that_hangs(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("webhookd.sender._DNS_SECONDS", 0.1)
+    monkeypatch.setattr("webhookd.resolver.SECONDS", 0.1)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(0.5))
     assert await sender.send(post("http://name.invalid/")) == NoResponse("dns_timeout")
 
