@@ -149,17 +149,34 @@ def _content(file: Path, limit: int) -> bytes:
     try:
         # Opening a pipe without a writer would block.
         with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
-            mode = os.fstat(opened.fileno()).st_mode
-            if not stat.S_ISREG(mode):
+            status = os.fstat(opened.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise ValueError("is no regular file")
-            if mode & stat.S_IWOTH:
-                raise ValueError(f'can be changed by everyone; run "chmod o-w {file}"')
+            if mistake := _hands_mistake(file, status):
+                raise ValueError(mistake)
             content = opened.read(limit + 1)
     except OSError as error:
         raise ValueError(_refused(error)) from None
     if len(content) > limit:
         raise ValueError(f"is larger than {limit // 1024} KiB")
     return content
+
+
+def _hands_mistake(file: Path, status: os.stat_result) -> str | None:
+    """Why this file may not be trusted to be the operator's, or None: whoever writes it decides where events go.
+
+    A volume of a container may belong to anyone, so the owner of the folder counts as well as root and ourselves. Where
+    a link leads is what counts, since the files of such volumes are links.
+    """
+    folder = os.path.dirname(os.path.realpath(file))
+    around = os.stat(folder)
+    if status.st_mode & stat.S_IWOTH:
+        return f'can be changed by everyone; run "chmod o-w {file}"'
+    if around.st_mode & stat.S_IWOTH and not around.st_mode & stat.S_ISVTX:
+        return f'is in a folder that everyone can change; run "chmod o-w {folder}"'
+    if status.st_uid not in (0, os.geteuid(), around.st_uid):
+        return f'belongs to a user (uid {status.st_uid}) who is neither root nor webhookd; run "chown root {file}"'
+    return None
 
 
 def _refused(error: OSError) -> str:

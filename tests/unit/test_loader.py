@@ -3,7 +3,9 @@
 import base64
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,6 +134,46 @@ def test_a_file_that_everyone_may_write_is_refused(main: Path) -> None:
         (mistake,) = mistakes(main)
         assert f'can be changed by everyone; run "chmod o-w {file}"' in mistake
         file.chmod(0o644)
+    assert load(main, {}).endpoints
+
+
+def test_a_folder_that_everyone_may_write_is_refused(main: Path) -> None:
+    directory = main.parent / "endpoints.d"
+    (directory / "orders.toml").write_text(WITH_SECRET)
+    directory.chmod(0o777)
+    (mistake,) = mistakes(main)
+    assert f'is in a folder that everyone can change; run "chmod o-w {directory}"' in mistake
+    directory.chmod(0o1777)  # nobody can take the place of another's file there
+    assert load(main, {}).endpoints
+
+
+def test_a_file_of_another_user_is_refused(main: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not in a container's volume, where everything belongs to somebody else."""
+    directory = main.parent / "endpoints.d"
+    orders = directory / "orders.toml"
+    orders.write_text(WITH_SECRET)
+    owners: dict[int, int] = {}  # inode -> owner
+    real: dict[str, Callable[..., os.stat_result]] = {"stat": os.stat, "fstat": os.fstat}
+
+    def owned(name: str) -> Callable[..., os.stat_result]:
+        def told(*args: Any, **kwargs: Any) -> os.stat_result:
+            found = real[name](*args, **kwargs)
+            fields = list(found)
+            fields[4] = owners.get(found.st_ino, found.st_uid)
+            return os.stat_result(fields)
+
+        return told
+
+    inode, folder = orders.stat().st_ino, directory.stat().st_ino
+    for name in real:
+        monkeypatch.setattr(os, name, owned(name))
+    owners[inode] = 4321
+    (mistake,) = mistakes(main)
+    assert f'belongs to a user (uid 4321) who is neither root nor webhookd; run "chown root {orders}"' in mistake
+    for trusted in (0, os.geteuid()):
+        owners[inode] = trusted
+        assert load(main, {}).endpoints
+    owners[inode] = owners[folder] = 4321
     assert load(main, {}).endpoints
 
 
