@@ -8,6 +8,7 @@ import ipaddress
 import json
 import math
 import re
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, time
@@ -27,6 +28,7 @@ _NAME = re.compile(NAME)
 _EVENTS = re.compile(r"\*|(?:[^\s.*\x00-\x1f\x7f]+\.)*(?:[^\s.*\x00-\x1f\x7f]+|(?<=\.)\*)")
 _CREDENTIAL = re.compile(r"(?!\.\.?$)[^/\x00-\x1f\x7f]{1,255}")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+_HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _OURS = re.compile(
     r"host|content-length|transfer-encoding|connection|expect|te|upgrade|trailer|cookie|content-encoding|webhook-.*",
@@ -159,22 +161,31 @@ def _one_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
 
 
 def _file_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
-    if not isinstance(value, str) or not value:
-        raise ValueError("wants the path of a file")
-    around = _around(info)
-    return (around.parse_secret(around.read_secret(value)),)
+    return (_around(info).parse_secret(_of_file(value, _around(info))),)
 
 
 def _environ_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
-    around = _around(info)
-    if not isinstance(value, str) or not (found := around.environ.get(value)):
-        # The value is not shown: it may be a secret that was meant for another key.
-        raise ValueError("the environment variable it names is not set")
-    return (around.parse_secret(found.strip()),)
+    return (_around(info).parse_secret(_of_environ(value, _around(info))),)
 
 
 def _credential_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
-    around = _around(info)
+    return (_around(info).parse_secret(_of_credential(value, _around(info))),)
+
+
+def _of_file(value: object, around: Around) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("wants the path of a file")
+    return around.read_secret(value)
+
+
+def _of_environ(value: object, around: Around) -> str:
+    if not isinstance(value, str) or not (found := around.environ.get(value)):
+        # The value is not shown: it may be a secret that was meant for another key.
+        raise ValueError("the environment variable it names is not set")
+    return found.strip()
+
+
+def _of_credential(value: object, around: Around) -> str:
     if not isinstance(value, str) or not _CREDENTIAL.fullmatch(value):
         raise ValueError("wants the name of a systemd credential, without its folder")
     if not (folder := around.environ.get("CREDENTIALS_DIRECTORY")):
@@ -183,7 +194,10 @@ def _credential_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
         text = around.read_secret(f"{folder}/{value}")
     except ValueError as error:
         raise ValueError(f"{error}; the unit needs LoadCredential= or SetCredential= of that name") from None
-    return (around.parse_secret(text.strip()),)
+    return text.strip()
+
+
+_SOURCES: Final = {"file": _of_file, "env": _of_environ, "credential": _of_credential}
 
 
 def _example(value: object) -> object:
@@ -224,12 +238,31 @@ def _header_name(value: str) -> str:
     return value
 
 
-def _header_value(value: object) -> str | HeaderValue:
+def _header_value(value: object, info: ValidationInfo) -> str | HeaderValue:
+    if isinstance(value, dict):
+        return _header_elsewhere(value, _around(info))
     if not isinstance(value, str):
-        raise ValueError("wants a text in quotes")
+        raise ValueError('wants a text in quotes, or a table such as { file = "api.key" }')
     if _CONTROL.search(value):
         raise ValueError("holds a control character; write one line of plain text")
     return compile_header_value(value)
+
+
+def _header_elsewhere(table: Mapping[str, object], around: Around) -> str:
+    """A value whose secret part is not in the table itself. It has no placeholders, as a token may have any sign."""
+    given = [key for key in _SOURCES if key in table]
+    texts = {key: value for key, value in table.items() if key in ("prefix", "user") and isinstance(value, str)}
+    if len(given) != 1 or len(table) != 1 + len(texts) or len(texts) > 1:
+        raise ValueError('wants one of file, env and credential, and prefix = "Bearer " or user = "NAME" beside it')
+    found = _SOURCES[given[0]](table[given[0]], around)
+    if "user" in texts:
+        if ":" in texts["user"]:
+            raise ValueError("user must not have a colon (RFC 7617)")
+        found = "Basic " + b64encode(f"{texts['user']}:{found}".encode()).decode()
+    value = texts.get("prefix", "") + found
+    if not _HEADER_VALUE.fullmatch(value):
+        raise ValueError("wants one line of printable ASCII, which what was found is not")
+    return value
 
 
 def _distinct(headers: dict[str, T]) -> dict[str, T]:
@@ -312,7 +345,7 @@ Template = Annotated[Format, PlainValidator(compile_template), Kind("any value",
 Headers = Annotated[
     dict[HeaderName, Annotated[str | HeaderValue, PlainValidator(_header_value)]],
     AfterValidator(_distinct),
-    Kind("table of texts", {"type": "object", "additionalProperties": {"type": "string"}}),
+    Kind("table of texts", {"type": "object", "additionalProperties": {"type": ["string", "object"]}}),
 ]
 Filter = Annotated[
     dict[Storable, Annotated[tuple[str, ...], PlainValidator(_passing)]],

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
-from webhookd.checks import Around, Keys, name_mistake, type_mistake
+from webhookd.checks import Around, name_mistake, type_mistake
 from webhookd.errors import ConfigError
 from webhookd.formats import FORMATS
 from webhookd.mistakes import Lines, Mistake, Place, read, told, unknown
@@ -153,7 +153,11 @@ def _get(sections: Mapping[str, Shape | None], model: type[S]) -> S:
 def _named_variables(documents: Iterable[tuple[str, Document]]) -> frozenset[str]:
     """Variables that hold an endpoint's secret, whatever they are called."""
     tables = [table for _, table in _named("endpoint", documents, [])]
-    return frozenset(name for table in tables if isinstance(name := table.get("secret_env"), str))
+    names = [table.get("secret_env") for table in tables]
+    for headers in (table.get("headers") for table in tables):
+        if isinstance(headers, Mapping):
+            names += [value.get("env") for value in headers.values() if isinstance(value, Mapping)]
+    return frozenset(name for name in names if isinstance(name, str))
 
 
 def _strays(file: str, document: Document, main: bool) -> Iterator[Mistake]:
@@ -268,7 +272,7 @@ def _endpoint(
     }
     if made.hmac:
         spec["hmac"] = made.hmac.model_dump()
-    return endpoint, spec, _fingerprint(table, made.keys)
+    return endpoint, spec, _fingerprint(table, made)
 
 
 def _signature_mistakes(table: Document, place: Place) -> Iterator[Mistake]:
@@ -337,7 +341,8 @@ def _hash(sections: Mapping[str, Any], documents: Iterable[tuple[str, Document]]
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def _fingerprint(table: Document, keys: Keys) -> str:
+def _fingerprint(table: Document, made: EndpointTable) -> str:
     """A hash of what an endpoint's spec leaves out."""
-    left_out = [table.get("url"), table.get("headers"), [(key.kind, key.raw.hex()) for key in keys]]
+    fixed = {name: value for name, value in made.headers.items() if isinstance(value, str)}
+    left_out = [made.url, table.get("headers"), fixed, [(key.kind, key.raw.hex()) for key in made.keys]]
     return hashlib.sha256(json.dumps(left_out, sort_keys=True).encode()).hexdigest()

@@ -206,7 +206,7 @@ class EndpointTable(Shape):
     format: FormatName = "standard"
     """What the body looks like."""
     headers: Headers = Field(default={}, repr=False)
-    """Headers of its requests, such as an API key; placeholders are allowed: { x-event = "$type" }."""
+    """Headers of its requests: { x-event = "$type" }, or { authorization = { file = "token", prefix = "Bearer " } }."""
     timeout: Timeout | None = None
     """Instead of that of [delivery]."""
     max_in_flight: Slots | None = None

@@ -329,7 +329,14 @@ def test_a_mistake_in_a_section(document: dict[str, Any], expected: str) -> None
             "headers.x-key: holds a control character; write one line of plain",
         ),
         ({"headers": {"x-key": "$planted"}}, "headers.x-key: "),
-        ({"headers": {"x-key": 5}}, "headers.x-key: wants a text in quotes"),
+        ({"headers": {"x-key": 5}}, "headers.x-key: wants a text in quotes, or a table such as"),
+        ({"headers": {"x-key": {}}}, "headers.x-key: wants one of file, env and credential, and prefix"),
+        ({"headers": {"x-key": {"file": "a", "env": "B"}}}, "headers.x-key: wants one of file, env and credential"),
+        ({"headers": {"x-key": {"file": "a", "perfix": "x"}}}, "headers.x-key: wants one of file, env and credential"),
+        ({"headers": {"x-key": {"file": "a", "prefix": "x", "user": "y"}}}, "headers.x-key: wants one of file, env"),
+        ({"headers": {"x-key": {"file": "planted"}}}, "headers.x-key: the file it names cannot be read"),
+        ({"headers": {"x-key": {"env": "planted"}}}, "headers.x-key: the environment variable it names is not set"),
+        ({"headers": {"x-key": {"credential": "key"}}}, "headers.x-key: $CREDENTIALS_DIRECTORY is not set"),
         ({"headers": {"X-Key": "a", "x-key": "b"}}, 'headers: "X-Key" and "x-key" are one header; give it once'),
         ({"rate_limit": 5}, 'rate_limit: 5 is no rate; write "50/s", "600/m" or "1000/h"'),
         ({"rate_limit": "5 /s"}, 'rate_limit: "5 /s" is no rate; write "50/s", "600/m" or "1000/h"'),
@@ -502,3 +509,61 @@ def test_anything_else_is_refused_with_one_line(value: object) -> None:
         except ValueError as error:
             found = str(error)
         assert isinstance(found, (int, float)) or (isinstance(found, str) and len(found.splitlines()) == 1)
+
+
+TOKENS = {
+    "/run/keys/api.key": "fake-key",
+    "/run/keys/password": "fa:ke",
+    "/creds/token": "fake-token",
+    "bad": "a\nb",
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("value", "header"),
+    [
+        ({"file": "/run/keys/api.key"}, "fake-key"),
+        ({"file": "/run/keys/api.key", "prefix": "Bearer "}, "Bearer fake-key"),
+        ({"env": "API_KEY", "prefix": "Token $x "}, "Token $x $fake-of-environment"),
+        ({"credential": "token"}, "fake-token"),
+        # RFC 7617, section 2: a password may have a colon
+        ({"file": "/run/keys/password", "user": "acme"}, "Basic " + base64.b64encode(b"acme:fa:ke").decode()),
+    ],
+)
+def test_a_header_may_have_its_secret_elsewhere(value: dict[str, str], header: str) -> None:
+    config = tokens({"authorization": value})
+    assert config.endpoints[0].headers == (("authorization", header),)
+    spec = json.dumps(config.specs["", "orders"])
+    assert "fake" not in spec
+    assert '"headers": ["authorization"]' in spec
+
+
+@pytest.mark.parametrize(
+    ("value", "mistake"),
+    [
+        ({"file": "bad"}, "wants one line of printable ASCII, which what was found is not"),
+        ({"file": "empty"}, "wants one line of printable ASCII, which what was found is not"),
+        ({"file": "/run/keys/api.key", "user": "ac:me"}, "user must not have a colon (RFC 7617)"),
+    ],
+)
+def test_what_cannot_be_a_header_is_refused(value: dict[str, str], mistake: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        tokens({"authorization": value})
+    assert caught.value.mistakes == [f"webhookd.toml: [endpoint.orders] headers.authorization: {mistake}"]
+
+
+def test_a_new_token_in_the_same_file_is_another_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = tokens({"x-key": {"file": "/run/keys/api.key"}}).config_hash
+    assert tokens({"x-key": {"file": "/run/keys/api.key"}}).config_hash == before
+    monkeypatch.setitem(TOKENS, "/run/keys/api.key", "another-fake-key")
+    assert tokens({"x-key": {"file": "/run/keys/api.key"}}).config_hash != before
+
+
+def test_a_variable_of_a_header_is_not_taken_for_a_key_of_the_configuration() -> None:
+    tokens({"x-key": {"env": "WEBHOOKD_KEY_OF_MINE"}}, WEBHOOKD_KEY_OF_MINE="fake")
+
+
+def tokens(headers: dict[str, Any], **environ: str) -> Config:
+    environ |= {"API_KEY": " $fake-of-environment ", "CREDENTIALS_DIRECTORY": "/creds"}
+    return build(orders(headers=headers), (), environ, lambda path, _: TOKENS[path])
