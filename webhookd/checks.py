@@ -164,6 +164,10 @@ def _file_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
     return (_around(info).parse_secret(_of_file(value, _around(info))),)
 
 
+def _pem_file(value: object, info: ValidationInfo) -> str:
+    return _of_file(value, _around(info))
+
+
 def _environ_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
     return (_around(info).parse_secret(_of_environ(value, _around(info))),)
 
@@ -332,6 +336,7 @@ Pattern = Annotated[str, AfterValidator(_pattern)]
 Secret = Annotated[Key, PlainValidator(_secret), Kind("secret", _SECRET)]
 OneSecret = Annotated[Keys, PlainValidator(_one_secret), Kind("secret", _SECRET)]
 FileSecret = Annotated[Keys, PlainValidator(_file_secret), Kind("path", {"type": "string"})]
+PemFile = Annotated[str, PlainValidator(_pem_file), Kind("path", {"type": "string"})]
 EnvironSecret = Annotated[Keys, PlainValidator(_environ_secret), Kind("variable", {"type": "string"})]
 CredentialSecret = Annotated[Keys, PlainValidator(_credential_secret), Kind("name", {"type": "string"})]
 Signature = Annotated[str, AfterValidator(_scheme), Kind(_words(_SIGNATURES), {"enum": sorted(_SIGNATURES)})]

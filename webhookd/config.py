@@ -6,6 +6,7 @@ files, environ ──▶ overlay ──▶ sections ──▶ formats ──▶ 
 
 import hashlib
 import json
+import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
@@ -38,6 +39,7 @@ from webhookd.shapes import (
     Shape,
 )
 from webhookd.signing import ONE_SECRET, PARSERS, SCHEMES, hmac_of_body, parse_secret
+from webhookd.tls import tls_context
 from webhookd.units import DAY, quoted, written_duration
 
 _ANYWHERE: Final = {"allow_http": True, "allow_networks": ["0.0.0.0/0", "::/0"]}
@@ -240,6 +242,7 @@ def _endpoint(
     name = place.path[-1]
     retry = _retry(policy, made.retry)
     mistakes += _retry_mistakes(retry, made.retry, place, "retry")
+    tls = _tls(made, place, mistakes)
     endpoint = Endpoint(
         id=0,
         tenant=made.tenant,
@@ -257,6 +260,7 @@ def _endpoint(
         active=made.active,
         filter=MappingProxyType(made.filter),
         headers=tuple(made.headers.items()),
+        tls=tls,
     )
     spec = {
         **{key: getattr(made, key) for key in ("tenant", "description", "active", "signature", "format")},
@@ -264,6 +268,7 @@ def _endpoint(
         "name": name,
         "events": list(made.events),
         "headers": sorted(made.headers),
+        "tls": sorted(made.tls.model_fields_set) if made.tls else [],
         "timeout": endpoint.timeout,
         "max_in_flight": endpoint.max_in_flight,
         "rate_limit": endpoint.rate_limit,
@@ -273,6 +278,19 @@ def _endpoint(
     if made.hmac:
         spec["hmac"] = made.hmac.model_dump()
     return endpoint, spec, _fingerprint(table, made)
+
+
+def _tls(made: EndpointTable, place: Place, mistakes: list[Mistake]) -> ssl.SSLContext | None:
+    if made.tls is None:
+        return None
+    if made.tls.key_file and not made.tls.certificate_file:
+        mistakes.append(place.mistake("wants certificate_file beside it", "tls", "key_file"))
+        return None
+    try:
+        return tls_context(made.tls.ca_file, made.tls.certificate_file, made.tls.key_file)
+    except ValueError as error:
+        mistakes.append(place.mistake(str(error), "tls"))
+        return None
 
 
 def _signature_mistakes(table: Document, place: Place) -> Iterator[Mistake]:
@@ -344,5 +362,6 @@ def _hash(sections: Mapping[str, Any], documents: Iterable[tuple[str, Document]]
 def _fingerprint(table: Document, made: EndpointTable) -> str:
     """A hash of what an endpoint's spec leaves out."""
     fixed = {name: value for name, value in made.headers.items() if isinstance(value, str)}
-    left_out = [made.url, table.get("headers"), fixed, [(key.kind, key.raw.hex()) for key in made.keys]]
+    tls = made.tls and made.tls.model_dump()
+    left_out = [made.url, table.get("headers"), fixed, tls, [(key.kind, key.raw.hex()) for key in made.keys]]
     return hashlib.sha256(json.dumps(left_out, sort_keys=True).encode()).hexdigest()

@@ -4,6 +4,7 @@ Times are seconds since the epoch on the database's clock unless a name says oth
 What is made once per delivery is a NamedTuple: it is frozen, and three times cheaper to make than a frozen dataclass.
 """
 
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -83,6 +84,7 @@ class Endpoint:
     active: bool = True
     filter: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # metadata key -> values that pass
     headers: tuple[tuple[str, str | HeaderValue], ...] = field(default=(), repr=False)
+    tls: ssl.SSLContext | None = None  # None for the usual one
 
     @property
     def label(self) -> str:
@@ -156,6 +158,7 @@ class Request(NamedTuple):
     headers: Mapping[str, str]
     content: bytes
     timeout: float
+    tls: ssl.SSLContext | None = None  # None for the usual one
 
 
 class Response(NamedTuple):

@@ -26,6 +26,7 @@ from yarl import URL
 from webhookd.guard import Network, address_mistake, url_mistake
 from webhookd.model import NoResponse, Request, Response
 from webhookd.resolver import Resolver, Verdict
+from webhookd.tls import tls_context
 
 _BODY_SECONDS = 1.0
 _BODY_READ = 16 * 1024
@@ -130,7 +131,7 @@ class Sender:
         The timeout ends with the status line; the body of the answer gets one second more. A URL that the guard
         refuses, http where it is not allowed included, is `invalid_url`; an address is `egress_denied`.
         """
-        target = self._target(request.url)
+        target = self._target(request.url, request.tls)
         if target is None:
             return NoResponse("invalid_url")
         connection = None
@@ -157,12 +158,12 @@ class Sender:
             if connection is not None:
                 _abandon(connection)
 
-    def _new_target(self, url: str) -> _Target | None:
+    def _new_target(self, url: str, tls: ssl.SSLContext | None) -> _Target | None:
         if url_mistake(url, self._allow_http):
             return None
         try:
             parsed = URL(url, encoded=True)  # requoting would turn sig=a%2Fb into sig=a/b
-            request = aiohttp.ClientRequest("POST", parsed, loop=self._loop)
+            request = aiohttp.ClientRequest("POST", parsed, loop=self._loop, ssl=tls or tls_context())
         except (ValueError, aiohttp.InvalidURL):
             return None
         headers = CIMultiDict({"host": request.headers["host"], "user-agent": self._user_agent, "accept": "*/*"})

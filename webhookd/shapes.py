@@ -24,6 +24,7 @@ from webhookd.checks import (
     OneSecret,
     Pattern,
     Payload,
+    PemFile,
     Plain,
     Range,
     Rate,
@@ -176,6 +177,17 @@ class Hmac(Shape):
     """What stands before it."""
 
 
+class Tls(Shape):
+    """Whom an endpoint's connections trust, and what they show of themselves."""
+
+    ca_file: PemFile = Field(default="", repr=False)
+    """The authorities, in PEM, instead of those of the system."""
+    certificate_file: PemFile = Field(default="", repr=False)
+    """The client's certificate with its chain, in PEM."""
+    key_file: PemFile = Field(default="", repr=False)
+    """Its key, in PEM and unencrypted, when it is not in the same file."""
+
+
 class EndpointTable(Shape):
     """A subscriber: where events go, which ones, and how they are signed."""
 
@@ -207,6 +219,8 @@ class EndpointTable(Shape):
     """What the body looks like."""
     headers: Headers = Field(default={}, repr=False)
     """Headers of its requests: { x-event = "$type" }, or { authorization = { file = "token", prefix = "Bearer " } }."""
+    tls: Tls | None = None
+    """{ ca_file = "ca.pem", certificate_file = "client.pem", key_file = "client.key" }, or some of them."""
     timeout: Timeout | None = None
     """Instead of that of [delivery]."""
     max_in_flight: Slots | None = None

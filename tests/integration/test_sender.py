@@ -12,19 +12,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from types import MappingProxyType
 from typing import Any
 
-import aiohttp.connector
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
+from tests.certificates import self_signed
 from webhookd.guard import Network
 from webhookd.model import NoResponse, Request, Response
 from webhookd.sender import CODES, Sender
+from webhookd.tls import tls_context
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
 
@@ -79,6 +77,10 @@ class Receiver:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/hook"
 
+    @property
+    def https(self) -> str:
+        return f"https://127.0.0.1:{self.port}/hook"
+
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = Peer(reader, writer, len(self.peers) + 1)
         self.peers.append(peer)
@@ -127,9 +129,13 @@ async def sender() -> AsyncIterator[Sender]:
 
 
 def post(
-    url: str, timeout: float = 5.0, content: bytes = b'{"a":1}', headers: Mapping[str, str] = MappingProxyType({})
+    url: str,
+    timeout: float = 5.0,
+    content: bytes = b'{"a":1}',
+    headers: Mapping[str, str] = MappingProxyType({}),
+    tls: ssl.SSLContext | None = None,
 ) -> Request:
-    return Request(url, {"content-type": "application/json", **headers}, content, timeout)
+    return Request(url, {"content-type": "application/json", **headers}, content, timeout, tls)
 
 
 def quiet_port() -> int:
@@ -780,48 +786,78 @@ async def test_out_of_descriptors_is_our_own_fault(sender: Sender, monkeypatch: 
 # TLS
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1 that nobody trusts yet, and its key, in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
-    now = datetime.datetime.now(datetime.UTC)
-    built = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("tls") / "both.pem"
-    path.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        + built.public_bytes(serialization.Encoding.PEM)
-    )
-    return path
-
-
-def serving(certificate: Path) -> ssl.SSLContext:
+def serving(certificate: str, key: str, clients: str = "") -> ssl.SSLContext:
+    """The TLS of a receiver; with `clients` it wants a certificate of theirs."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
+    with NamedTemporaryFile("w") as both:
+        both.write(certificate + key)
+        both.flush()
+        context.load_cert_chain(both.name)
+    if clients:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=clients)
     return context
 
 
-async def test_an_untrusted_certificate(sender: Sender, certificate: Path) -> None:
-    async with receiver(answering(OK), serving(certificate)) as there:
-        url = there.url.replace("http:", "https:")
-        assert await sender.send(post(url)) == NoResponse("tls_certificate")
+@pytest.fixture(scope="module")
+def certificate() -> tuple[str, str]:
+    """Of a receiver that nobody trusts yet, and its key."""
+    return self_signed()
 
 
-async def test_a_trusted_certificate(sender: Sender, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trusting = ssl.create_default_context(cafile=str(certificate))
-    monkeypatch.setattr(aiohttp.connector, "_SSL_CONTEXT_VERIFIED", trusting)
-    async with receiver(answering(OK), serving(certificate)) as there:
-        url = there.url.replace("http:", "https:")
+async def test_an_untrusted_certificate(sender: Sender, certificate: tuple[str, str]) -> None:
+    async with receiver(answering(OK), serving(*certificate)) as there:
+        assert await sender.send(post(there.https)) == NoResponse("tls_certificate")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [self_signed(address="127.0.0.2"), self_signed(until=datetime.timedelta(hours=-1))],
+    ids=["another name", "expired"],
+)
+async def test_a_certificate_that_is_wrong_though_its_authority_is_trusted(
+    sender: Sender, wrong: tuple[str, str]
+) -> None:
+    async with receiver(answering(OK), serving(*wrong)) as there:
+        assert await sender.send(post(there.https, tls=tls_context(wrong[0]))) == NoResponse("tls_certificate")
+
+
+async def test_an_authority_of_ones_own_is_trusted_by_its_endpoint_alone(
+    sender: Sender, certificate: tuple[str, str]
+) -> None:
+    async with receiver(answering(OK), serving(*certificate)) as there:
         for _ in range(3):
-            assert await sender.send(post(url)) == Response(200)
+            assert await sender.send(post(there.https, tls=tls_context(certificate[0]))) == Response(200)
+            assert await sender.send(post(there.https)) == NoResponse("tls_certificate")  # though one is connected
         assert len(there.peers) == 1
+
+
+async def test_a_client_certificate_is_shown_by_its_endpoint_alone(
+    sender: Sender, certificate: tuple[str, str]
+) -> None:
+    client = self_signed("client")
+    async with receiver(answering(OK), serving(*certificate, clients=client[0])) as there:
+        trusting = tls_context(certificate[0])
+        for _ in range(2):
+            assert await sender.send(post(there.https, tls=tls_context(certificate[0], *client))) == Response(200)
+            refused = await sender.send(post(there.https, tls=trusting))
+            assert refused in (NoResponse("tls_error"), NoResponse("connection_reset"))
+        assert len(there.peers) == 1
+
+
+async def test_the_environment_does_not_say_whom_to_trust(
+    sender: Sender, certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "ca.pem").write_text(certificate[0])
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    tls_context.cache_clear()
+    async with receiver(answering(OK), serving(*certificate)) as there:
+        assert await sender.send(post(there.https)) == NoResponse("tls_certificate")
+        assert await sender.send(post(there.https, tls=tls_context(certificate[0]))) == Response(200)
+    assert not (tmp_path / "keys").exists()
+    tls_context.cache_clear()
 
 
 async def test_no_tls_where_tls_is_expected(sender: Sender) -> None:
@@ -830,7 +866,7 @@ async def test_no_tls_where_tls_is_expected(sender: Sender) -> None:
         await peer.say(b"HTTP/1.1 400 This is not TLS\r\n\r\n")
 
     async with receiver(behaviour) as there:
-        assert await sender.send(post(there.url.replace("http:", "https:"))) == NoResponse("tls_error")
+        assert await sender.send(post(there.https)) == NoResponse("tls_error")
 
 
 async def test_the_codes_are_a_closed_list() -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.certificates import self_signed
 from webhookd.config import Config, build
 from webhookd.errors import ConfigError
 from webhookd.formats import FORMATS
@@ -567,3 +568,57 @@ def test_a_variable_of_a_header_is_not_taken_for_a_key_of_the_configuration() ->
 def tokens(headers: dict[str, Any], **environ: str) -> Config:
     environ |= {"API_KEY": " $fake-of-environment ", "CREDENTIALS_DIRECTORY": "/creds"}
     return build(orders(headers=headers), (), environ, lambda path, _: TOKENS[path])
+
+
+CERTIFICATE, PRIVATE = self_signed()
+PEM = {
+    "ca.pem": CERTIFICATE,
+    "client.pem": CERTIFICATE,
+    "client.key": PRIVATE,
+    "both.pem": CERTIFICATE + PRIVATE,
+    "bad": "fake",
+}
+
+
+def with_tls(**tls: str) -> Config:
+    return build(orders(tls=tls), (), {}, lambda path, _: PEM[path])
+
+
+@pytest.mark.parametrize(
+    "tls",
+    [
+        {"ca_file": "ca.pem"},
+        {"certificate_file": "both.pem"},
+        {"ca_file": "ca.pem", "certificate_file": "client.pem", "key_file": "client.key"},
+    ],
+)
+def test_tls_of_ones_own(tls: dict[str, str]) -> None:
+    config = with_tls(**tls)
+    assert config.endpoints[0].tls is not None
+    assert config.specs["", "orders"]["tls"] == sorted(tls)
+    assert "BEGIN" not in repr(config) + json.dumps(config.specs["", "orders"])
+    assert made(orders()).endpoints[0].tls is None
+
+
+@pytest.mark.parametrize(
+    ("tls", "mistake"),
+    [
+        ({"ca_file": "bad"}, "tls: ca_file holds no certificate in PEM"),
+        ({"key_file": "client.key"}, "tls.key_file: wants certificate_file beside it"),
+        (
+            {"certificate_file": "client.pem"},
+            "tls: certificate_file and key_file are not a certificate and its key, unencrypted, in PEM",
+        ),
+    ],
+)
+def test_a_mistake_in_tls(tls: dict[str, str], mistake: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        with_tls(**tls)
+    assert caught.value.mistakes == [f"webhookd.toml: [endpoint.orders] {mistake}"]
+
+
+def test_a_renewed_certificate_is_another_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = with_tls(ca_file="ca.pem").config_hash
+    assert with_tls(ca_file="ca.pem").config_hash == before
+    monkeypatch.setitem(PEM, "ca.pem", self_signed()[0])
+    assert with_tls(ca_file="ca.pem").config_hash != before
