@@ -10,8 +10,8 @@ import math
 import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import date, time
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, time
 from typing import Annotated, Any, Final, TypeVar, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, SecretStr, ValidationInfo
@@ -154,6 +154,26 @@ def _secret(value: object, info: ValidationInfo) -> Key:
     if not isinstance(value, str):
         raise ValueError("wants a text in quotes")
     return _around(info).parse_secret(value)
+
+
+def _one_of_several(value: object, info: ValidationInfo) -> Key:
+    if not isinstance(value, dict):
+        return _secret(value, info)
+    given = [key for key in ("secret", *_SOURCES) if key in value]
+    if len(given) != 1 or not value.keys() <= {given[0], "until"}:
+        raise ValueError("wants one of secret, file, env and credential, and until = 2027-01-31 beside it")
+    found = value[given[0]]
+    text = found if given[0] == "secret" else _SOURCES[given[0]](found, _around(info))
+    key = _secret(text, info)
+    return replace(key, until=_moment(value["until"])) if "until" in value else key
+
+
+def _moment(value: object) -> float:
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        return value.timestamp()
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return datetime.combine(value, time(), UTC).timestamp()
+    raise ValueError("until wants a date such as 2027-01-31, which begins in UTC, or a time with its offset")
 
 
 def _one_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
@@ -333,7 +353,7 @@ Source = Annotated[str, AfterValidator(_source)]
 Range = Annotated[Network, PlainValidator(_network), Kind("address range", {"type": "string"})]
 Url = Annotated[str, AfterValidator(_url), Kind("URL", {"type": "string", "format": "uri", "maxLength": 2048})]
 Pattern = Annotated[str, AfterValidator(_pattern)]
-Secret = Annotated[Key, PlainValidator(_secret), Kind("secret", _SECRET)]
+Secret = Annotated[Key, PlainValidator(_one_of_several), Kind("secret or table", {"type": ["string", "object"]})]
 OneSecret = Annotated[Keys, PlainValidator(_one_secret), Kind("secret", _SECRET)]
 FileSecret = Annotated[Keys, PlainValidator(_file_secret), Kind("path", {"type": "string"})]
 PemFile = Annotated[str, PlainValidator(_pem_file), Kind("path", {"type": "string"})]

@@ -156,6 +156,9 @@ def _named_variables(documents: Iterable[tuple[str, Document]]) -> frozenset[str
     """Variables that hold an endpoint's secret, whatever they are called."""
     tables = [table for _, table in _named("endpoint", documents, [])]
     names = [table.get("secret_env") for table in tables]
+    for secrets in (table.get("secrets") for table in tables):
+        if isinstance(secrets, list):
+            names += [value.get("env") for value in secrets if isinstance(value, Mapping)]
     for headers in (table.get("headers") for table in tables):
         if isinstance(headers, Mapping):
             names += [value.get("env") for value in headers.values() if isinstance(value, Mapping)]
@@ -298,10 +301,13 @@ def _signature_mistakes(table: Document, place: Place) -> Iterator[Mistake]:
     signature = table.get("signature")
     if (signature == "hmac") != ("hmac" in table):
         yield place.mistake('goes with signature = "hmac"; write hmac = { header = "x-signature" }, or neither', "hmac")
-    if signature in ONE_SECRET and isinstance(secrets := table.get("secrets"), list) and len(secrets) > 1:
-        yield place.mistake(
-            f"has room for one with signature = {quoted(str(signature))}; write secret instead", "secrets"
-        )
+    if isinstance(secrets := table.get("secrets"), list) and secrets:
+        staying = sum(not (isinstance(each, Mapping) and "until" in each) for each in secrets)
+        if not staying:
+            yield place.mistake("all end; one must have no until", "secrets")
+        elif signature in ONE_SECRET and staying > 1:
+            room = f"has room for one with signature = {quoted(str(signature))}; give the others an until"
+            yield place.mistake(room, "secrets")
     if signature == "none":
         if given:
             yield place.mistake('signature = "none" uses no secret; remove one or the other', given[0])
@@ -363,5 +369,5 @@ def _fingerprint(table: Document, made: EndpointTable) -> str:
     """A hash of what an endpoint's spec leaves out."""
     fixed = {name: value for name, value in made.headers.items() if isinstance(value, str)}
     tls = made.tls and made.tls.model_dump()
-    left_out = [made.url, table.get("headers"), fixed, tls, [(key.kind, key.raw.hex()) for key in made.keys]]
+    left_out = [made.url, table.get("headers"), fixed, tls, [(key.kind, key.raw.hex(), key.until) for key in made.keys]]
     return hashlib.sha256(json.dumps(left_out, sort_keys=True).encode()).hexdigest()

@@ -43,6 +43,7 @@ class Key:
 
     kind: Literal["v1", "v1a", "text"]
     raw: bytes = field(repr=False)
+    until: float = float("inf")  # from then on it signs nothing; by this machine's clock, as timestamps are
 
 
 # (event, payload text, CloudEvents source) -> body. The same arguments give the same bytes, on a retry too.

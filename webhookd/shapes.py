@@ -204,7 +204,7 @@ class EndpointTable(Shape):
     secret: OneSecret = Field(default=(), repr=False)
     """What its requests are signed with; `webhookd secret new` makes one."""
     secrets: Annotated[Many[Secret], Field(min_length=1, max_length=10)] = Field(default=(), repr=False)
-    """Instead of secret: several, while the receiver changes from one to another; each signs. Not for github, hmac."""
+    """Instead of secret: several, each signs, also until a date: ["…", { file = "old", until = 2027-01-31 }]."""
     secret_file: FileSecret = Field(default=(), repr=False)
     """Instead of secret: a file that holds it; a relative path starts at the folder of the file that names it."""
     secret_env: EnvironSecret = Field(default=(), repr=False)

@@ -89,7 +89,7 @@ def new_keypair() -> tuple[str, str]:
 def standard(keys: tuple[Key, ...], event_id: str, timestamp: int, content: bytes) -> tuple[tuple[str, str], ...]:
     """`webhook-signature` with one signature for each key, separated by exactly one space."""
     signed = b"%b.%d.%b" % (event_id.encode(), timestamp, content)
-    return (("webhook-signature", " ".join([_sign(key, signed) for key in keys])),)
+    return (("webhook-signature", " ".join([_sign(key, signed) for key in keys if key.until > timestamp])),)
 
 
 def none(keys: tuple[Key, ...], event_id: str, timestamp: int, content: bytes) -> tuple[tuple[str, str], ...]:
@@ -99,13 +99,13 @@ def none(keys: tuple[Key, ...], event_id: str, timestamp: int, content: bytes) -
 
 def github(keys: tuple[Key, ...], event_id: str, timestamp: int, content: bytes) -> tuple[tuple[str, str], ...]:
     """`x-hub-signature-256`, over the body alone."""
-    return (("x-hub-signature-256", "sha256=" + hmac.digest(keys[0].raw, content, "sha256").hex()),)
+    return (("x-hub-signature-256", "sha256=" + hmac.digest(_current(keys, timestamp), content, "sha256").hex()),)
 
 
 def stripe(keys: tuple[Key, ...], event_id: str, timestamp: int, content: bytes) -> tuple[tuple[str, str], ...]:
     """`stripe-signature`, with the moment and one `v1` for each key."""
     signed = b"%d.%b" % (timestamp, content)
-    made = [f",v1={hmac.digest(key.raw, signed, 'sha256').hex()}" for key in keys]
+    made = [f",v1={hmac.digest(key.raw, signed, 'sha256').hex()}" for key in keys if key.until > timestamp]
     return (("stripe-signature", f"t={timestamp}{''.join(made)}"),)
 
 
@@ -114,7 +114,7 @@ def hmac_of_body(*, header: str, hash: str, encoding: str, prefix: str) -> Schem
     encode: Callable[[bytes], str] = bytes.hex if encoding == "hex" else _encode
 
     def sign(keys: tuple[Key, ...], event_id: str, timestamp: int, content: bytes) -> tuple[tuple[str, str], ...]:
-        return ((header.lower(), prefix + encode(hmac.digest(keys[0].raw, content, hash))),)
+        return ((header.lower(), prefix + encode(hmac.digest(_current(keys, timestamp), content, hash))),)
 
     return sign
 
@@ -151,6 +151,11 @@ def verify(
     if any(_matches(key, signatures, signed) for key in keys):
         return None
     return "no signature matches: another secret, or not the exact bytes that were sent"
+
+
+def _current(keys: tuple[Key, ...], timestamp: int) -> bytes:
+    """Where there is room for one signature, a key that ends is used to its end."""
+    return min((key for key in keys if key.until > timestamp), key=lambda key: key.until).raw
 
 
 def _sign(key: Key, signed: bytes) -> str:

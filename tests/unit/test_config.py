@@ -5,7 +5,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError
-from datetime import date
+from datetime import date, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -307,7 +307,7 @@ def test_a_mistake_in_a_section(document: dict[str, Any], expected: str) -> None
         ),
         (
             {"signature": "github", "secret": None, "secrets": ["first-fake", "second-fake"]},
-            'secrets: has room for one with signature = "github"; write secret instead',
+            'secrets: has room for one with signature = "github"; give the others an until',
         ),
         (
             {"signature": "hmac", "secret": "a-fake-secret"},
@@ -622,3 +622,49 @@ def test_a_renewed_certificate_is_another_configuration(monkeypatch: pytest.Monk
     assert with_tls(ca_file="ca.pem").config_hash == before
     monkeypatch.setitem(PEM, "ca.pem", self_signed()[0])
     assert with_tls(ca_file="ca.pem").config_hash != before
+
+
+def with_secrets(*secrets: Any, **changes: Any) -> Config:
+    environ = {"OLD": OTHER}
+    return build(
+        orders(secret=None, secrets=list(secrets), **changes), (), environ, lambda path, _: {"old": OTHER}[path]
+    )
+
+
+@pytest.mark.parametrize("source", [{"secret": OTHER}, {"file": "old"}, {"env": "OLD"}])
+@pytest.mark.parametrize(
+    ("until", "moment"),
+    [
+        (date(2027, 1, 31), 1_801_353_600.0),
+        (datetime(2027, 1, 31, 2, tzinfo=timezone(timedelta(hours=2))), 1_801_353_600.0),
+    ],
+)
+def test_a_secret_may_end(source: dict[str, str], until: date, moment: float) -> None:
+    new, old = with_secrets(SECRET, {**source, "until": until}).endpoints[0].secrets
+    assert (new.until, old.until) == (float("inf"), moment)
+    assert old.raw == parse_secret(OTHER).raw
+    assert with_secrets(SECRET, source).endpoints[0].secrets[1].until == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("secrets", "mistake"),
+    [
+        ([SECRET, {"secret": OTHER, "until": "2027-01-31"}], "secrets item 2: until wants a date such as 2027-01-31"),
+        ([SECRET, {"secret": OTHER, "until": datetime(2027, 1, 1)}], "secrets item 2: until wants a date"),
+        ([SECRET, {"secret": OTHER, "untli": 1}], "secrets item 2: wants one of secret, file, env and credential"),
+        ([SECRET, {"until": date(2027, 1, 31)}], "secrets item 2: wants one of secret, file, env and"),
+        ([SECRET, {"secret": 5}], "secrets item 2: wants a text in quotes"),
+        ([{"secret": OTHER, "until": date(2027, 1, 31)}], "secrets: all end; one must have no until"),
+    ],
+)
+def test_a_mistake_in_a_secret_that_ends(secrets: list[Any], mistake: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        with_secrets(*secrets)
+    assert caught.value.mistakes[0].startswith(f"webhookd.toml: [endpoint.orders] {mistake}")
+    assert OTHER not in str(caught.value)
+
+
+def test_one_secret_may_follow_another_where_there_is_room_for_one() -> None:
+    old = {"secret": "old-fake-secret", "until": date(2027, 1, 31)}
+    keys = with_secrets("new-fake-secret", old, signature="github").endpoints[0].secrets
+    assert [key.raw for key in keys] == [b"new-fake-secret", b"old-fake-secret"]

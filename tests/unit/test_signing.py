@@ -3,6 +3,7 @@ import json
 import re
 import time
 from base64 import b64encode
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -278,3 +279,15 @@ class TestOtherSchemes:
             parse_text(text)
         assert not text or text not in str(caught.value)
         assert "fake" not in repr(parse_text("fake-fake"))
+
+    @pytest.mark.parametrize("before", [True, False])
+    def test_a_key_signs_until_its_end(self, before: bool) -> None:
+        """And where there is room for one signature the next one takes over at that moment."""
+        new, old = parse_text("new-fake-secret"), replace(parse_text("old-fake-secret"), until=NOW + 10.0)
+        moment = NOW + 9 if before else NOW + 10
+        stripes = dict(SCHEMES["stripe"]((new, old), ID, moment, b"{}"))["stripe-signature"]
+        assert stripes.count("v1=") == (2 if before else 1)
+        ending = replace(HMAC, until=NOW + 10.0)
+        assert len(signed((OTHER, ending), b"{}", moment)["webhook-signature"].split(" ")) == (2 if before else 1)
+        one = SCHEMES["github"]((old if before else new,), ID, moment - 5, b"{}")
+        assert SCHEMES["github"]((new, old), ID, moment, b"{}") == one
