@@ -106,13 +106,15 @@ class Sender:
         await self._resolver.close()
 
     def configure(self, *, allow_http: bool, allow_networks: tuple[Network, ...]) -> None:
-        """Allow this from now on; a connection to what was allowed before ends its request and is not used again."""
+        """Allow this from now on. Idle connections are closed; one in use ends its request and is closed then."""
         if (allow_http, allow_networks) == (self._allow_http, self._allow_networks):
             return
         self._allow_http, self._allow_networks = allow_http, allow_networks
         self._target.cache_clear()
         self._resolver.allow_networks = allow_networks
-        self._retired.append(self._connector)  # it closes its idle connections by itself, and the others when we end
+        self._retired = [connector for connector in self._retired if connector._acquired]
+        self._retired.append(self._connector)
+        _retire(self._connector)
         self._connector = self._new_connector()
 
     def _new_connector(self) -> aiohttp.TCPConnector:
@@ -226,6 +228,15 @@ class Sender:
             connection.release()
         retry_after = message.headers.get("Retry-After") if status in (429, 503) else None
         return Response(status, b"" if good else start[:_BODY_KEPT], _plain(retry_after))
+
+
+def _retire(connector: aiohttp.TCPConnector) -> None:
+    """Keep no connection of it. There is no public way that would let those in use end."""
+    connector._force_close = True
+    for idle in connector._conns.values():
+        for protocol, _ in idle:
+            protocol.close()
+    connector._conns.clear()
 
 
 def _protocol(connection: Connection) -> _Protocol:

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.certificates import self_signed
+from tests.waiting import until
 from webhookd.guard import Network
 from webhookd.model import NoResponse, Request, Response
 from webhookd.sender import CODES, Sender
@@ -781,6 +782,31 @@ async def test_out_of_descriptors_is_our_own_fault(sender: Sender, monkeypatch: 
         assert await sender.send(post(there.url)) == NoResponse("internal", ours=True)
         monkeypatch.undo()
         assert await sender.send(post(there.url)) == Response(200)
+
+
+async def test_what_is_no_longer_allowed_is_not_connected_to_any_longer(sender: Sender) -> None:
+    """An idle connection is closed at once, one in use after its answer."""
+    go_on = asyncio.Event()
+    closed: list[int] = []
+
+    async def behaviour(peer: Peer) -> None:
+        await peer.request()
+        if peer.number == 1:
+            await go_on.wait()
+        await peer.say(OK)
+        await peer.gone()
+        closed.append(peer.number)
+
+    async with receiver(behaviour) as there, asyncio.TaskGroup() as group:
+        busy = group.create_task(sender.send(post(there.url)))
+        await until(lambda: len(there.peers) == 1, "a connection in use")
+        assert await sender.send(post(there.url)) == Response(200)
+        sender.configure(allow_http=True, allow_networks=())
+        await until(lambda: closed == [2], "the idle one to be closed")
+        assert await sender.send(post(there.url)) == NoResponse("egress_denied")
+        go_on.set()
+        assert await busy == Response(200)
+        await until(lambda: closed == [2, 1], "the other one to be closed")
 
 
 # TLS
