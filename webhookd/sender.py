@@ -11,6 +11,7 @@ cookies, redirects, proxies from the environment, a task and a second timer per 
 import asyncio
 import errno
 import functools
+import select
 import socket
 import ssl
 from contextlib import suppress
@@ -184,8 +185,9 @@ class Sender:
         while True:  # each turn takes one connection out of the pool for good
             connection = await self._connector.connect(target.request, [], _NO_TIMEOUT)
             protocol = _protocol(connection)
-            # Bytes that nobody asked for would answer the next request (aio-libs/aiohttp#13656).
-            if not protocol.used or not (fresh or protocol.heard or protocol.should_close):
+            # Bytes that nobody asked for would answer the next request (aio-libs/aiohttp#13656), also those that the
+            # kernel has and the loop has not read yet.
+            if not protocol.used or not (fresh or protocol.heard or protocol.should_close or _is_readable(connection)):
                 return connection
             _abandon(connection)
 
@@ -241,6 +243,15 @@ def _retire(connector: aiohttp.TCPConnector) -> None:
 
 def _protocol(connection: Connection) -> _Protocol:
     return cast(_Protocol, connection.protocol)
+
+
+def _is_readable(connection: Connection) -> bool:
+    transport = connection.transport
+    if transport is None:
+        return True
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _abandon(connection: Connection) -> None:

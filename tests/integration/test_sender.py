@@ -598,6 +598,18 @@ async def test_a_forged_answer_is_never_taken_for_the_next_one(sender: Sender, f
         assert said == Response(500, b"bad") or (pause == 0.0 and forged != OK and isinstance(said, NoResponse))
 
 
+async def test_a_forged_answer_that_is_still_in_the_kernel_is_seen(sender: Sender) -> None:
+    async def behaviour(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(OK if peer.number == 1 else FAILED)
+        await peer.gone()
+
+    async with receiver(behaviour) as there:
+        assert await sender.send(post(there.url)) == Response(200)
+        there.peers[0].writer.write(OK)  # and our loop does not run before the next request
+        assert await sender.send(post(there.url)) == Response(500, b"bad")
+
+
 async def test_a_receiver_that_closes_after_each_answer_without_saying_so(sender: Sender) -> None:
     async def behaviour(peer: Peer) -> None:
         await peer.request()
