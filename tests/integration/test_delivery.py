@@ -1,12 +1,15 @@
 """From the INSERT of an application to what the receiver gets and what is written down about it."""
 
 import asyncio
+import base64
+import hmac
 import json
 import socket
 import time
 from typing import Any
 
 import pytest
+import stripe
 from aiohttp import web
 from standardwebhooks import Webhook
 
@@ -359,6 +362,36 @@ async def test_retry_after_delays_the_endpoint_not_only_the_delivery(
     refused, *rest = receiver.of("hook")
     assert min(got.at for got in rest) - refused.at >= 1.9
     assert sorted(got.event_id for got in rest) == sorted([first, *later])
+
+
+async def test_other_signatures_end_to_end(sql: Sql, receiver: Receiver, daemon: Running) -> None:
+    """Over the very bytes that arrive, on a retry with a new moment."""
+    config = configuration(
+        {
+            "github": {"url": receiver.url("github"), "signature": "github", "secret": "fake-github"},
+            "stripe": {"url": receiver.url("stripe"), "signature": "stripe", "secret": "fake-stripe"},
+            "hmac": {
+                "url": receiver.url("hmac"),
+                "signature": "hmac",
+                "secret": "fake-hmac",
+                "hmac": {"header": "X-Mine", "hash": "sha512", "encoding": "base64"},
+            },
+        }
+    )
+    for path in ("github", "stripe", "hmac"):
+        receiver.answers(path, 503, 200)
+    async with daemon(config):
+        await insert(sql, '{"name":"Zoë","n":1.10}')
+        await until(lambda: len(receiver.got) == 6, "a failure and a success of each")
+    for got in receiver.of("github"):
+        made = hmac.new(b"fake-github", got.body, "sha256").hexdigest()
+        assert got.headers["x-hub-signature-256"] == f"sha256={made}"
+    for got in receiver.of("stripe"):
+        signature = got.headers["stripe-signature"]
+        assert stripe.WebhookSignature.verify_header(got.body.decode(), signature, "fake-stripe", tolerance=300)
+    for got in receiver.of("hmac"):
+        assert base64.b64decode(got.headers["x-mine"]) == hmac.new(b"fake-hmac", got.body, "sha512").digest()
+    assert not any("webhook-signature" in got.headers for got in receiver.got)
 
 
 async def test_formats_and_headers_end_to_end(sql: Sql, receiver: Receiver, daemon: Running) -> None:
