@@ -6,29 +6,14 @@ from typing import Any, cast
 
 import pytest
 
+from tests.endpoints import HOOK
 from tests.waiting import until
 from webhookd import follower
 from webhookd.errors import StoreUnavailable
 from webhookd.follower import Dispatcher, Follower, Recorder, Store
-from webhookd.formats import FORMATS
-from webhookd.model import Endpoint, RetryPolicy
+from webhookd.model import Endpoint
 from webhookd.pages import Pages
 from webhookd.parking import Parked, Parking
-from webhookd.signing import SCHEMES
-
-HOOK = Endpoint(
-    id=1,
-    tenant="",
-    name="hook",
-    url="https://hooks.example.com/",
-    events=("*",),
-    format=FORMATS["raw"],
-    signature=SCHEMES["none"],
-    secrets=(),
-    retry=RetryPolicy(),
-    timeout=20.0,
-    max_in_flight=10,
-)
 
 
 class Tables:

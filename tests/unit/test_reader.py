@@ -10,28 +10,14 @@ from typing import Literal
 
 import pytest
 
+from tests.endpoints import HOOK
 from tests.waiting import until
 from webhookd import reader
 from webhookd.errors import SchemaMismatch, StoreUnavailable
-from webhookd.formats import FORMATS
-from webhookd.model import Batch, Delivery, Endpoint, Event, Postponed, Result, RetryPolicy, Window
+from webhookd.model import Batch, Delivery, Endpoint, Event, Postponed, Result, Window
 from webhookd.reader import Reader
-from webhookd.signing import SCHEMES
 
 DAY = datetime(2021, 1, 27, tzinfo=UTC)
-HOOK = Endpoint(
-    id=1,
-    tenant="",
-    name="hook",
-    url="https://hooks.example.com/",
-    events=("*",),
-    format=FORMATS["raw"],
-    signature=SCHEMES["none"],
-    secrets=(),
-    retry=RetryPolicy(),
-    timeout=20.0,
-    max_in_flight=10,
-)
 OTHER = replace(HOOK, id=2, name="other")
 
 

@@ -10,29 +10,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.endpoints import HOOK
 from tests.waiting import until
 from webhookd import retrier
 from webhookd.errors import SchemaMismatch, StoreUnavailable
-from webhookd.formats import FORMATS
-from webhookd.model import Delivery, Ended, Endpoint, Event, Result, RetryPolicy
+from webhookd.model import Delivery, Ended, Event, Result
 from webhookd.retrier import START_MARGIN, Retrier
-from webhookd.signing import SCHEMES
 
 DAY = datetime(2021, 1, 27, tzinfo=UTC)
 LEASE = 45.0
-HOOK = Endpoint(
-    id=1,
-    tenant="",
-    name="hook",
-    url="https://hooks.example.com/",
-    events=("*",),
-    format=FORMATS["raw"],
-    signature=SCHEMES["none"],
-    secrets=(),
-    retry=RetryPolicy(),
-    timeout=20.0,
-    max_in_flight=10,
-)
 
 
 class Row(NamedTuple):

@@ -9,31 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.formats import FORMATS
+from tests.endpoints import HOOK
 from webhookd.limiter import Signal
-from webhookd.model import Batch, Delivery, Endpoint, Event, RetryPolicy
+from webhookd.model import Batch, Delivery, Event
 from webhookd.payloads import Payload
 from webhookd.queues import QUEUED, EndpointQueue, Flight, Standing, host_of
-from webhookd.signing import SCHEMES
 from webhookd.turns import ASIDE_PER_SLOT, FOREVER, Turns
 
 DAY = datetime(2021, 1, 27, tzinfo=UTC)
 NOW = 1000.0
 PATIENCE = 3.0
 PAYLOAD = Payload(b"{}")
-HOOK = Endpoint(
-    id=1,
-    tenant="",
-    name="hook",
-    url="https://hooks.example.com/",
-    events=("*",),
-    format=FORMATS["raw"],
-    signature=SCHEMES["none"],
-    secrets=(),
-    retry=RetryPolicy(),
-    timeout=20.0,
-    max_in_flight=10,
-)
 
 
 class Daemon:
