@@ -110,7 +110,7 @@ async def both_hold_a_batch(processes: Fleet, sql: Connection, proxy: Proxy) -> 
     return events
 
 
-@pytest.mark.parametrize("how", ["cut", "freeze"])
+@pytest.mark.parametrize("how", [pytest.param("cut", marks=pytest.mark.long), "freeze"])
 async def test_an_outage_makes_no_daemon_look_dead(
     processes: Fleet, watched: Connection, proxy: Proxy, how: str
 ) -> None:
@@ -127,7 +127,7 @@ async def test_an_outage_makes_no_daemon_look_dead(
     assert (taken, sent) == (0, len(events)), f"{taken} adoptions of batches in flight at living daemons"
 
 
-@pytest.mark.parametrize("how", ["cut", "freeze"])
+@pytest.mark.parametrize("how", ["cut", pytest.param("freeze", marks=pytest.mark.long)])
 async def test_who_cannot_beat_starts_no_attempts(
     processes: Fleet, watched: Connection, proxy: Proxy, how: str
 ) -> None:

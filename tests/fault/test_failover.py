@@ -140,7 +140,11 @@ async def new_lives(sql: Connection, promoted: Log) -> list[str]:
     return [row["role"] for row in rows]
 
 
-@pytest.mark.parametrize("early", [False, True], ids=["when_it_is_the_primary", "while_it_is_a_standby"])
+@pytest.mark.parametrize(
+    "early",
+    [False, pytest.param(True, marks=pytest.mark.long)],
+    ids=["when_it_is_the_primary", "while_it_is_a_standby"],
+)
 async def test_every_event_of_the_new_primary_is_delivered(
     processes: Fleet, watched: Connection, pair: Pair, proxy: Proxy, seed: int, early: bool
 ) -> None:

@@ -72,7 +72,9 @@ async def waits(processes: Fleet, sql: Connection, seed: int) -> tuple[dict[str,
     return events, sorted(received[id_] - at for id_, at in committed.items())
 
 
-@pytest.mark.parametrize("woken", [True, False], ids=["with_direct_dsn", "without_direct_dsn"])
+@pytest.mark.parametrize(
+    "woken", [True, pytest.param(False, marks=pytest.mark.long)], ids=["with_direct_dsn", "without_direct_dsn"]
+)
 async def test_two_daemons_deliver_through_it(
     processes: Fleet, watched: Connection, pooler: Pooler, dsn: str, seed: int, woken: bool
 ) -> None:

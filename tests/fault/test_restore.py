@@ -176,7 +176,7 @@ async def received(processes: Fleet, sql: Connection, before: int, wanted: Mappi
     assert changed({id_: text for (_, id_), text in wanted.items()}, processes.receiver.receipts()[before:]) == 0
 
 
-@pytest.mark.parametrize("age", ["younger", "older"])
+@pytest.mark.parametrize("age", ["younger", pytest.param("older", marks=pytest.mark.long)])
 @pytest.mark.parametrize("owed", ["deliver", "drop"])
 @pytest.mark.parametrize("outbox", ["full", "empty"])
 async def test_a_dump_that_was_restored_sends_what_it_is_told_to(
