@@ -21,6 +21,8 @@ MARKS = {
     "signing secret, raw": "PLANTED-signing",
     "DSN password": "PLANTED-password",
     "API key": "PLANTED-api-key",
+    "API key of a file": "PLANTED-file-key",
+    "secret of another scheme": "PLANTED-text",
     "token in a URL": "PLANTED-token",
     "payload": "PLANTED-payload",
     "body of an answer": "PLANTED-answer",
@@ -50,6 +52,14 @@ secret = "{secret}"
 headers = {{ authorization = "Bearer PLANTED-api-key" }}
 timeout = "{timeout}"
 """
+OTHER = """
+[endpoint.other]
+url = "{url}?token=PLANTED-token"
+events = ["order.*"]
+signature = "stripe"
+secrets = ["PLANTED-text-1", {{ secret = "PLANTED-text-2", until = 2099-12-31 }}]
+headers = {{ authorization = {{ file = "api.key", prefix = "Bearer " }} }}
+"""
 REFUSED = """
 [database]
 dsn = "mysql://app:PLANTED-refused@db/app"
@@ -69,6 +79,14 @@ url = "https://hooks.example.com/?token=PLANTED-refused"
 events = ["order.*"]
 secret_env = "PLANTED-refused"
 headers = { authorization = "PLANTED-refused $nothing" }
+[endpoint.d]
+url = "https://hooks.example.com/?token=PLANTED-refused"
+events = ["order.*"]
+signature = "github"
+secrets = ["PLANTED refused", { secret = "PLANTED-refused", until = "PLANTED-refused" }]
+headers = { x-a = { env = "PLANTED-refused" }, x-b = { file = "PLANTED-refused", user = "PLANTED-refused" } }
+hmac = { header = "PLANTED refused" }
+tls = { ca_file = "PLANTED-refused", key_file = "PLANTED-refused" }
 """
 
 
@@ -84,6 +102,8 @@ def configuration(folder: Path, dsn: str, receiver: Receiver) -> Path:
         for name, timeout in names.items()
     ]
     tables.append(ENDPOINT.format(name="away", url="http://127.0.0.1:9/away", secret=SECRET, timeout="5s"))
+    (folder / "api.key").write_text("PLANTED-file-key\n")
+    tables.append(OTHER.format(url=receiver.url("other")))
     file = folder / "webhookd.toml"
     file.write_text(
         f"""
@@ -134,11 +154,12 @@ async def test_nothing_planted_comes_up_in_what_the_daemon_says_and_stores(
 
         async def failed() -> bool:
             codes = {name: [row["error"] for row in await attempts(sql, event, name)] for name in names}
-            return all(len(found) >= (1 if name == "hook" else 2) for name, found in codes.items())
+            return all(len(found) >= (1 if name in ("hook", "other") else 2) for name, found in codes.items())
 
-        names = ("hook", "failing", "slow", "broken", "away")
+        names = ("hook", "other", "failing", "slow", "broken", "away")
         await eventually(failed, "each endpoint was tried, twice where it fails", timeout=30)
         assert [got.headers["authorization"] for got in receiver.of("hook")] == ["Bearer PLANTED-api-key"]
+        assert [got.headers["authorization"] for got in receiver.of("other")] == ["Bearer PLANTED-file-key"]
         assert receiver.of("hook")[0].body.count(b"PLANTED-payload") == 1
 
         good = config.read_text()
