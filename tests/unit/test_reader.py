@@ -464,7 +464,7 @@ async def test_it_goes_on_when_the_database_comes_back(method: str, error: Excep
     async with reading([new], orphans=[[old]], troubles={method: [error] * 5}) as parts:
         await until(lambda: len(parts.dispatcher.offered) == 3, "everything, once the database is back")
         assert sorted(parts.dispatcher.pairs) == [(11, 1), (21, 1), (22, 1)]  # and each once
-        assert parts.reader.connected
+        await until(lambda: parts.reader.connected, "it to know that, from the next cut")
     assert (new.open, old.open) == (2, 1)
 
 
