@@ -5,6 +5,7 @@ import itertools
 import random
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from tests.bench import rig
@@ -27,30 +28,38 @@ DELIVERED = "SELECT count(*) FROM webhookd.attempt WHERE ok"
 
 
 async def isolation(server: str) -> list[Line]:
-    """The same measurements alone, beside one that hangs, and beside 200 that hang, in one run of one daemon."""
-    async with rig.receiver() as url, rig.database(server, "isolation") as (dsn, connection):
+    """The same measurements beside one that hangs, and beside 200 that hang, each in turns with a daemon left alone."""
+    async with (
+        rig.receiver() as url,
+        rig.database(server, "quiet") as (quiet, elsewhere),
+        rig.database(server, "isolation") as (dsn, connection),
+    ):
         endpoints: dict[str, dict[str, Any]] = {
             f"healthy-{n}": {"url": f"{url}/healthy", "events": [f"healthy.{n}"]} for n in range(HEALTHY)
         }
         endpoints["hung"] = {"url": f"{url}/hung", "events": ["hung"]}
         endpoints |= {f"silent-{n}": {"url": f"{url}/hung", "events": ["silent"]} for n in range(HUNG)}
-        async with rig.daemon(dsn, endpoints, max_in_flight_per_host=10_000), rig.asking(dsn) as other:
-            await burst(connection)  # connections, plans and caches
-            alone = await measure(url, connection)
-            await connection.execute(MANY, "hung", OWED, 1)
+        async with (
+            rig.daemon(quiet, endpoints, max_in_flight_per_host=10_000),
+            rig.daemon(dsn, endpoints, max_in_flight_per_host=10_000),
+            rig.asking(dsn) as other,
+        ):
+            for each, kind in ((elsewhere, "nobody's"), (connection, "hung")):
+                await burst(each)  # connections, plans and caches
+                await each.execute(MANY, kind, OWED, 1)
             async with asyncio.TaskGroup() as group:
                 one = group.create_task(_trickle(other, "hung"))
                 await asyncio.sleep(SOON)
-                beside_one = await measure(url, connection)
+                with_one = await in_turns(url, [elsewhere, connection])
                 one.cancel()
             async with asyncio.TaskGroup() as group:
                 many = group.create_task(_trickle(other, "silent"))
                 await asyncio.sleep(SETTLING)
-                beside_many = await measure(url, connection)
+                with_many = await in_turns(url, [elsewhere, connection])
                 many.cancel()
     return [
         line
-        for name, (p99, speed) in (("one that hangs", beside_one), (f"{HUNG} that hang", beside_many))
+        for name, (alone, (p99, speed)) in (("one that hangs", with_one), (f"{HUNG} that hang", with_many))
         for line in (
             Line(f"p99 of healthy endpoints beside {name} / alone", p99 / alone[0], "ratio", 1.2),
             Line(
@@ -66,8 +75,16 @@ async def isolation(server: str) -> list[Line]:
 
 async def measure(url: str, connection: Any, healthy: int = HEALTHY) -> tuple[float, float]:
     """The p99 from COMMIT to receiver in ms at a trickle, and the deliveries a second of a burst."""
-    p99 = statistics.median([await _slice(url, connection, healthy) for _ in range(SLICES)])
-    return p99, statistics.median([await burst(connection, healthy) for _ in range(BURSTS)])
+    [found] = await in_turns(url, [connection], healthy)
+    return found
+
+
+async def in_turns(url: str, connections: Sequence[Any], healthy: int = HEALTHY) -> list[tuple[float, float]]:
+    """The same of several databases, a slice and a burst of each in turns: no mood of the machine favours one."""
+    slices = [[await _slice(url, each, healthy) for each in connections] for _ in range(SLICES)]
+    bursts = [[await burst(each, healthy) for each in connections] for _ in range(BURSTS)]
+    medians = (map(statistics.median, zip(*found, strict=True)) for found in (slices, bursts))
+    return list(zip(*medians, strict=True))
 
 
 async def _slice(url: str, connection: Any, healthy: int) -> float:
