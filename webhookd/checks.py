@@ -8,17 +8,16 @@ import ipaddress
 import json
 import math
 import re
-from base64 import b64encode
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, time
+from dataclasses import dataclass, field
+from datetime import date, time
 from typing import Annotated, Any, Final, TypeVar, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, SecretStr, ValidationInfo
 
-from webhookd.formats import FORMATS, compile_header_value, compile_template
+from webhookd.formats import FORMATS, compile_template
 from webhookd.mistakes import egress_mistake
-from webhookd.model import Format, HeaderValue, Key
+from webhookd.model import Egress, Format, Key, Network
 from webhookd.signing import SCHEMES, parse_secret
 from webhookd.units import DAY, MIB, MILLISECOND, MINUTE, duration, quoted, rate, size, written_duration, written_size
 
@@ -26,15 +25,12 @@ NAME: Final = "[a-z0-9][a-z0-9_.-]{0,63}"  # of an endpoint, a format or an envi
 
 _NAME = re.compile(NAME)
 _EVENTS = re.compile(r"\*|(?:[^\s.*\x00-\x1f\x7f]+\.)*(?:[^\s.*\x00-\x1f\x7f]+|(?<=\.)\*)")
-_CREDENTIAL = re.compile(r"(?!\.\.?$)[^/\x00-\x1f\x7f]{1,255}")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
-_HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _OURS = re.compile(
     r"host|content-length|transfer-encoding|connection|expect|te|upgrade|trailer|cookie|content-encoding|webhook-.*",
     re.I,
 )
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 T = TypeVar("T")
 
 
@@ -52,13 +48,12 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """What a table is read against: what other tables allow, and where secrets come from."""
+    """What a table is read against: where secrets come from, and what other tables allow."""
 
-    allow_http: bool
-    allow_networks: tuple[Network, ...]
-    formats: Mapping[str, Format]
     environ: Mapping[str, str]
     read_secret: Callable[[str], str]  # path, as written -> text; ValueError says why not
+    egress: Egress
+    formats: Mapping[str, Format] = field(default_factory=dict)
     parse_secret: Callable[[str], Key] = parse_secret  # as the endpoint's signature wants it
 
 
@@ -97,7 +92,7 @@ def _name(value: str) -> str:
 
 
 def _text(value: str) -> str:
-    if _CONTROL.search(value):
+    if CONTROL.search(value):
         raise ValueError("holds a control character; write plain text")
     return value
 
@@ -109,7 +104,7 @@ def _storable(value: str) -> str:
 
 
 def _tenant(value: str) -> str:
-    if len(value) > 255 or _CONTROL.search(value):
+    if len(value) > 255 or CONTROL.search(value):
         raise ValueError("is no tenant; write at most 255 characters without control characters")
     return value
 
@@ -133,6 +128,15 @@ def _network(value: object) -> Network:
         raise ValueError(f'{quoted(value)} is no network; write an address range such as "10.20.0.0/16"') from None
 
 
+def _proxy(value: str) -> str:
+    parts = re.fullmatch(r"http://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})/?", value)
+    if value and (not parts or not 0 < int(parts[2]) < 65536):
+        raise ValueError(
+            'wants "http://HOST:PORT" and nothing else; a user and a password belong into proxy_authorization'
+        )
+    return value
+
+
 def _pattern(value: str) -> str:
     if len(value) > 255 or not _EVENTS.fullmatch(value):
         raise ValueError(f'{quoted(value)} is no event pattern; write "order.created", "order.*" or "*"')
@@ -140,88 +144,14 @@ def _pattern(value: str) -> str:
 
 
 def _url(value: str, info: ValidationInfo) -> str:
-    around = _around(info)
-    if mistake := egress_mistake(value, around.allow_http, around.allow_networks):
+    around = around_of(info)
+    if mistake := egress_mistake(value, around.egress):
         raise ValueError(mistake)
     return value
 
 
-def _around(info: ValidationInfo) -> Around:
+def around_of(info: ValidationInfo) -> Around:
     return cast(Around, info.context)
-
-
-def _secret(value: object, info: ValidationInfo) -> Key:
-    if not isinstance(value, str):
-        raise ValueError("wants a text in quotes")
-    return _around(info).parse_secret(value)
-
-
-def _one_of_several(value: object, info: ValidationInfo) -> Key:
-    if not isinstance(value, dict):
-        return _secret(value, info)
-    given = [key for key in ("secret", *_SOURCES) if key in value]
-    if len(given) != 1 or not value.keys() <= {given[0], "until"}:
-        raise ValueError("wants one of secret, file, env and credential, and until = 2027-01-31 beside it")
-    found = value[given[0]]
-    text = found if given[0] == "secret" else _SOURCES[given[0]](found, _around(info))
-    key = _secret(text, info)
-    return replace(key, until=_moment(value["until"])) if "until" in value else key
-
-
-def _moment(value: object) -> float:
-    if isinstance(value, datetime) and value.tzinfo is not None:
-        return value.timestamp()
-    if isinstance(value, date) and not isinstance(value, datetime):
-        return datetime.combine(value, time(), UTC).timestamp()
-    raise ValueError("until wants a date such as 2027-01-31, which begins in UTC, or a time with its offset")
-
-
-def _one_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
-    return (_secret(value, info),)
-
-
-def _file_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
-    return (_around(info).parse_secret(_of_file(value, _around(info))),)
-
-
-def _pem_file(value: object, info: ValidationInfo) -> str:
-    return _of_file(value, _around(info))
-
-
-def _environ_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
-    return (_around(info).parse_secret(_of_environ(value, _around(info))),)
-
-
-def _credential_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
-    return (_around(info).parse_secret(_of_credential(value, _around(info))),)
-
-
-def _of_file(value: object, around: Around) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError("wants the path of a file")
-    return around.read_secret(value)
-
-
-def _of_environ(value: object, around: Around) -> str:
-    if not isinstance(value, str) or not (found := around.environ.get(value)):
-        # The value is not shown: it may be a secret that was meant for another key.
-        raise ValueError("the environment variable it names is not set")
-    return found.strip()
-
-
-def _of_credential(value: object, around: Around) -> str:
-    if not isinstance(value, str) or not _CREDENTIAL.fullmatch(value):
-        raise ValueError("wants the name of a systemd credential, without its folder")
-    if not (folder := around.environ.get("CREDENTIALS_DIRECTORY")):
-        raise ValueError("$CREDENTIALS_DIRECTORY is not set; start webhookd by a systemd unit with LoadCredential=")
-    try:
-        text = around.read_secret(f"{folder}/{value}")
-    except ValueError as error:
-        raise ValueError(f"{error}; the unit needs LoadCredential= or SetCredential= of that name") from None
-    return text.strip()
-
-
-_SOURCES: Final = {"file": _of_file, "env": _of_environ, "credential": _of_credential}
 
 
 def _example(value: object) -> object:
@@ -250,7 +180,7 @@ def _scheme(value: str) -> str:
 
 
 def _format(value: str, info: ValidationInfo) -> str:
-    around = _around(info)
+    around = around_of(info)
     return _one_of({**FORMATS, **around.formats}, value, "format")
 
 
@@ -260,41 +190,6 @@ def _header_name(value: str) -> str:
     if _OURS.fullmatch(value):
         raise ValueError("is set by webhookd itself or changes how the body is read; remove it")
     return value
-
-
-def _header_value(value: object, info: ValidationInfo) -> str | HeaderValue:
-    if isinstance(value, dict):
-        return _header_elsewhere(value, _around(info))
-    if not isinstance(value, str):
-        raise ValueError('wants a text in quotes, or a table such as { file = "api.key" }')
-    if _CONTROL.search(value):
-        raise ValueError("holds a control character; write one line of plain text")
-    return compile_header_value(value)
-
-
-def _header_elsewhere(table: Mapping[str, object], around: Around) -> str:
-    """A value whose secret part is not in the table itself. It has no placeholders, as a token may have any sign."""
-    given = [key for key in _SOURCES if key in table]
-    texts = {key: value for key, value in table.items() if key in ("prefix", "user") and isinstance(value, str)}
-    if len(given) != 1 or len(table) != 1 + len(texts) or len(texts) > 1:
-        raise ValueError('wants one of file, env and credential, and prefix = "Bearer " or user = "NAME" beside it')
-    found = _SOURCES[given[0]](table[given[0]], around)
-    if "user" in texts:
-        if ":" in texts["user"]:
-            raise ValueError("user must not have a colon (RFC 7617)")
-        found = "Basic " + b64encode(f"{texts['user']}:{found}".encode()).decode()
-    value = texts.get("prefix", "") + found
-    if not _HEADER_VALUE.fullmatch(value):
-        raise ValueError("wants one line of printable ASCII, which what was found is not")
-    return value
-
-
-def _distinct(headers: dict[str, T]) -> dict[str, T]:
-    seen: dict[str, str] = {}
-    for name in headers:
-        if (other := seen.setdefault(name.lower(), name)) != name:
-            raise ValueError(f"{quoted(other)} and {quoted(name)} are one header; give it once")
-    return headers
 
 
 def _passing(value: object) -> tuple[str, ...]:
@@ -314,7 +209,6 @@ def _compared(value: object) -> str:
 
 _SIGNATURES: Final = {**SCHEMES, "hmac": None}
 _WORDS: Final = {"type": "string", "pattern": f"^{NAME}$"}
-_SECRET: Final = {"type": "string", "minLength": 8}
 
 
 def _duration(low: float, high: float, bounds: str) -> tuple[BeforeValidator, Kind]:
@@ -345,20 +239,14 @@ Rate = Annotated[
     _between(1 / DAY, 10_000, '"1/d" to "10000/s"', rate),
     Kind('rate, "1/d" to "10000/s"', {"type": "string", "pattern": "^[0-9]+/[smhd]$"}),
 ]
-Keys = tuple[Key, ...]
 Plain = Annotated[str, AfterValidator(_text)]
 Storable = Annotated[str, AfterValidator(_storable)]
 Tenant = Annotated[str, AfterValidator(_tenant), Kind("text", {"type": "string", "maxLength": 255})]
 Source = Annotated[str, AfterValidator(_source)]
 Range = Annotated[Network, PlainValidator(_network), Kind("address range", {"type": "string"})]
+ProxyUrl = Annotated[str, AfterValidator(_proxy), Kind("URL", {"type": "string", "format": "uri"})]
 Url = Annotated[str, AfterValidator(_url), Kind("URL", {"type": "string", "format": "uri", "maxLength": 2048})]
 Pattern = Annotated[str, AfterValidator(_pattern)]
-Secret = Annotated[Key, PlainValidator(_one_of_several), Kind("secret or table", {"type": ["string", "object"]})]
-OneSecret = Annotated[Keys, PlainValidator(_one_secret), Kind("secret", _SECRET)]
-FileSecret = Annotated[Keys, PlainValidator(_file_secret), Kind("path", {"type": "string"})]
-PemFile = Annotated[str, PlainValidator(_pem_file), Kind("path", {"type": "string"})]
-EnvironSecret = Annotated[Keys, PlainValidator(_environ_secret), Kind("variable", {"type": "string"})]
-CredentialSecret = Annotated[Keys, PlainValidator(_credential_secret), Kind("name", {"type": "string"})]
 Signature = Annotated[str, AfterValidator(_scheme), Kind(_words(_SIGNATURES), {"enum": sorted(_SIGNATURES)})]
 HeaderName = Annotated[str, AfterValidator(_header_name), Kind("header name", {"type": "string"})]
 FormatName = Annotated[
@@ -367,11 +255,6 @@ FormatName = Annotated[
     Kind(f"{_words(FORMATS)} or a name in [formats]", {"type": "string", "examples": sorted(FORMATS)}),
 ]
 Template = Annotated[Format, PlainValidator(compile_template), Kind("any value", {})]
-Headers = Annotated[
-    dict[HeaderName, Annotated[str | HeaderValue, PlainValidator(_header_value)]],
-    AfterValidator(_distinct),
-    Kind("table of texts", {"type": "object", "additionalProperties": {"type": ["string", "object"]}}),
-]
 Filter = Annotated[
     dict[Storable, Annotated[tuple[str, ...], PlainValidator(_passing)]],
     Kind(

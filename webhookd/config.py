@@ -9,8 +9,10 @@ import json
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from ipaddress import ip_network
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
@@ -18,7 +20,7 @@ from webhookd.checks import Around, name_mistake, type_mistake
 from webhookd.errors import ConfigError
 from webhookd.formats import FORMATS
 from webhookd.mistakes import Lines, Mistake, Place, read, told, unknown
-from webhookd.model import Endpoint, Format, RetryPolicy
+from webhookd.model import Egress, Endpoint, Format, Proxy, RetryPolicy
 from webhookd.overlay import overlay
 from webhookd.reference import json_schema as json_schema
 from webhookd.shapes import (
@@ -28,7 +30,7 @@ from webhookd.shapes import (
     Daemon,
     Database,
     Delivery,
-    Egress,
+    EgressTable,
     Endpoints,
     EndpointTable,
     EventType,
@@ -42,7 +44,7 @@ from webhookd.signing import ONE_SECRET, PARSERS, SCHEMES, hmac_of_body, parse_s
 from webhookd.tls import tls_context
 from webhookd.units import DAY, quoted, written_duration
 
-_ANYWHERE: Final = {"allow_http": True, "allow_networks": ["0.0.0.0/0", "::/0"]}
+_ANYWHERE: Final = Egress(allow_http=True, allow_networks=(ip_network("0.0.0.0/0"), ip_network("::/0")))
 _EXPONENTIAL: Final = ("first", "factor", "max_interval")
 
 Document = Mapping[str, Any]
@@ -85,7 +87,8 @@ def build(
     documents = [(origin, document), *endpoint_documents]
     merged, variables, mistakes = overlay(document, environ, _named_variables(documents))
     places = {name: Place(origin, (name,), variables[name]) for name in SECTIONS}
-    sections = {name: read(SECTIONS[name], merged.get(name, {}), places[name], mistakes) for name in SECTIONS}
+    of_main = Around(environ, _beside(read_secret, origin), Egress())
+    sections = {name: read(SECTIONS[name], merged.get(name, {}), places[name], mistakes, of_main) for name in SECTIONS}
     for file, tables in documents:
         mistakes += _strays(file, tables, main=tables is document)
 
@@ -98,17 +101,16 @@ def build(
     event_types = _event_types(documents, mistakes)
     formats = _formats(documents, mistakes)
     # Where [egress] itself is wrong, nothing is said about addresses that it may have been meant to allow.
-    egress = _get(sections, Egress) if sections["egress"] else Egress.model_validate(_ANYWHERE)
+    egress = _egress(_get(sections, EgressTable), places["egress"], mistakes) if sections["egress"] else _ANYWHERE
     delivery = _get(sections, Delivery)
     found: list[tuple[Endpoint, dict[str, Any], str, Place]] = []
     for place, keys in _named("endpoint", documents, mistakes):
         signature = keys.get("signature")
         around = Around(
-            egress.allow_http,
-            egress.allow_networks,
-            formats,
             environ,
             _beside(read_secret, place.file),
+            egress,
+            formats,
             PARSERS.get(signature, parse_secret) if isinstance(signature, str) else parse_secret,
         )
         if made := _endpoint(place, keys, around, policy, delivery, mistakes):
@@ -153,15 +155,17 @@ def _get(sections: Mapping[str, Shape | None], model: type[S]) -> S:
 
 
 def _named_variables(documents: Iterable[tuple[str, Document]]) -> frozenset[str]:
-    """Variables that hold an endpoint's secret, whatever they are called."""
+    """Variables that hold a secret, whatever they are called."""
+    documents = list(documents)
     tables = [table for _, table in _named("endpoint", documents, [])]
     names = [table.get("secret_env") for table in tables]
     for secrets in (table.get("secrets") for table in tables):
         if isinstance(secrets, list):
             names += [value.get("env") for value in secrets if isinstance(value, Mapping)]
-    for headers in (table.get("headers") for table in tables):
-        if isinstance(headers, Mapping):
-            names += [value.get("env") for value in headers.values() if isinstance(value, Mapping)]
+    values = [table.get("headers") for table in tables] + [document.get("egress") for _, document in documents]
+    for each in values:
+        if isinstance(each, Mapping):
+            names += [value.get("env") for value in each.values() if isinstance(value, Mapping)]
     return frozenset(name for name in names if isinstance(name, str))
 
 
@@ -208,6 +212,16 @@ def _once(
             mistakes.append(place.mistake(f"is also in {other}; give it once"))
         else:
             yield name, place, table
+
+
+def _egress(table: EgressTable, place: Place, mistakes: list[Mistake]) -> Egress:
+    proxy = None
+    if table.proxy:
+        address = urlsplit(table.proxy)
+        proxy = Proxy(address.hostname or "", address.port or 0, table.proxy_authorization)
+    elif table.proxy_authorization:
+        mistakes.append(place.mistake("goes with proxy; write proxy too, or neither", "proxy_authorization"))
+    return Egress(table.allow_http, table.allow_networks, proxy)
 
 
 def _event_types(documents: Iterable[tuple[str, Document]], mistakes: list[Mistake]) -> dict[str, EventType]:

@@ -133,13 +133,10 @@ class Daemon:
         return moved
 
     async def _live(self) -> None:
-        egress = self._config.egress
         async with (
             Database(self._dsn) as database,
             Bell(self._direct_dsn) as bell,
-            Sender(
-                allow_http=egress.allow_http, allow_networks=egress.allow_networks, user_agent=self._user_agent
-            ) as sender,
+            Sender(self._config.egress, self._user_agent) as sender,
         ):
             registry = Registry(database)
             joined = await unless(self._stopped, self._join(database, registry))
@@ -235,7 +232,7 @@ class Daemon:
 
         def apply(config: Config, ours: Sequence[Endpoint], foreign: Sequence[Endpoint]) -> None:
             self._config = config  # a new life goes on with it
-            sender.configure(allow_http=config.egress.allow_http, allow_networks=config.egress.allow_networks)
+            sender.configure(config.egress)
             # An inactive endpoint is sent nothing: it has no queue, and what it was owed stays in the backlog.
             active = [endpoint for endpoint in ours if endpoint.active]
             own.clear()

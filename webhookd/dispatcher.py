@@ -16,21 +16,12 @@ from typing import Protocol
 
 import structlog
 
-from webhookd import request
+from webhookd import outcome, request
 from webhookd.answers import Answers
 from webhookd.clock import Clock
 from webhookd.feeder import AHEAD, Feeder, Store
 from webhookd.limiter import share
-from webhookd.model import (
-    Delivery,
-    Ended,
-    Endpoint,
-    NoResponse,
-    Postponed,
-    Request,
-    Response,
-    Result,
-)
+from webhookd.model import Delivery, Ended, Endpoint, NoResponse, Postponed, Request, Response, Result
 from webhookd.payloads import Payload
 from webhookd.queues import STILL_SECONDS, EndpointQueue, Fed, Feed, Flight, Standing
 from webhookd.tasks import wait_for
@@ -144,7 +135,7 @@ class Dispatcher:
         be spilled, at six times the cost of leaving it in the log a little longer. What waits for an endpoint that
         says nothing is none of that work, so it stops nobody.
         """
-        if self._recorder.stuck:
+        if self._recorder.stuck or self._turns.is_stranded(time.monotonic()):
             return 0
         held = self._held + self._recorder.pending
         most = min(max(int(self._rate), LEAST_DELIVERIES), self._most_deliveries)
@@ -163,10 +154,12 @@ class Dispatcher:
 
     def claimable(self, endpoint_id: int) -> tuple[int, float]:
         """How many deliveries of the backlog this endpoint could start soon, and the lease they need, in seconds."""
-        queue = self._queues.get(endpoint_id)
+        queue, now = self._queues.get(endpoint_id), time.monotonic()
         if queue is None or self._on_hold or self._stopped.is_set() or not self._turns.is_open(queue.standing):
             return 0, 0.0
-        return queue.appetite(time.monotonic(), AHEAD), queue.endpoint.timeout + LEASE_MARGIN
+        if self._turns.is_stranded(now):
+            return 0, 0.0
+        return queue.appetite(now, AHEAD), queue.endpoint.timeout + LEASE_MARGIN
 
     def is_busy(self, endpoint_id: int) -> bool:
         """True when something for this endpoint is in memory."""
@@ -335,6 +328,8 @@ class Dispatcher:
             self._landed += 1
             self._held -= 1
             self._feeder.drop(delivery.event)
+        if self._turns.hear(outcome.is_stranded(answer), flight.started, now):
+            log.warning("proxy_away" if self._turns.stranded_at else "proxy_back")
         self.answers.take(flight, answer, at, now)
         if queue.is_shut(now):
             self._spill_all(queue)

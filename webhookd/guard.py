@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 
-Network = IPv4Network | IPv6Network
+from webhookd.model import Network
 
 MAX_URL = 2048  # characters
 _MAX_NAME = 253
@@ -44,6 +44,7 @@ _AUTHORITY = re.compile(r"(?:\[(?P<literal>[^\[\]]*)\]|(?P<name>[^\[\]:]*))(?::(
 _LITERAL = re.compile(r"[0-9A-Fa-f:.]+(?:%25[A-Za-z0-9._~-]+)?")
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _PORT = re.compile(r"[0-9]{1,5}")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
 @lru_cache(maxsize=4096)
@@ -70,6 +71,21 @@ def address_mistake(host: str, port: int, allow_networks: tuple[Network, ...]) -
     for network in denied:
         if address in network:
             return f"{address} is in {network}, which is not public"
+    return None
+
+
+def host_mistake(host: str, port: int, allow_networks: tuple[Network, ...]) -> str | None:
+    """Why whoever resolves the host of a URL for us must not be asked to, or None when it may be.
+
+    A name whose last label is a number is an address to most resolvers, as `0x7f.1` and `2130706433` are (WHATWG URL
+    3.5); `localhost` is wherever they run (RFC 6761 6.3).
+    """
+    name = host.removesuffix(".").lower()
+    last = name.rpartition(".")[2]
+    if last == "localhost":
+        return address_mistake("127.0.0.1", port, allow_networks)
+    if ":" in name or _NUMBER.fullmatch(last):
+        return address_mistake(name, port, allow_networks)
     return None
 
 

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
-from webhookd.guard import Network, address_mistake, url_mistake
+from webhookd.guard import address_mistake, url_mistake
+from webhookd.model import Egress, Network
 from webhookd.units import quoted
 
 M = TypeVar("M", bound=BaseModel)
@@ -23,7 +24,6 @@ LATER: Final = frozenset(
     {
         ("admin",),
         ("metrics",),
-        ("egress", "proxy"),
         *(("endpoint", key) for key in ("auth", "disable_after", "kind", "ordered")),
     }
 )
@@ -141,11 +141,12 @@ def meant(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def egress_mistake(url: str, allow_http: bool, allow_networks: tuple[Network, ...]) -> str | None:
+def egress_mistake(url: str, egress: Egress) -> str | None:
     """What is wrong with an endpoint's URL, with the lines of the main file that would allow it, if any would; or None.
 
     The addresses of a name are only known when it is called, so of names just `localhost` is judged.
     """
+    allow_http, allow_networks = egress.allow_http, egress.allow_networks
     mistake = url_mistake(url, allow_http)
     if mistake and (allow_http or url_mistake(url, True)):
         return mistake  # no line would allow it

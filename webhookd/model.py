@@ -9,7 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network
 from typing import Literal, NamedTuple
+
+Network = IPv4Network | IPv6Network
 
 
 class Event(NamedTuple):
@@ -150,6 +153,24 @@ class Delivery:
     def attempt(self) -> int:
         """The number of the next attempt, from 1."""
         return self.attempts + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """The operator's way out: an HTTP proxy that opens tunnels with CONNECT (RFC 9110 9.3.6)."""
+
+    host: str
+    port: int
+    authorization: str = field(default="", repr=False)  # the value of Proxy-Authorization
+
+
+@dataclass(frozen=True, slots=True)
+class Egress:
+    """What requests may reach beyond https on public addresses, and by which way."""
+
+    allow_http: bool = False
+    allow_networks: tuple[Network, ...] = ()
+    proxy: Proxy | None = None
 
 
 class Request(NamedTuple):

@@ -18,6 +18,7 @@ _BUSY = (429, 503)
 _GONE = 410
 _TIMEOUT = "timeout"
 _BUG = "internal"  # of this side, in one delivery
+_PROXY = "proxy_error"
 
 Answer = Response | NoResponse
 
@@ -63,6 +64,11 @@ def is_failure(answer: Answer) -> bool:
     if isinstance(answer, NoResponse):
         return signal(answer) is not Signal.OURS
     return not 200 <= answer.status < 300 and answer.status != 429 and answer.retry_after is None
+
+
+def is_stranded(answer: Answer) -> bool:
+    """True when an answer says that no receiver can be reached at present: our own way out is shut."""
+    return isinstance(answer, NoResponse) and answer.ours and answer.code == _PROXY
 
 
 def is_gone(answer: Answer) -> bool:

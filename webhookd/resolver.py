@@ -16,7 +16,8 @@ from weakref import WeakValueDictionary
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from webhookd.guard import Network, address_mistake
+from webhookd.guard import address_mistake
+from webhookd.model import Network
 
 SECONDS = 5.0  # for a lookup, its wait for a thread included
 THREADS, FOR_NEW, FOR_FAILING = 64, 32, 16
@@ -26,7 +27,14 @@ REMEMBERED = 20_000  # names
 
 
 class Verdict(OSError):
-    """A verdict on its way out through aiohttp, which wraps it; the text is a code and holds no address."""
+    """A verdict on its way out through aiohttp, which wraps it; the text is a code and holds no address.
+
+    `ours`: no receiver had a part in it.
+    """
+
+    def __init__(self, code: str, *, ours: bool = False) -> None:
+        super().__init__(code)
+        self.ours = ours
 
 
 class Resolver(AbstractResolver):

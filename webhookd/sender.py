@@ -11,35 +11,31 @@ cookies, redirects, proxies from the environment, a task and a second timer per 
 import asyncio
 import errno
 import functools
-import select
-import socket
 import ssl
 from contextlib import suppress
-from typing import NamedTuple, Self, cast
+from typing import NamedTuple, Self
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError, RawResponseMessage, StreamWriter
 from multidict import CIMultiDict
 from yarl import URL
 
-from webhookd.guard import Network, address_mistake, url_mistake
-from webhookd.model import NoResponse, Request, Response
+from webhookd.connector import READ_BUFFER, Connector, Protocol, abandon, protocol_of
+from webhookd.guard import url_mistake
+from webhookd.model import Egress, NoResponse, Request, Response
 from webhookd.resolver import Resolver, Verdict
 from webhookd.tls import tls_context
 
 _BODY_SECONDS = 1.0
-_BODY_READ = 16 * 1024
 _BODY_KEPT = 1024
-_RECEIVE_BUFFER = 32 * 1024  # bounds how many 1xx answers one wake-up of the loop can meet
 _INFORMATIONAL = 8
 _RETRY_AFTER = 64  # characters
 _PIECE = 32 * 1024  # a body up to this goes out in one write; it cannot fill a transport's buffer
-_NO_TIMEOUT = aiohttp.ClientTimeout()  # `send` has one deadline for everything
 
-# Out of descriptors, buffers, memory or local ports: the receiver had no part in it.
-_OURS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
+# Out of descriptors, buffers or memory: the receiver had no part in it. EADDRNOTAVAIL is none of them, as a machine
+# without IPv6 says it of a receiver that has nothing else.
+_OURS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _CODE_OF: tuple[tuple[type[Exception], str], ...] = (  # the first that fits
     (aiohttp.ClientConnectorDNSError, "dns_error"),
     (aiohttp.ClientConnectorCertificateError, "tls_certificate"),
@@ -52,28 +48,10 @@ _CODE_OF: tuple[tuple[type[Exception], str], ...] = (  # the first that fits
     (aiohttp.ClientConnectionError, "connection_reset"),
     (OSError, "connection_reset"),
 )
-# All that a NoResponse can say. `payload_too_large` and `proxy_error` are for others; a status becomes `http_NNN`.
+# All that a NoResponse can say. `payload_too_large` is for others; a status becomes `http_NNN`.
 CODES = frozenset(code for _, code in _CODE_OF) | frozenset(
     ("timeout", "dns_timeout", "egress_denied", "proxy_error", "payload_too_large", "internal")
 )
-
-
-class _Protocol(ResponseHandler):
-    """A connection that knows whether it was used before, and whether its peer spoke since it was last given back."""
-
-    used = False
-    heard = False
-
-    def data_received(self, data: bytes) -> None:
-        self.heard = True
-        end = data.find(b"\r\n\r\n") + 4
-        if 4 <= end < len(data):  # by itself, because aiohttp forgets a head when what follows it is not HTTP
-            super().data_received(data[:end])
-            data = data[end:]
-        if self._exception is None:
-            super().data_received(data)
-        if self._exception is not None and self._payload is not None and not self._payload.is_eof():
-            self._payload.feed_eof()  # aiohttp would leave its reader waiting
 
 
 _Answer = tuple[RawResponseMessage, aiohttp.StreamReader]  # a final head, and its body
@@ -88,16 +66,15 @@ class _Target(NamedTuple):
 class Sender:
     """Sends requests to addresses that the guard allows, over pooled connections. Use it with `async with`."""
 
-    def __init__(self, *, allow_http: bool, allow_networks: tuple[Network, ...], user_agent: str) -> None:
-        self._allow_http = allow_http
-        self._allow_networks = allow_networks
+    def __init__(self, egress: Egress, user_agent: str) -> None:
+        self._egress = egress
         self._user_agent = user_agent
         self._target = functools.lru_cache(maxsize=4096)(self._new_target)
-        self._retired: list[aiohttp.TCPConnector] = []
+        self._retired: list[Connector] = []
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._resolver = Resolver(self._allow_networks)
+        self._resolver = Resolver(self._egress.allow_networks)
         self._connector = self._new_connector()
         return self
 
@@ -106,27 +83,20 @@ class Sender:
             await connector.close()
         await self._resolver.close()
 
-    def configure(self, *, allow_http: bool, allow_networks: tuple[Network, ...]) -> None:
+    def configure(self, egress: Egress) -> None:
         """Allow this from now on. Idle connections are closed; one in use ends its request and is closed then."""
-        if (allow_http, allow_networks) == (self._allow_http, self._allow_networks):
+        if egress == self._egress:
             return
-        self._allow_http, self._allow_networks = allow_http, allow_networks
+        self._egress = egress
         self._target.cache_clear()
-        self._resolver.allow_networks = allow_networks
-        self._retired = [connector for connector in self._retired if connector._acquired]
+        self._resolver.allow_networks = egress.allow_networks
+        self._retired = [connector for connector in self._retired if not connector.is_idle]
         self._retired.append(self._connector)
-        _retire(self._connector)
+        self._connector.retire()
         self._connector = self._new_connector()
 
-    def _new_connector(self) -> aiohttp.TCPConnector:
-        connector = aiohttp.TCPConnector(
-            limit=0,  # waiting for a slot would eat the deadline; the dispatcher bounds concurrency
-            resolver=self._resolver,
-            use_dns_cache=False,
-            socket_factory=self._socket,
-        )
-        connector._factory = functools.partial(_Protocol, self._loop)  # type: ignore[assignment]  # no public way
-        return connector
+    def _new_connector(self) -> Connector:
+        return Connector(self._resolver, self._egress.allow_networks, self._egress.proxy)
 
     async def send(self, request: Request) -> Response | NoResponse:
         """What the receiver said, or why nothing was heard within `request.timeout` seconds; neither is ever raised.
@@ -141,16 +111,16 @@ class Sender:
         deadline = asyncio.timeout(request.timeout)
         try:
             async with deadline:
-                connection = await self._connect(target)
+                connection = await self._connector.open(target.request)
                 try:
                     answer = await self._ask(connection, target, request)
                 except (aiohttp.ServerDisconnectedError, OSError):
-                    protocol = _protocol(connection)
+                    protocol = protocol_of(connection)
                     if protocol.heard or not protocol.used:
                         raise
-                    _abandon(connection)
+                    abandon(connection)
                     connection = None
-                    connection = await self._connect(target, fresh=True)
+                    connection = await self._connector.open(target.request, fresh=True)
                     answer = await self._ask(connection, target, request)
             return await self._response(connection, answer)
         except Exception as error:  # a hostile answer can raise anything: UnicodeError, ValueError, AssertionError, ...
@@ -159,10 +129,10 @@ class Sender:
             return _verdict(error)
         finally:
             if connection is not None:
-                _abandon(connection)
+                abandon(connection)
 
     def _new_target(self, url: str, tls: ssl.SSLContext | None) -> _Target | None:
-        if url_mistake(url, self._allow_http):
+        if url_mistake(url, self._egress.allow_http):
             return None
         try:
             parsed = URL(url, encoded=True)  # requoting would turn sig=a%2Fb into sig=a/b
@@ -172,31 +142,12 @@ class Sender:
         headers = CIMultiDict({"host": request.headers["host"], "user-agent": self._user_agent, "accept": "*/*"})
         return _Target(request, f"POST {parsed.raw_path_qs} HTTP/1.1", headers)
 
-    def _socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
-        """A socket for the very address that is dialled next, so a name that changes its mind gains nothing."""
-        family, kind, protocol, _, (host, port, *_) = address
-        if address_mistake(str(host), int(port), self._allow_networks):
-            raise Verdict("egress_denied")
-        sock = socket.socket(family, kind, protocol)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-        return sock
-
-    async def _connect(self, target: _Target, *, fresh: bool = False) -> Connection:
-        while True:  # each turn takes one connection out of the pool for good
-            connection = await self._connector.connect(target.request, [], _NO_TIMEOUT)
-            protocol = _protocol(connection)
-            # Bytes that nobody asked for would answer the next request (aio-libs/aiohttp#13656), also those that the
-            # kernel has and the loop has not read yet.
-            if not protocol.used or not (fresh or protocol.heard or protocol.should_close or _is_readable(connection)):
-                return connection
-            _abandon(connection)
-
     async def _ask(self, connection: Connection, target: _Target, request: Request) -> _Answer:
         """Send the request; of the body of the answer only what came along with the head is there yet."""
-        protocol = _protocol(connection)
+        protocol = protocol_of(connection)
         # A new parser for each answer, as aiohttp does: what came behind the last one dies with the old parser.
         # Its limits for heads are 8190 bytes a line and 128 lines.
-        protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=_BODY_READ)
+        protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=READ_BUFFER)
         content = request.content
         headers = CIMultiDict(target.headers)
         headers.update(request.headers)
@@ -224,41 +175,12 @@ class Sender:
         good = 200 <= status < 300
         start = b"" if good and body.is_eof() else await _start(body)
         if body.is_eof() and body.exception() is None:
-            protocol = _protocol(connection)
+            protocol = protocol_of(connection)
             protocol.used = True
             protocol.heard = False
             connection.release()
         retry_after = message.headers.get("Retry-After") if status in (429, 503) else None
         return Response(status, b"" if good else start[:_BODY_KEPT], _plain(retry_after))
-
-
-def _retire(connector: aiohttp.TCPConnector) -> None:
-    """Keep no connection of it. There is no public way that would let those in use end."""
-    connector._force_close = True
-    for idle in connector._conns.values():
-        for protocol, _ in idle:
-            protocol.close()
-    connector._conns.clear()
-
-
-def _protocol(connection: Connection) -> _Protocol:
-    return cast(_Protocol, connection.protocol)
-
-
-def _is_readable(connection: Connection) -> bool:
-    transport = connection.transport
-    if transport is None:
-        return True
-    poll = select.poll()
-    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def _abandon(connection: Connection) -> None:
-    """Close a connection that was not given back; what it still had to send is dropped."""
-    if connection.transport is not None:
-        connection.transport.abort()  # close() would first wait for a receiver that does not read
-    connection.close()
 
 
 def _plain(value: str | None) -> str | None:
@@ -273,7 +195,7 @@ async def _upload(writer: StreamWriter, content: bytes) -> None:
         await writer.write_eof()
 
 
-async def _head(protocol: _Protocol) -> _Answer:
+async def _head(protocol: Protocol) -> _Answer:
     for _ in range(_INFORMATIONAL + 1):
         message, body = await protocol.read()
         if message.code == 101 or not 100 <= message.code < 200:
@@ -286,7 +208,7 @@ async def _start(body: aiohttp.StreamReader) -> bytes:
     start = b""
     with suppress(Exception):  # cut, undecodable, too slow: the status line has spoken
         async with asyncio.timeout(_BODY_SECONDS):
-            while len(start) < _BODY_READ and not body.at_eof():
+            while len(start) < READ_BUFFER and not body.at_eof():
                 start += await body.readany()
     return start
 
@@ -297,6 +219,6 @@ def _verdict(error: Exception) -> NoResponse:
     if isinstance(cause, OSError) and cause.errno in _OURS:
         return NoResponse("internal", ours=True)
     if isinstance(cause, Verdict):
-        return NoResponse(str(cause))
+        return NoResponse(str(cause), cause.ours)
     codes = (code for kind, code in _CODE_OF if isinstance(error, kind) or isinstance(cause, kind))
     return NoResponse(next(codes, "internal"))

@@ -7,28 +7,21 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from webhookd.checks import (
-    CredentialSecret,
     Delay,
     Dsn,
-    EnvironSecret,
     Example,
-    FileSecret,
     Filter,
     FormatName,
     HeaderName,
-    Headers,
     Kept,
-    Keys,
     Many,
     Name,
-    OneSecret,
     Pattern,
     Payload,
-    PemFile,
     Plain,
+    ProxyUrl,
     Range,
     Rate,
-    Secret,
     Signature,
     Slots,
     Source,
@@ -39,6 +32,17 @@ from webhookd.checks import (
     Url,
 )
 from webhookd.model import RetryPolicy
+from webhookd.sources import (
+    Authorization,
+    CredentialSecret,
+    EnvironSecret,
+    FileSecret,
+    Headers,
+    Keys,
+    OneSecret,
+    PemFile,
+    Secret,
+)
 from webhookd.units import DAY, KIB
 
 SECRETS: Final = ("secret", "secrets", "secret_file", "secret_env", "secret_credential")
@@ -112,13 +116,17 @@ class Retry(Shape):
     """The delays themselves, instead of first, factor and max_interval; the last one repeats."""
 
 
-class Egress(Shape):
+class EgressTable(Shape):
     """What requests may reach beyond https on public addresses."""
 
     allow_http: bool = False
     """Allow URLs that begin with http:// too."""
     allow_networks: Many[Range] = ()
     """Allow these private address ranges, such as "10.20.0.0/16"."""
+    proxy: ProxyUrl = ""
+    """Send everything through this HTTP proxy, with CONNECT: "http://HOST:PORT". It then looks up the names."""
+    proxy_authorization: Authorization = Field(default="", repr=False, exclude=True)  # a hash could be guessed
+    """Who we are for it: "Basic …", or { file = "proxy.password", user = "webhookd" }, also with env or credential."""
 
 
 class Retention(Shape):
@@ -244,7 +252,7 @@ SECTIONS: Final[Mapping[str, type[Shape]]] = MappingProxyType(
         "database": Database,
         "delivery": Delivery,
         "retry": Retry,
-        "egress": Egress,
+        "egress": EgressTable,
         "retention": Retention,
         "log": Log,
         "endpoints": Endpoints,

@@ -16,6 +16,7 @@ from webhookd.rotation import Rotation
 
 ASIDE_AFTER = 1.0  # seconds without an answer
 FOREVER = float("inf")
+STRANDED_SECONDS = 1.0  # until we look whether our way out is open again
 ASIDE_PER_SLOT = 4  # attempts that may be aside, for each slot of the daemon
 _AFTER = {Standing.PROVEN: Standing.SLOW, Standing.SLOW: Standing.STUCK, Standing.STUCK: Standing.PROVEN}
 
@@ -38,6 +39,7 @@ class Turns:
         self._by_standing = [0, 0, 0]  # attempts under way, by what was known of their endpoint when they started
         self.started = 0  # attempts that hold a slot of the daemon
         self.aside = 0  # attempts that no longer do
+        self.stranded_at = 0.0  # when our way out was last found shut; 0 while it is open
 
     # Limits.
 
@@ -66,6 +68,24 @@ class Turns:
             return stuck < max(self._slots // 4, 1)
         return standing is Standing.PROVEN or slow + stuck < max(self._slots // 2, 1)
 
+    # Our own way out.
+
+    def hear(self, stranded: bool, started: float, now: float) -> bool:
+        """Follow an attempt that started then: was our way out shut? True when that has changed.
+
+        While it is, all would fail alike, so one attempt at a time looks whether it is open again.
+        """
+        before = self.stranded_at
+        if stranded:
+            self.stranded_at = now
+        elif started > before:  # what began before proves nothing
+            self.stranded_at = 0.0
+        return (before > 0) != (self.stranded_at > 0)
+
+    def is_stranded(self, now: float) -> bool:
+        """True when nothing may start at all."""
+        return self.stranded_at > 0 and now < self.stranded_at + STRANDED_SECONDS
+
     # Turns.
 
     def ask(self, queue: EndpointQueue) -> None:
@@ -74,7 +94,7 @@ class Turns:
 
     def take(self, now: float) -> EndpointQueue | None:
         """A queue that starts an attempt now, as `start` is to be told; None when none can."""
-        if self.started >= self._slots:
+        if self.started >= (1 if self.stranded_at else self._slots) or self.is_stranded(now):
             return None
         while (queue := self._next()) is not None:
             if not queue.ready or len(queue.flying) >= queue.limit:

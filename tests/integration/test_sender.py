@@ -6,144 +6,41 @@ import errno
 import os
 import socket
 import ssl
-import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
-from ipaddress import ip_address, ip_network
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from types import MappingProxyType
 from typing import Any
 
 import pytest
 
 from tests.certificates import self_signed
+from tests.sockets import (
+    FAILED,
+    LOOPBACK,
+    OK,
+    OPEN,
+    Peer,
+    answering,
+    post,
+    quiet_port,
+    receiver,
+    resolving_to,
+)
 from tests.waiting import until
-from webhookd.guard import Network
-from webhookd.model import NoResponse, Request, Response
+from webhookd.connector import Connector
+from webhookd.model import Egress, NoResponse, Response
 from webhookd.sender import CODES, Sender
 from webhookd.tls import tls_context
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
 
-LOOPBACK: tuple[Network, ...] = (ip_network("127.0.0.0/8"),)
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-FAILED = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 3\r\n\r\nbad"
-
-Behaviour = Callable[["Peer"], Awaitable[None]]
-
-
-class Peer:
-    """One connection, as the receiver sees it."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
-        self.reader = reader
-        self.writer = writer
-        self.number = number  # from 1, in the order of arrival
-
-    async def request(self) -> bytes:
-        """The next request, head and body."""
-        head = await self.reader.readuntil(b"\r\n\r\n")
-        length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-        return head + await self.reader.readexactly(int(length.partition(b":")[2]))
-
-    async def say(self, data: bytes) -> None:
-        self.writer.write(data)
-        await self.writer.drain()
-
-    def reset(self) -> None:
-        """Close with RST instead of FIN."""
-        sock = self.writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.writer.transport.abort()
-
-    async def gone(self) -> None:
-        """Return when the other side has closed."""
-        while await self.reader.read(65536):
-            pass
-
-
-class Receiver:
-    """A server whose connections all behave the same way. `peers` holds every connection that was ever made."""
-
-    def __init__(self, behaviour: Behaviour) -> None:
-        self.behaviour = behaviour
-        self.peers: list[Peer] = []
-        self.requests: list[bytes] = []
-        self.port = 0
-        self.tasks: set[asyncio.Task[Any]] = set()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/hook"
-
-    @property
-    def https(self) -> str:
-        return f"https://127.0.0.1:{self.port}/hook"
-
-    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        peer = Peer(reader, writer, len(self.peers) + 1)
-        self.peers.append(peer)
-        task = asyncio.current_task()
-        assert task is not None
-        self.tasks.add(task)
-        try:
-            await self.behaviour(peer)
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.close()
-
-
-@asynccontextmanager
-async def receiver(behaviour: Behaviour, context: ssl.SSLContext | None = None) -> AsyncIterator[Receiver]:
-    there = Receiver(behaviour)
-    server = await asyncio.start_server(there.accept, "127.0.0.1", 0, ssl=context)
-    there.port = server.sockets[0].getsockname()[1]
-    try:
-        yield there
-    finally:
-        server.close()
-        for task in there.tasks:
-            task.cancel()
-        await asyncio.gather(*there.tasks, return_exceptions=True)
-        await server.wait_closed()
-
-
-def answering(*answers: bytes) -> Behaviour:
-    """Each connection gives these answers in turn, the last one for ever."""
-
-    async def behaviour(peer: Peer) -> None:
-        left = list(answers)
-        while True:
-            await peer.request()
-            await peer.say(left.pop(0) if len(left) > 1 else left[0])
-
-    return behaviour
-
 
 @pytest.fixture
 async def sender() -> AsyncIterator[Sender]:
-    async with Sender(allow_http=True, allow_networks=LOOPBACK, user_agent="webhookd/test") as sender:
+    async with Sender(OPEN, "webhookd/test") as sender:
         yield sender
-
-
-def post(
-    url: str,
-    timeout: float = 5.0,
-    content: bytes = b'{"a":1}',
-    headers: Mapping[str, str] = MappingProxyType({}),
-    tls: ssl.SSLContext | None = None,
-) -> Request:
-    return Request(url, {"content-type": "application/json", **headers}, content, timeout, tls)
-
-
-def quiet_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 # What is sent
@@ -652,7 +549,7 @@ async def test_the_replacement_is_not_another_dead_connection(sender: Sender) ->
 
 
 async def test_the_receive_buffer_is_small(sender: Sender) -> None:
-    with sender._socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 80))) as sock:
+    with sender._connector._socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 80))) as sock:
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * 32 * 1024  # Linux doubles it
 
 
@@ -713,7 +610,7 @@ async def test_cancelling_drops_the_connection(sender: Sender) -> None:
 
 
 async def test_loopback_is_denied_by_default() -> None:
-    async with receiver(answering(OK)) as there, Sender(allow_http=True, allow_networks=(), user_agent="x") as sender:
+    async with receiver(answering(OK)) as there, Sender(Egress(allow_http=True), "x") as sender:
         for host in ("127.0.0.1", "localhost", "0x7f.1", "[::ffff:127.0.0.1]", "[::1]", "[fe80::1%25lo]"):
             url = f"http://{host}:{there.port}/"
             assert await sender.send(post(url)) == NoResponse("egress_denied"), host
@@ -723,7 +620,7 @@ async def test_loopback_is_denied_by_default() -> None:
 async def test_http_is_refused_where_it_is_not_allowed() -> None:
     async with (
         receiver(answering(OK)) as there,
-        Sender(allow_http=False, allow_networks=LOOPBACK, user_agent="x") as sender,
+        Sender(Egress(allow_networks=LOOPBACK), "x") as sender,
     ):
         assert await sender.send(post(there.url)) == NoResponse("invalid_url")
         assert there.peers == []
@@ -732,17 +629,6 @@ async def test_http_is_refused_where_it_is_not_allowed() -> None:
 @pytest.mark.parametrize("url", ["", "ftp://x/", "http://u:p@127.0.0.1/", "http://127.0.0.1:0/", "http://[::1/"])
 async def test_a_url_that_should_never_have_been_written(sender: Sender, url: str) -> None:
     assert await sender.send(post(url)) == NoResponse("invalid_url")
-
-
-def resolving_to(*addresses: str) -> Callable[..., list[tuple[Any, ...]]]:
-    def getaddrinfo(host: str, port: int, **_: Any) -> list[tuple[Any, ...]]:
-        families = [socket.AF_INET if ip_address(address).version == 4 else socket.AF_INET6 for address in addresses]
-        return [
-            (family, socket.SOCK_STREAM, 6, "", (address, port))
-            for family, address in zip(families, addresses, strict=True)
-        ]
-
-    return getaddrinfo
 
 
 async def test_one_denied_address_refuses_the_whole_name(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -757,16 +643,16 @@ async def test_one_denied_address_refuses_the_whole_name(sender: Sender, monkeyp
 
 async def test_only_four_addresses_of_a_name_are_dialled(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
     dialled: set[str] = set()
-    real = Sender._socket
+    real = Connector._socket
 
-    def note(self: Sender, address: Any) -> socket.socket:
+    def note(self: Connector, address: Any) -> socket.socket:
         dialled.add(address[4][0])
         return real(self, address)
 
     port = quiet_port()
-    monkeypatch.setattr(Sender, "_socket", note)
+    monkeypatch.setattr(Connector, "_socket", note)
     monkeypatch.setattr(socket, "getaddrinfo", resolving_to(*(f"127.0.0.{n}" for n in range(1, 51))))
-    async with Sender(allow_http=True, allow_networks=LOOPBACK, user_agent="x") as another:
+    async with Sender(OPEN, "x") as another:
         assert await another.send(post(f"http://name.invalid:{port}/")) == NoResponse("connection_refused")
     assert len(dialled) == 4
 
@@ -790,7 +676,7 @@ async def test_out_of_descriptors_is_our_own_fault(sender: Sender, monkeypatch: 
         raise OSError(errno.EMFILE, "Too many open files")
 
     async with receiver(answering(OK)) as there:
-        monkeypatch.setattr("webhookd.sender.socket.socket", no_socket)
+        monkeypatch.setattr("webhookd.connector.socket.socket", no_socket)
         assert await sender.send(post(there.url)) == NoResponse("internal", ours=True)
         monkeypatch.undo()
         assert await sender.send(post(there.url)) == Response(200)
@@ -813,7 +699,7 @@ async def test_what_is_no_longer_allowed_is_not_connected_to_any_longer(sender: 
         busy = group.create_task(sender.send(post(there.url)))
         await until(lambda: len(there.peers) == 1, "a connection in use")
         assert await sender.send(post(there.url)) == Response(200)
-        sender.configure(allow_http=True, allow_networks=())
+        sender.configure(Egress(allow_http=True))
         await until(lambda: closed == [2], "the idle one to be closed")
         assert await sender.send(post(there.url)) == NoResponse("egress_denied")
         go_on.set()

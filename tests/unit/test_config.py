@@ -17,6 +17,7 @@ from webhookd.config import Config, build
 from webhookd.errors import ConfigError
 from webhookd.formats import FORMATS
 from webhookd.locator import lines
+from webhookd.model import Egress, Proxy
 from webhookd.signing import SCHEMES, parse_secret
 from webhookd.units import duration, size, written_duration, written_size
 
@@ -86,6 +87,19 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert (config.retry.first, config.retry.factor, config.retry.give_up_after) == (5.0, 3.0, 259200.0)
     assert (config.egress.allow_http, config.egress.allow_networks) == (False, ())
     assert config.endpoints == ()
+
+
+def test_a_proxy_and_who_we_are_for_it() -> None:
+    elsewhere = {
+        "proxy": "http://proxy.internal:3128/",
+        "proxy_authorization": {"env": "WEBHOOKD_EGRESS__P", "user": "w"},
+    }
+    config = made({"egress": elsewhere}, environ={"WEBHOOKD_EGRESS__P": "planted"})
+    assert config.egress == Egress(proxy=Proxy("proxy.internal", 3128, "Basic dzpwbGFudGVk"))
+    assert "dzpwbGFudGVk" not in repr(config)
+    text = {"proxy": "http://[::1]:1", "proxy_authorization": "Bearer planted"}
+    assert made({"egress": text}).egress.proxy == Proxy("::1", 1, "Bearer planted")
+    assert made({"egress": {"proxy": "http://a:1"}}).config_hash != made({}).config_hash
 
 
 def test_repr_shows_no_secret() -> None:
@@ -252,7 +266,36 @@ def test_a_format_of_ones_own() -> None:
         ({"formats": {"raw": {"body": {}}}}, "[formats.raw] is built in; choose another name"),
         ({"formats": {"mine": {}}}, "[formats.mine] body: is required"),
         ({"admin": {}}, '"admin" is not there yet in this version of webhookd; remove it'),
-        ({"egress": {"proxy": "x"}}, "[egress] proxy: is not there yet in this version of webhookd; remove it"),
+        *(
+            (
+                {"egress": {"proxy": proxy}},
+                '[egress] proxy: wants "http://HOST:PORT" and nothing else; a user and a password belong into'
+                " proxy_authorization",
+            )
+            for proxy in (
+                "proxy:3128",
+                "https://proxy:3128",
+                "http://u:planted@proxy:3128",
+                "http://proxy",
+                "http://proxy:0",
+                "http://proxy:65536",
+                "http://proxy:1/x",
+                "http://proxy:1\n",
+            )
+        ),
+        (
+            {"egress": {"proxy_authorization": "Basic planted"}},
+            "[egress] proxy_authorization: goes with proxy; write proxy too, or neither",
+        ),
+        (
+            {"egress": {"proxy": "http://p:1", "proxy_authorization": "planted\n"}},
+            '[egress] proxy_authorization: wants a text such as "Basic …", or a table such as'
+            ' { file = "password", user = "NAME" }',
+        ),
+        (
+            {"egress": {"proxy": "http://p:1", "proxy_authorization": {"env": "PLANTED"}}},
+            "[egress] proxy_authorization: the environment variable it names is not set",
+        ),
         (
             {"event_types": {"order": {"status": {}}}},
             '[event_types.order] status: a name with dots wants quotes; write [event_types."order.status"]',
@@ -459,10 +502,6 @@ def test_the_environment_wins() -> None:
         (
             {"WEBHOOKD_ADMIN__LISTEN": "x"},
             "WEBHOOKD_ADMIN__LISTEN: is not there yet in this version of webhookd; remove it",
-        ),
-        (
-            {"WEBHOOKD_EGRESS__PROXY": "x"},
-            "WEBHOOKD_EGRESS__PROXY: is not there yet in this version of webhookd; remove it",
         ),
         ({"WEBHOOKD_DAEMON__WATCH": "yes"}, "WEBHOOKD_DAEMON__WATCH: wants true or false"),
         ({"WEBHOOKD_DSN": "planted"}, 'WEBHOOKD_DSN: must begin with "postgresql://"'),

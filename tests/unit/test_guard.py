@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.guard import Network, address_mistake, url_mistake
+from webhookd.guard import address_mistake, host_mistake, url_mistake
+from webhookd.model import Network
 
 NONE: tuple[Network, ...] = ()
 
@@ -176,3 +177,27 @@ def test_urls_that_are_refused_with_the_reason(url: str, about: str) -> None:
 
 def test_http_where_it_is_allowed() -> None:
     assert url_mistake("http://example.com/", True) is None
+
+
+@pytest.mark.parametrize(
+    "host",
+    [host for host in DENIED + UNPARSABLE if host not in ("", "[::1]", "1.2.3.4.")]
+    + ["127.0.0.1.", "0X7F.1", "1.2.3.4.5", "a.0x", "LOCALHOST.", "a.localhost"],
+)
+def test_nobody_is_asked_to_look_up_what_is_denied(host: str) -> None:
+    assert host_mistake(host, 443, NONE)
+
+
+@pytest.mark.parametrize("host", [*PUBLIC, "example.com", "example.com.", "1.example.com", "x0", "0x7f.1.com"])
+def test_names_and_public_addresses_may_be_looked_up(host: str) -> None:
+    assert host_mistake(host, 443, NONE) is None
+
+
+def test_what_is_allowed_may_be_looked_up() -> None:
+    assert host_mistake("localhost", 443, (ip_network("127.0.0.0/8"),)) is None
+    assert host_mistake("10.1.2.3", 443, (ip_network("10.0.0.0/8"),)) is None
+
+
+@given(st.ip_addresses())
+def test_an_address_is_judged_alike_with_and_without_a_proxy(address: IPv4Address | IPv6Address) -> None:
+    assert host_mistake(str(address), 443, NONE) == address_mistake(str(address), 443, NONE)

@@ -209,6 +209,30 @@ def test_what_is_silent_for_a_second_gives_its_slot_away() -> None:
     assert (daemon.turns.started, daemon.turns.aside) == (0, 0)
 
 
+def test_while_our_way_out_is_shut_one_attempt_a_second_looks_at_it() -> None:
+    daemon = Daemon()
+    daemon.queue(10)
+    first = daemon.start()
+    assert len(first) == 10
+    turns = daemon.turns
+    daemon.fill(daemon.queues[0], 10)
+    turns.land(first[0])
+    assert turns.hear(True, NOW, NOW + 1)
+    assert not turns.hear(True, NOW, NOW + 1.1)  # known by now
+    assert not turns.hear(False, NOW, NOW + 1.2)  # began before
+    for flight in first[1:]:
+        turns.land(flight)
+    assert daemon.start(NOW + 2) == []
+    (look,) = daemon.start(NOW + 2.2)
+    turns.land(look)
+    assert not turns.hear(True, NOW + 2.2, NOW + 2.3)
+    assert daemon.start(NOW + 3.2) == []
+    (look,) = daemon.start(NOW + 3.4)
+    turns.land(look)
+    assert turns.hear(False, NOW + 3.4, NOW + 3.5)
+    assert len(daemon.start(NOW + 3.5)) == 8
+
+
 def test_only_so_many_may_be_aside() -> None:
     daemon = Daemon(slots=4)
     flights: list[Flight] = []

@@ -19,8 +19,7 @@ from webhookd.errors import ConfigError, WebhookdError
 from webhookd.guard import address_mistake
 from webhookd.matching import WHY_NOT, why_not
 from webhookd.mistakes import egress_mistake
-from webhookd.model import Endpoint, Event
-from webhookd.shapes import Egress
+from webhookd.model import Egress, Endpoint, Event
 from webhookd.store.database import Database
 from webhookd.store.reports import Fate, Reports
 
@@ -173,11 +172,16 @@ def _egress(config: Path | None) -> Egress:
 
 def _url(url: str, egress: Egress) -> tuple[dict[str, Any], list[str], bool]:
     """What the guard thinks of a URL, and of each address of its host."""
-    mistake = egress_mistake(url, egress.allow_http, egress.allow_networks)
+    mistake = egress_mistake(url, egress)
     if mistake:
         return {"allowed": False, "why_not": mistake, "addresses": []}, [f"refused: {mistake}"], False
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme.lower() == "https" else 80)
+    if egress.proxy:
+        way = (
+            f"through the proxy {egress.proxy.host}:{egress.proxy.port}, which looks {host} up and judges its addresses"
+        )
+        return {"allowed": True, "why_not": None, "proxy": way, "addresses": []}, [f"allowed: {way}"], True
     try:
         answer = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:

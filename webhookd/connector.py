@@ -1,0 +1,167 @@
+"""Connections to receivers: dialled to addresses that the guard allows, directly or through the operator's proxy."""
+
+import asyncio
+import functools
+import select
+import socket
+from typing import cast
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+from aiohttp.http import StreamWriter
+from aiohttp.tracing import Trace
+from multidict import CIMultiDict
+
+from webhookd.guard import address_mistake, host_mistake
+from webhookd.model import Network, Proxy
+from webhookd.resolver import Resolver, Verdict
+
+PROXY_SECONDS = 3.0  # for a connection to the proxy, which is near; a longer wait is its fault and no receiver's
+READ_BUFFER = 16 * 1024
+_RECEIVE_BUFFER = 32 * 1024  # bounds how many 1xx answers one wake-up of the loop can meet
+_NO_TIMEOUT = aiohttp.ClientTimeout()  # whoever sends has one deadline for everything
+
+
+class Protocol(ResponseHandler):
+    """A connection that knows whether it was used before, and whether its peer spoke since it was last given back."""
+
+    used = False
+    heard = False
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = True
+        end = data.find(b"\r\n\r\n") + 4
+        if 4 <= end < len(data):  # by itself, because aiohttp forgets a head when what follows it is not HTTP
+            super().data_received(data[:end])
+            data = data[end:]
+        if self._exception is None:
+            super().data_received(data)
+        if self._exception is not None and self._payload is not None and not self._payload.is_eof():
+            self._payload.feed_eof()  # aiohttp would leave its reader waiting
+
+
+class Connector(aiohttp.TCPConnector):
+    """A pool of connections for one set of allowed networks and one proxy; make another when these change."""
+
+    def __init__(self, resolver: Resolver, allow_networks: tuple[Network, ...], proxy: Proxy | None) -> None:
+        super().__init__(
+            limit=0,  # waiting for a slot would eat the deadline; the dispatcher bounds concurrency
+            resolver=resolver,
+            use_dns_cache=False,
+            socket_factory=self._socket,
+        )
+        self._factory = functools.partial(Protocol, self._loop)  # type: ignore[assignment]  # there is no public way
+        self._allow_networks = allow_networks
+        self._proxy = proxy
+
+    async def open(self, request: aiohttp.ClientRequest, *, fresh: bool = False) -> Connection:
+        """A connection that can be asked: one of the pool, or, also when it must be `fresh`, a new one.
+
+        Raises Verdict, or what aiohttp and the system have to say.
+        """
+        while True:  # each turn takes one connection out of the pool for good
+            connection = await self.connect(request, [], _NO_TIMEOUT)
+            protocol = protocol_of(connection)
+            # Bytes that nobody asked for would answer the next request (aio-libs/aiohttp#13656), also those that the
+            # kernel has and the loop has not read yet.
+            if not protocol.used or not (fresh or protocol.heard or protocol.should_close or _is_readable(connection)):
+                return connection
+            abandon(connection)
+
+    @property
+    def is_idle(self) -> bool:
+        """True when no connection of it is in use."""
+        return not self._acquired
+
+    def retire(self) -> None:
+        """Keep no connection. There is no public way that would let those in use end."""
+        self._force_close = True
+        for idle in self._conns.values():
+            for protocol, _ in idle:
+                protocol.close()
+        self._conns.clear()
+
+    def _socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        """A socket for the very address that is dialled next, so a name that changes its mind gains nothing."""
+        family, kind, protocol, _, (host, port, *_) = address
+        if address_mistake(str(host), int(port), self._allow_networks):
+            raise Verdict("egress_denied")
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        return sock
+
+    # Through the proxy.
+
+    async def _create_connection(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> ResponseHandler:
+        if self._proxy is None:
+            return await super()._create_connection(req, traces, timeout)
+        if host_mistake(req.url.raw_host or "", req.url.port or 0, self._allow_networks):
+            raise Verdict("egress_denied")
+        transport, protocol = await self._dial(self._proxy)
+        try:
+            await self._ask_for_tunnel(protocol, self._proxy, f"{req.url.host_subcomponent}:{req.url.port}")
+            if req.is_ssl():
+                _, protocol = await self._start_tls_connection(transport, req, timeout)  # type: ignore[assignment]
+            else:
+                protocol = Protocol(self._loop)
+                transport.set_protocol(protocol)
+                protocol.connection_made(transport)
+        except BaseException:
+            transport.abort()
+            raise
+        return protocol
+
+    async def _dial(self, proxy: Proxy) -> tuple[asyncio.Transport, Protocol]:
+        """A connection to the proxy. The guard does not ask where that is: the operator chose it."""
+        try:
+            async with asyncio.timeout(PROXY_SECONDS):
+                transport, protocol = await self._loop.create_connection(
+                    functools.partial(Protocol, self._loop), proxy.host, proxy.port
+                )
+        except OSError as error:  # TimeoutError too
+            raise Verdict("proxy_error", ours=True) from error
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        return transport, protocol
+
+    async def _ask_for_tunnel(self, protocol: Protocol, proxy: Proxy, authority: str) -> None:
+        """CONNECT (RFC 9110 9.3.6). Raises Verdict, which is ours only where the proxy wants to know who we are: one
+        that cannot reach this receiver, or does not want to, may reach others.
+        """
+        protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=READ_BUFFER)
+        headers = CIMultiDict({"host": authority})
+        if proxy.authorization:
+            headers["proxy-authorization"] = proxy.authorization
+        try:
+            writer = StreamWriter(protocol, self._loop)
+            await writer.write_headers(f"CONNECT {authority} HTTP/1.1", headers)
+            await writer.write_eof()
+            message, _ = await protocol.read()
+        except (aiohttp.ClientError, aiohttp.http.HttpProcessingError, OSError) as error:
+            raise Verdict("proxy_error") from error
+        if not 200 <= message.code < 300:
+            # Some answer 407 to say that they refuse this receiver, but without the challenge of RFC 9110 15.5.8.
+            raise Verdict("proxy_error", ours=message.code == 407 and "proxy-authenticate" in message.headers)
+
+
+def protocol_of(connection: Connection) -> Protocol:
+    """What aiohttp made of our factory."""
+    return cast(Protocol, connection.protocol)
+
+
+def abandon(connection: Connection) -> None:
+    """Close a connection that was not given back; what it still had to send is dropped."""
+    if connection.transport is not None:
+        connection.transport.abort()  # close() would first wait for a receiver that does not read
+    connection.close()
+
+
+def _is_readable(connection: Connection) -> bool:
+    transport = connection.transport
+    if transport is None:
+        return True
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(poll.poll(0))
