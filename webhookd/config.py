@@ -6,9 +6,8 @@ files, environ ──▶ overlay ──▶ sections ──▶ formats ──▶ 
 
 import hashlib
 import json
-import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import ip_network
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from webhookd.checks import Around, name_mistake, type_mistake
+from webhookd.endpoint import endpoint_of, retry_mistakes, retry_policy
 from webhookd.errors import ConfigError
 from webhookd.formats import FORMATS
 from webhookd.mistakes import Lines, Mistake, Place, read, told, unknown
@@ -25,14 +25,12 @@ from webhookd.overlay import overlay
 from webhookd.reference import json_schema as json_schema
 from webhookd.shapes import (
     NAMED,
-    SECRETS,
     SECTIONS,
     Daemon,
     Database,
     Delivery,
     EgressTable,
     Endpoints,
-    EndpointTable,
     EventType,
     FormatTable,
     Log,
@@ -40,12 +38,10 @@ from webhookd.shapes import (
     Retry,
     Shape,
 )
-from webhookd.signing import ONE_SECRET, PARSERS, SCHEMES, hmac_of_body, parse_secret
-from webhookd.tls import tls_context
+from webhookd.signing import PARSERS, parse_secret
 from webhookd.units import DAY, quoted, written_duration
 
 _ANYWHERE: Final = Egress(allow_http=True, allow_networks=(ip_network("0.0.0.0/0"), ip_network("::/0")))
-_EXPONENTIAL: Final = ("first", "factor", "max_interval")
 
 Document = Mapping[str, Any]
 ReadSecret = Callable[[str, str], str]  # (path, file that names it) -> text; ValueError says why not
@@ -85,7 +81,8 @@ def build(
     about a file with a mistake.
     """
     documents = [(origin, document), *endpoint_documents]
-    merged, variables, mistakes = overlay(document, environ, _named_variables(documents))
+    named = frozenset(_named_variables([table for _, table in documents]))
+    merged, variables, mistakes = overlay(document, environ, named)
     places = {name: Place(origin, (name,), variables[name]) for name in SECTIONS}
     of_main = Around(environ, _beside(read_secret, origin), Egress())
     sections = {name: read(SECTIONS[name], merged.get(name, {}), places[name], mistakes, of_main) for name in SECTIONS}
@@ -95,8 +92,8 @@ def build(
     database, table = _get(sections, Database), _get(sections, Retry)
     if database.dsn.get_secret_value() and database.dsn_file:
         mistakes.append(places["database"].mistake("stands beside dsn; give only one of them", "dsn_file"))
-    policy = _retry(RetryPolicy(), table)
-    mistakes += _retry_mistakes(policy, table, places["retry"])
+    policy = retry_policy(RetryPolicy(), table)
+    mistakes += retry_mistakes(policy, table, places["retry"])
 
     event_types = _event_types(documents, mistakes)
     formats = _formats(documents, mistakes)
@@ -113,7 +110,7 @@ def build(
             formats,
             PARSERS.get(signature, parse_secret) if isinstance(signature, str) else parse_secret,
         )
-        if made := _endpoint(place, keys, around, policy, delivery, mistakes):
+        if made := endpoint_of(place, keys, around, policy, delivery, mistakes):
             found.append((*made, place))
     endpoints = tuple(endpoint for endpoint, *_ in found)
     if sections["retention"]:
@@ -154,19 +151,14 @@ def _get(sections: Mapping[str, Shape | None], model: type[S]) -> S:
     return next((found for found in sections.values() if isinstance(found, model)), None) or model()
 
 
-def _named_variables(documents: Iterable[tuple[str, Document]]) -> frozenset[str]:
-    """Variables that hold a secret, whatever they are called."""
-    documents = list(documents)
-    tables = [table for _, table in _named("endpoint", documents, [])]
-    names = [table.get("secret_env") for table in tables]
-    for secrets in (table.get("secrets") for table in tables):
-        if isinstance(secrets, list):
-            names += [value.get("env") for value in secrets if isinstance(value, Mapping)]
-    values = [table.get("headers") for table in tables] + [document.get("egress") for _, document in documents]
-    for each in values:
-        if isinstance(each, Mapping):
-            names += [value.get("env") for value in each.values() if isinstance(value, Mapping)]
-    return frozenset(name for name in names if isinstance(name, str))
+def _named_variables(value: object) -> Iterator[str]:
+    """Variables that hold a secret, whatever they are called: all that a table says is in the environment."""
+    if isinstance(value, Mapping):
+        yield from (name for key in ("env", "secret_env") if isinstance(name := value.get(key), str))
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from _named_variables(each)
 
 
 def _strays(file: str, document: Document, main: bool) -> Iterator[Mistake]:
@@ -248,106 +240,6 @@ def _formats(documents: Iterable[tuple[str, Document]], mistakes: list[Mistake])
     return formats
 
 
-def _endpoint(
-    place: Place, table: Document, around: Around, policy: RetryPolicy, delivery: Delivery, mistakes: list[Mistake]
-) -> tuple[Endpoint, dict[str, Any], str] | None:
-    """The endpoint, its spec and a hash of what the spec leaves out; None after adding its mistakes."""
-    mistakes += _signature_mistakes(table, place)
-    made = read(EndpointTable, table, place, mistakes, around)
-    if made is None:
-        return None
-    name = place.path[-1]
-    retry = _retry(policy, made.retry)
-    mistakes += _retry_mistakes(retry, made.retry, place, "retry")
-    tls = _tls(made, place, mistakes)
-    endpoint = Endpoint(
-        id=0,
-        tenant=made.tenant,
-        name=name,
-        url=made.url,
-        events=made.events,
-        format=around.formats[made.format],
-        # "hmac" without its table has been complained of.
-        signature=hmac_of_body(**made.hmac.model_dump()) if made.hmac else SCHEMES.get(made.signature, SCHEMES["none"]),
-        secrets=made.keys,
-        retry=retry,
-        timeout=delivery.timeout if made.timeout is None else made.timeout,
-        max_in_flight=delivery.max_in_flight_per_endpoint if made.max_in_flight is None else made.max_in_flight,
-        rate_limit=made.rate_limit or 0.0,
-        active=made.active,
-        filter=MappingProxyType(made.filter),
-        headers=tuple(made.headers.items()),
-        tls=tls,
-    )
-    spec = {
-        **{key: getattr(made, key) for key in ("tenant", "description", "active", "signature", "format")},
-        "url": made.url.partition("?")[0],  # a query may be a token
-        "name": name,
-        "events": list(made.events),
-        "headers": sorted(made.headers),
-        "tls": sorted(made.tls.model_fields_set) if made.tls else [],
-        "timeout": endpoint.timeout,
-        "max_in_flight": endpoint.max_in_flight,
-        "rate_limit": endpoint.rate_limit,
-        "retry": {**asdict(retry), "schedule": list(retry.schedule)},
-        "filter": {key: list(values) for key, values in made.filter.items()},
-    }
-    if made.hmac:
-        spec["hmac"] = made.hmac.model_dump()
-    return endpoint, spec, _fingerprint(table, made)
-
-
-def _tls(made: EndpointTable, place: Place, mistakes: list[Mistake]) -> ssl.SSLContext | None:
-    if made.tls is None:
-        return None
-    if made.tls.key_file and not made.tls.certificate_file:
-        mistakes.append(place.mistake("wants certificate_file beside it", "tls", "key_file"))
-        return None
-    try:
-        return tls_context(made.tls.ca_file, made.tls.certificate_file, made.tls.key_file)
-    except ValueError as error:
-        mistakes.append(place.mistake(str(error), "tls"))
-        return None
-
-
-def _signature_mistakes(table: Document, place: Place) -> Iterator[Mistake]:
-    given = [key for key in SECRETS if key in table]
-    signature = table.get("signature")
-    if (signature == "hmac") != ("hmac" in table):
-        yield place.mistake('goes with signature = "hmac"; write hmac = { header = "x-signature" }, or neither', "hmac")
-    if isinstance(secrets := table.get("secrets"), list) and secrets:
-        staying = sum(not (isinstance(each, Mapping) and "until" in each) for each in secrets)
-        if not staying:
-            yield place.mistake("all end; one must have no until", "secrets")
-        elif signature in ONE_SECRET and staying > 1:
-            room = f"has room for one with signature = {quoted(str(signature))}; give the others an until"
-            yield place.mistake(room, "secrets")
-    if signature == "none":
-        if given:
-            yield place.mistake('signature = "none" uses no secret; remove one or the other', given[0])
-    elif not given:
-        ways = f"{', '.join(SECRETS[:-1])} or {SECRETS[-1]}"
-        yield place.mistake(f'is required, as {ways}, unless signature = "none"', "secret")
-    elif len(given) > 1:
-        yield place.mistake(f"stands beside {' and '.join(given[:-1])}; give only one of them", given[-1])
-
-
-def _retry(base: RetryPolicy, table: Retry) -> RetryPolicy:
-    """The policy with what the table says itself; an exponential key ends a schedule that was inherited."""
-    said = {key: getattr(table, key) for key in table.model_fields_set}
-    if "schedule" not in said and not said.keys().isdisjoint(_EXPONENTIAL):
-        said["schedule"] = ()
-    return replace(base, **said)
-
-
-def _retry_mistakes(policy: RetryPolicy, table: Retry, place: Place, *keys: str) -> Iterator[Mistake]:
-    """What the keys of a retry table say against each other; `keys` lead to it."""
-    if table.schedule and (extra := table.model_fields_set.intersection(_EXPONENTIAL)):
-        yield place.mistake(f"replaces {' and '.join(sorted(extra))}; give only one of them", *keys, "schedule")
-    elif not policy.schedule and policy.first > policy.max_interval:
-        yield place.mistake("is longer than max_interval; shorten it or raise max_interval", *keys, "first")
-
-
 def _retention_mistakes(retention: Retention, policies: Iterable[RetryPolicy], place: Place) -> Iterator[Mistake]:
     longest = max(policy.give_up_after for policy in policies)
     for key in ("events", "attempts"):
@@ -377,11 +269,3 @@ def _hash(sections: Mapping[str, Any], documents: Iterable[tuple[str, Document]]
     formats = {name: table for _, document in documents for name, table in document.get("formats", {}).items()}
     canonical = json.dumps([written, formats, list(specs)], sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def _fingerprint(table: Document, made: EndpointTable) -> str:
-    """A hash of what an endpoint's spec leaves out."""
-    fixed = {name: value for name, value in made.headers.items() if isinstance(value, str)}
-    tls = made.tls and made.tls.model_dump()
-    left_out = [made.url, table.get("headers"), fixed, tls, [(key.kind, key.raw.hex(), key.until) for key in made.keys]]
-    return hashlib.sha256(json.dumps(left_out, sort_keys=True).encode()).hexdigest()

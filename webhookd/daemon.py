@@ -36,6 +36,7 @@ from webhookd.store.parking import ParkingStore
 from webhookd.store.registry import Beat, Known, Registry
 from webhookd.store.results import Results
 from webhookd.tasks import unless
+from webhookd.tokens import Tokens
 from webhookd.watcher import watch
 
 DRAIN_SECONDS = 8.0  # for writing the last results, beyond the attempts in flight: systemd waits for 30 in all
@@ -181,7 +182,7 @@ class Daemon:
         sender: Sender,
     ) -> list[int]:
         """Run the parts until stopped; the ids of the batches that were not finished."""
-        pace, clock = self._pace, Clock()
+        pace, clock, tokens = self._pace, Clock(), Tokens(sender)
         daemon_id, low, first_beat, known, parking = joined
         clock.set(first_beat.now, time.monotonic())
         own: dict[int, Endpoint] = {}
@@ -189,7 +190,7 @@ class Daemon:
         results = recorder.Recorder(Results(database), daemon_id, flush_seconds=pace.flush)
         sending = dispatcher.Dispatcher(
             batches,
-            sender,
+            tokens,
             results,
             clock,
             self._config.delivery,
@@ -238,6 +239,7 @@ class Daemon:
             own.clear()
             own.update((endpoint.id, endpoint) for endpoint in active)
             sending.configure(active, config.delivery)
+            tokens.keep({endpoint.grant for endpoint in active if endpoint.grant})
             nonlocal matcher
             matcher = Matcher((*active, *foreign), require_tenant=config.delivery.require_tenant)
             reading.endpoints_for = matcher.endpoints_for

@@ -11,8 +11,8 @@ of the daemon stays, and fills the memory until the reader stops reading.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any, Protocol
 
 import structlog
 
@@ -43,7 +43,7 @@ _LIVE = Fed()
 class Sender(Protocol):
     """What the dispatcher needs of the network."""
 
-    async def send(self, request: Request) -> Response | NoResponse:
+    def send(self, request: Request) -> Coroutine[Any, Any, Response | NoResponse]:
         """The answer, whatever the receiver does."""
 
 

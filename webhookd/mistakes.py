@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
@@ -24,7 +24,7 @@ LATER: Final = frozenset(
     {
         ("admin",),
         ("metrics",),
-        *(("endpoint", key) for key in ("auth", "disable_after", "kind", "ordered")),
+        *(("endpoint", key) for key in ("disable_after", "kind", "ordered")),
     }
 )
 
@@ -96,11 +96,17 @@ def unknown(path: Path, what: str, known: Iterable[str]) -> str:
 def _keys(model: type[BaseModel], parents: list[str]) -> Iterable[str]:
     """The keys of the table that `parents` lead to."""
     for parent in parents:
-        inner = model.model_fields[parent].annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        inner = table_in(model.model_fields[parent].annotation)
+        if inner is None:
             return ()
         model = inner
     return model.model_fields
+
+
+def table_in(annotation: object) -> type[BaseModel] | None:
+    """The model of a key whose value is a table, also where there may be none."""
+    choices = get_args(annotation) or (annotation,)
+    return next((each for each in choices if isinstance(each, type) and issubclass(each, BaseModel)), None)
 
 
 def _sentence(error: Any) -> str:

@@ -58,6 +58,18 @@ HeaderValue = Callable[[Event, bytes], str]
 
 
 @dataclass(frozen=True, slots=True)
+class Grant:
+    """How a token for a receiver is got: OAuth 2 client credentials (RFC 6749 4.4)."""
+
+    token_url: str = field(repr=False)
+    client_id: str
+    client_secret: str = field(repr=False)
+    scope: str = ""
+    audience: str = ""
+    in_body: bool = False  # the id and the secret stand in the body, not in a header (RFC 6749 2.3.1)
+
+
+@dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """When a failed delivery is tried again, and when it is given up. `schedule` replaces the exponential part."""
 
@@ -89,6 +101,7 @@ class Endpoint:
     filter: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # metadata key -> values that pass
     headers: tuple[tuple[str, str | HeaderValue], ...] = field(default=(), repr=False)
     tls: ssl.SSLContext | None = None  # None for the usual one
+    grant: Grant | None = None  # its requests carry a token
 
     @property
     def label(self) -> str:
@@ -181,10 +194,12 @@ class Request(NamedTuple):
     content: bytes
     timeout: float
     tls: ssl.SSLContext | None = None  # None for the usual one
+    grant: Grant | None = None  # it still wants a token
+    whole: bool = False  # the body of the answer is wanted, up to 16 KiB, also that of a 2xx
 
 
 class Response(NamedTuple):
-    """A status line came. `body`: the first bytes, unless it is a 2xx; `retry_after`: the raw header."""
+    """A status line came. `body`: its first KiB, nothing of a 2xx, or what was wanted. `retry_after`: as it came."""
 
     status: int
     body: bytes = b""
@@ -192,7 +207,10 @@ class Response(NamedTuple):
 
 
 class NoResponse(NamedTuple):
-    """No status line came. `code` is one of sender.CODES; a fault of our own side (`ours`) costs no attempt."""
+    """No status line came. `code` is one of sender.CODES; a fault of our own side (`ours`) costs no attempt.
+
+    Nor does `auth_error`, as the receiver was not asked; but its endpoint does not work.
+    """
 
     code: str
     ours: bool = False

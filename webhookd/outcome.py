@@ -19,6 +19,7 @@ _GONE = 410
 _TIMEOUT = "timeout"
 _BUG = "internal"  # of this side, in one delivery
 _PROXY = "proxy_error"
+_NO_TOKEN = "auth_error"  # noqa: S105 - a code
 
 Answer = Response | NoResponse
 
@@ -86,7 +87,9 @@ def decide(
     """
     if isinstance(answer, Response) and 200 <= answer.status < 300:
         return Delivered()
-    if isinstance(answer, NoResponse) and answer.ours:
+    if isinstance(answer, NoResponse) and (
+        answer.ours or (answer.code == _NO_TOKEN and now + OWN_FAULT_PAUSE <= last_start)
+    ):
         return Postponed(OWN_FAULT_PAUSE)
     delay = backoff.next_delay(delivery.endpoint.retry, delivery.attempt, now, last_start, random(), wait)
     if delay is None or delivery.attempt >= MOST_ATTEMPTS:

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import models_json_schema
 
 from webhookd.checks import NAME, Kind
-from webhookd.mistakes import LATER
+from webhookd.mistakes import LATER, table_in
 from webhookd.overlay import variable
 from webhookd.shapes import NAMED, SECRETS, SECTIONS, Retry, Shape
 
@@ -43,6 +43,7 @@ variable of the environment replaces the key of the main file; lists have commas
 """
 
 _COLUMNS: Final = ("Key", "Type", "Default", "Environment", "")
+_WITHOUT_ENVIRONMENT: Final = ("Key", "Type", "Default", "")
 
 
 def json_schema() -> dict[str, Any]:
@@ -76,9 +77,16 @@ def page() -> str:
     for name, model in NAMED.items():
         title = '[event_types."order.created"]' if name == "event_types" else f"[{name}.NAME]"
         parts += [f"## `{title}`\n", f"{model.__doc__}\n"]
-        parts.append(_table(_rows(model), tuple(column for column in _COLUMNS if column != "Environment")))
+        parts.append(_table(_rows(model), _WITHOUT_ENVIRONMENT))
+        if name == "endpoint":
+            ways = ", ".join(f"`{key}`" for key in SECRETS)
+            parts.append(f"An endpoint has exactly one of {ways}, unless `signature` is `none`.\n")
+        for key, field in model.model_fields.items():
+            inner = table_in(field.annotation)
+            if inner is not None and inner is not Retry:  # which is the section of that name
+                parts += [f"### `[{name}.NAME.{key}]`\n", f"{inner.__doc__}\n"]
+                parts.append(_table(_rows(inner), _WITHOUT_ENVIRONMENT))
     parts += [
-        f"An endpoint has exactly one of {', '.join(f'`{key}`' for key in SECRETS)}, unless `signature` is `none`.\n",
         "## Not there yet\n",
         "These are refused by this version with a sentence that says so:",
         ", ".join(f"`{_path(path)}`" for path in sorted(LATER)) + ".\n",
@@ -107,7 +115,7 @@ def _reference(model: type[Shape]) -> dict[str, str]:
     return {"$ref": f"#/$defs/{model.__name__}"}
 
 
-def _rows(model: type[Shape], section: str = "") -> Iterator[tuple[str, ...]]:
+def _rows(model: type[BaseModel], section: str = "") -> Iterator[tuple[str, ...]]:
     for key, field in model.model_fields.items():
         default = _default(field)
         shown = "" if default is None else f"`{json.dumps(default)}`"

@@ -24,4 +24,4 @@ def build(delivery: Delivery, payload: bytes, timestamp: int, source: str, user_
     for name, value in endpoint.headers:
         headers[name.lower()] = value if isinstance(value, str) else value(event, payload)
     headers.update(endpoint.signature(endpoint.secrets, event.event_id, timestamp, body.content))
-    return Request(endpoint.url, headers, body.content, endpoint.timeout, endpoint.tls)
+    return Request(endpoint.url, headers, body.content, endpoint.timeout, endpoint.tls, endpoint.grant)

@@ -48,9 +48,9 @@ _CODE_OF: tuple[tuple[type[Exception], str], ...] = (  # the first that fits
     (aiohttp.ClientConnectionError, "connection_reset"),
     (OSError, "connection_reset"),
 )
-# All that a NoResponse can say. `payload_too_large` is for others; a status becomes `http_NNN`.
+# All that a NoResponse can say. `payload_too_large` and `auth_error` are for others; a status becomes `http_NNN`.
 CODES = frozenset(code for _, code in _CODE_OF) | frozenset(
-    ("timeout", "dns_timeout", "egress_denied", "proxy_error", "payload_too_large", "internal")
+    ("timeout", "dns_timeout", "egress_denied", "proxy_error", "auth_error", "payload_too_large", "internal")
 )
 
 
@@ -122,7 +122,7 @@ class Sender:
                     connection = None
                     connection = await self._connector.open(target.request, fresh=True)
                     answer = await self._ask(connection, target, request)
-            return await self._response(connection, answer)
+            return await self._response(connection, answer, request.whole)
         except Exception as error:  # a hostile answer can raise anything: UnicodeError, ValueError, AssertionError, ...
             if deadline.expired():
                 return NoResponse("connect_timeout" if connection is None else "timeout")
@@ -168,19 +168,20 @@ class Sender:
                 upload.cancel()
                 protocol.force_close()
 
-    async def _response(self, connection: Connection, answer: _Answer) -> Response:
+    async def _response(self, connection: Connection, answer: _Answer, whole: bool) -> Response:
         """What the status line said, whatever becomes of the body; the connection is pooled if that came whole."""
         message, body = answer
         status = message.code
         good = 200 <= status < 300
-        start = b"" if good and body.is_eof() else await _start(body)
+        start = b"" if good and body.is_eof() and not whole else await _start(body)
         if body.is_eof() and body.exception() is None:
             protocol = protocol_of(connection)
             protocol.used = True
             protocol.heard = False
             connection.release()
         retry_after = message.headers.get("Retry-After") if status in (429, 503) else None
-        return Response(status, b"" if good else start[:_BODY_KEPT], _plain(retry_after))
+        kept = READ_BUFFER if whole else 0 if good else _BODY_KEPT
+        return Response(status, start[:kept], _plain(retry_after))
 
 
 def _plain(value: str | None) -> str | None:

@@ -34,6 +34,8 @@ from webhookd.checks import (
 from webhookd.model import RetryPolicy
 from webhookd.sources import (
     Authorization,
+    ClientSecret,
+    ClientWord,
     CredentialSecret,
     EnvironSecret,
     FileSecret,
@@ -196,6 +198,23 @@ class Tls(Shape):
     """Its key, in PEM and unencrypted, when it is not in the same file."""
 
 
+class Auth(Shape):
+    """A token of OAuth 2 for the receiver, got as RFC 6749 4.4 has it: with client credentials."""
+
+    token_url: Url = Field(repr=False)
+    """Where tokens are asked for."""
+    client_id: ClientWord
+    """Who we are there."""
+    client_secret: ClientSecret = Field(repr=False)
+    """What proves it: the text, or { file = "client.secret" }, or with env or credential."""
+    scope: Plain = ""
+    """What the token shall allow, where that is asked; several words with spaces between."""
+    audience: Plain = ""
+    """For whom the token is, where that is asked."""
+    client_authentication: Literal["basic", "post"] = "basic"
+    """Whether id and secret stand in a header or in the body of that request."""
+
+
 class EndpointTable(Shape):
     """A subscriber: where events go, which ones, and how they are signed."""
 
@@ -229,6 +248,8 @@ class EndpointTable(Shape):
     """Headers of its requests: { x-event = "$type" }, or { authorization = { file = "token", prefix = "Bearer " } }."""
     tls: Tls | None = None
     """{ ca_file = "ca.pem", certificate_file = "client.pem", key_file = "client.key" }, or some of them."""
+    auth: Auth | None = None
+    """OAuth 2: { token_url = "https://…", client_id = "…", client_secret = { file = "client.secret" }, … }."""
     timeout: Timeout | None = None
     """Instead of that of [delivery]."""
     max_in_flight: Slots | None = None

@@ -18,6 +18,7 @@ from webhookd.model import HeaderValue, Key
 from webhookd.units import quoted
 
 _CREDENTIAL = re.compile(r"(?!\.\.?$)[^/\x00-\x1f\x7f]{1,255}")
+_CLIENT_WORD = re.compile(r"[\x20-\x7e]{1,1024}")  # RFC 6749, appendix A
 _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 T = TypeVar("T")
 
@@ -131,6 +132,21 @@ def _authorization(value: object, info: ValidationInfo) -> str:
     return value
 
 
+def _client_word(value: object) -> str:
+    if not isinstance(value, str) or not _CLIENT_WORD.fullmatch(value):
+        raise ValueError("wants 1 to 1024 printable ASCII characters")
+    return value
+
+
+def _client_secret(value: object, info: ValidationInfo) -> str:
+    if isinstance(value, dict):
+        given = [key for key in _SOURCES if key in value]
+        if len(given) != 1 or len(value) != 1:
+            raise ValueError("wants a text in quotes, or one of file, env and credential")
+        value = _SOURCES[given[0]](value[given[0]], around_of(info))
+    return _client_word(value)
+
+
 def _distinct(headers: dict[str, T]) -> dict[str, T]:
     seen: dict[str, str] = {}
     for name in headers:
@@ -148,6 +164,8 @@ FileSecret = Annotated[Keys, PlainValidator(_file_secret), Kind("path", {"type":
 PemFile = Annotated[str, PlainValidator(_pem_file), Kind("path", {"type": "string"})]
 EnvironSecret = Annotated[Keys, PlainValidator(_environ_secret), Kind("variable", {"type": "string"})]
 CredentialSecret = Annotated[Keys, PlainValidator(_credential_secret), Kind("name", {"type": "string"})]
+ClientWord = Annotated[str, PlainValidator(_client_word), Kind("text", {"type": "string", "maxLength": 1024})]
+ClientSecret = Annotated[str, PlainValidator(_client_secret), Kind("text or table", {"type": ["string", "object"]})]
 Authorization = Annotated[str, PlainValidator(_authorization), Kind("text or table", {"type": ["string", "object"]})]
 Headers = Annotated[
     dict[HeaderName, Annotated[str | HeaderValue, PlainValidator(_header_value)]],

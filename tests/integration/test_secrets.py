@@ -23,6 +23,10 @@ MARKS = {
     "API key": "PLANTED-api-key",
     "API key of a file": "PLANTED-file-key",
     "secret of another scheme": "PLANTED-text",
+    "client secret": "PLANTED-client",
+    "access token": "PLANTED-access",
+    "answer of the server of tokens": "PLANTED-denied",
+    "proxy": "PLANTED-proxy",
     "token in a URL": "PLANTED-token",
     "payload": "PLANTED-payload",
     "body of an answer": "PLANTED-answer",
@@ -52,6 +56,16 @@ secret = "{secret}"
 headers = {{ authorization = "Bearer PLANTED-api-key" }}
 timeout = "{timeout}"
 """
+TOKENS = """
+[endpoint.{name}]
+url = "{url}?token=PLANTED-token"
+events = ["order.*"]
+signature = "none"
+[endpoint.{name}.auth]
+token_url = "{server}?token=PLANTED-token"
+client_id = "webhookd"
+client_secret = "PLANTED-client-secret"
+"""
 OTHER = """
 [endpoint.other]
 url = "{url}?token=PLANTED-token"
@@ -65,6 +79,9 @@ REFUSED = """
 dsn = "mysql://app:PLANTED-refused@db/app"
 [delivery]
 timeout = "PLANTED"
+[egress]
+proxy = "http://user:PLANTED-proxy@proxy:3128"
+proxy_authorization = "PLANTED-proxy\n"
 [endpoint.a]
 url = "https://user:PLANTED-refused@hooks.example.com/?token=PLANTED-refused"
 events = ["order.*"]
@@ -87,6 +104,10 @@ secrets = ["PLANTED refused", { secret = "PLANTED-refused", until = "PLANTED-ref
 headers = { x-a = { env = "PLANTED-refused" }, x-b = { file = "PLANTED-refused", user = "PLANTED-refused" } }
 hmac = { header = "PLANTED refused" }
 tls = { ca_file = "PLANTED-refused", key_file = "PLANTED-refused" }
+[endpoint.d.auth]
+token_url = "https://user:PLANTED-refused@login.example.com"
+client_id = "PLANTED-refused\n"
+client_secret = "PLANTED-refused\n"
 """
 
 
@@ -104,6 +125,8 @@ def configuration(folder: Path, dsn: str, receiver: Receiver) -> Path:
     tables.append(ENDPOINT.format(name="away", url="http://127.0.0.1:9/away", secret=SECRET, timeout="5s"))
     (folder / "api.key").write_text("PLANTED-file-key\n")
     tables.append(OTHER.format(url=receiver.url("other")))
+    for name in ("granted", "denied"):
+        tables.append(TOKENS.format(name=name, url=receiver.url(name), server=receiver.url(f"{name}-token")))
     file = folder / "webhookd.toml"
     file.write_text(
         f"""
@@ -132,7 +155,14 @@ async def test_nothing_planted_comes_up_in_what_the_daemon_says_and_stores(
     async def refuse(_: Got) -> web.Response:
         return web.Response(status=500, text="PLANTED-answer", reason="PLANTED-answer")
 
-    receiver.scripts["failing"] = refuse
+    async def grant(_: Got) -> web.Response:
+        return web.json_response({"access_token": "PLANTED-access-token", "token_type": "Bearer"})
+
+    async def deny(_: Got) -> web.Response:
+        said = {"error": "invalid_client", "error_description": "PLANTED-denied", "PLANTED-denied": "PLANTED-denied"}
+        return web.json_response(said, status=401)
+
+    receiver.scripts |= {"failing": refuse, "granted-token": grant, "denied-token": deny}
     receiver.hangs("slow").clear()
     with_password = dsn.replace("postgres@", "postgres:PLANTED-password@")
     assert with_password != dsn
@@ -154,12 +184,14 @@ async def test_nothing_planted_comes_up_in_what_the_daemon_says_and_stores(
 
         async def failed() -> bool:
             codes = {name: [row["error"] for row in await attempts(sql, event, name)] for name in names}
-            return all(len(found) >= (1 if name in ("hook", "other") else 2) for name, found in codes.items())
+            once = ("hook", "other", "granted")
+            return all(len(found) >= (1 if name in once else 2) for name, found in codes.items())
 
-        names = ("hook", "other", "failing", "slow", "broken", "away")
+        names = ("hook", "other", "granted", "failing", "slow", "broken", "away")
         await eventually(failed, "each endpoint was tried, twice where it fails", timeout=30)
         assert [got.headers["authorization"] for got in receiver.of("hook")] == ["Bearer PLANTED-api-key"]
         assert [got.headers["authorization"] for got in receiver.of("other")] == ["Bearer PLANTED-file-key"]
+        assert [got.headers["authorization"] for got in receiver.of("granted")] == ["Bearer PLANTED-access-token"]
         assert receiver.of("hook")[0].body.count(b"PLANTED-payload") == 1
 
         good = config.read_text()
@@ -184,8 +216,9 @@ async def test_nothing_planted_comes_up_in_what_the_daemon_says_and_stores(
             daemon.kill()
         await daemon.wait()
     log = errors.decode()
-    for needed in ("attempt_failed", "attempt_broke", "ValueError", "KeyError", "Traceback", "http_500", "timeout"):
+    for needed in ("attempt_failed", "attempt_broke", "no_token", "ValueError", "KeyError", "Traceback", "http_500"):
         assert needed in log
+    assert "timeout" in log
     places = {"stdout": (await output.read()).decode(), "stderr": log, **stored}
     places["status"] = said.stdout + said.stderr
     assert found(places) == []

@@ -17,13 +17,14 @@ from webhookd.config import Config, build
 from webhookd.errors import ConfigError
 from webhookd.formats import FORMATS
 from webhookd.locator import lines
-from webhookd.model import Egress, Proxy
+from webhookd.model import Egress, Grant, Proxy
 from webhookd.signing import SCHEMES, parse_secret
 from webhookd.units import duration, size, written_duration, written_size
 
 SECRET = "whsec_" + base64.b64encode(b"planted-secret-of-test-config").decode()
 OTHER = "whsec_" + base64.b64encode(b"another-planted-secret-of-test").decode()
 ORDERS: dict[str, Any] = {"url": "https://hooks.example.com/x?token=planted", "events": ["order.*"], "secret": SECRET}
+AUTH = {"token_url": "https://login.example.com/token", "client_id": "webhookd", "client_secret": "fake"}
 
 
 def no_file(path: str, origin: str) -> str:
@@ -100,6 +101,20 @@ def test_a_proxy_and_who_we_are_for_it() -> None:
     text = {"proxy": "http://[::1]:1", "proxy_authorization": "Bearer planted"}
     assert made({"egress": text}).egress.proxy == Proxy("::1", 1, "Bearer planted")
     assert made({"egress": {"proxy": "http://a:1"}}).config_hash != made({}).config_hash
+
+
+def test_a_token_and_who_we_are_for_its_server() -> None:
+    secret = {"env": "WEBHOOKD_CLIENT__SECRET"}  # a variable of any name may hold it
+    environ = {"WEBHOOKD_CLIENT__SECRET": "planted"}
+    config = made(orders(auth={**AUTH, "client_secret": secret, "scope": "a b"}), environ=environ)
+    url = "https://login.example.com/token"
+    assert config.endpoints[0].grant == Grant(url, "webhookd", "planted", "a b")
+    assert "planted" not in repr(config)
+    in_body = made(orders(auth={**AUTH, "client_authentication": "post"})).endpoints[0].grant
+    assert in_body == Grant(url, "webhookd", "fake", in_body=True)
+    assert "planted" not in json.dumps(config.specs["", "orders"])
+    other = made(orders(auth={**AUTH, "client_secret": "other"})).config_hash
+    assert other != made(orders(auth=AUTH)).config_hash
 
 
 def test_repr_shows_no_secret() -> None:
@@ -386,6 +401,17 @@ def test_a_mistake_in_a_section(document: dict[str, Any], expected: str) -> None
         ({"rate_limit": "5 /s"}, 'rate_limit: "5 /s" is no rate; write "50/s", "600/m" or "1000/h"'),
         ({"rate_limit": "0/s"}, 'rate_limit: "0/s" is out of bounds; write "1/d" to "10000/s"'),
         ({"rate_limit": "10001/s"}, 'rate_limit: "10001/s" is out of bounds; write "1/d" to "10000/s"'),
+        ({"auth": {"client_id": "a", "client_secret": "planted"}}, "auth.token_url: is required"),
+        ({"auth": {**AUTH, "token_url": "http://a.example"}}, "auth.token_url: the URL must start with https://"),
+        ({"auth": {**AUTH, "token_url": "https://10.0.0.1"}}, "auth.token_url: 10.0.0.1 is in 10.0.0.0/8"),
+        ({"auth": {**AUTH, "client_id": "\n"}}, "auth.client_id: wants 1 to 1024 printable ASCII characters"),
+        ({"auth": {**AUTH, "client_secret": ""}}, "auth.client_secret: wants 1 to 1024 printable ASCII characters"),
+        ({"auth": {**AUTH, "client_secret": {}}}, "auth.client_secret: wants a text in quotes, or one of file, env"),
+        ({"auth": {**AUTH, "client_secret": {"env": "X", "user": "y"}}}, "auth.client_secret: wants a text in quotes"),
+        ({"auth": {**AUTH, "client_secret": {"env": "PLANTED"}}}, "auth.client_secret: the environment variable it"),
+        ({"auth": {**AUTH, "client_authentication": "x"}}, 'auth.client_authentication: wants "basic" or "post"'),
+        ({"auth": {**AUTH, "scopes": "x"}}, "auth.scopes: is no key here; did you mean scope?"),
+        ({"auth": AUTH, "headers": {"Authorization": "x"}}, "auth: stands beside headers.authorization; give only one"),
         ({"kind": "poll"}, "kind: is not there yet in this version of webhookd; remove it"),
         ({"timeout": "0s"}, 'timeout: "0s" is out of bounds; write "1ms" to "5m"'),
         ({"max_in_flight": 0}, "max_in_flight: must be at least 1"),

@@ -27,7 +27,16 @@ from webhookd.model import (
     Retry,
     RetryPolicy,
 )
-from webhookd.outcome import MAX_RETRY_AFTER, OWN_FAULT_PAUSE, attempt_of, decide, retry_after, signal
+from webhookd.outcome import (
+    MAX_RETRY_AFTER,
+    OWN_FAULT_PAUSE,
+    attempt_of,
+    decide,
+    is_failure,
+    is_stranded,
+    retry_after,
+    signal,
+)
 from webhookd.sender import CODES
 from webhookd.signing import SCHEMES
 
@@ -140,11 +149,24 @@ def test_a_status_of_three_zeros_is_a_failure_with_a_code() -> None:
     assert attempt_of(Response(0), 1, NOW, 12) == Attempt(NOW, 1, False, 0, 12, "http_000", None)
 
 
-@pytest.mark.parametrize("code", sorted(CODES))
+@pytest.mark.parametrize("code", sorted(CODES - {"auth_error"}))
 def test_no_response_is_tried_again_on_the_same_schedule(code: str) -> None:
     assert decided(NoResponse(code)) == decided(Response(500)) == Retry(5.0)
     assert decided(NoResponse(code), attempts=2) == decided(Response(403), attempts=2) == Retry(45.0)
     assert attempt_of(NoResponse(code), 2, NOW, 20_000) == Attempt(NOW, 2, False, None, 20_000, code, None)
+
+
+def test_without_a_token_no_attempt_is_counted_until_the_time_is_over() -> None:
+    no_token = NoResponse("auth_error")
+    assert decided(no_token) == decided(no_token, left=OWN_FAULT_PAUSE) == Postponed(OWN_FAULT_PAUSE)
+    assert decided(no_token, left=-1.0) == Ended("exhausted", "the time to retry is over")
+    assert is_failure(no_token)
+
+
+def test_only_a_proxy_that_is_away_leaves_us_stranded() -> None:
+    assert is_stranded(NoResponse("proxy_error", ours=True))
+    for other in (NoResponse("proxy_error"), NoResponse("internal", ours=True), Response(502)):
+        assert not is_stranded(other)
 
 
 def test_a_fault_of_ours_costs_no_attempt_even_on_the_horizon() -> None:
