@@ -30,6 +30,7 @@ from webhookd.shapes import (
     Database,
     Delivery,
     EgressTable,
+    Encryption,
     Endpoints,
     EventType,
     FormatTable,
@@ -58,6 +59,7 @@ class Config:
     retry: RetryPolicy
     egress: Egress
     retention: Retention
+    encryption: Encryption
     log: Log
     event_types: Mapping[str, EventType]
     endpoints: tuple[Endpoint, ...]
@@ -127,6 +129,7 @@ def build(
         retry=policy,
         egress=egress,
         retention=_get(sections, Retention),
+        encryption=_get(sections, Encryption),
         log=_get(sections, Log),
         event_types=MappingProxyType(event_types),
         endpoints=endpoints,

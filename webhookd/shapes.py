@@ -43,6 +43,7 @@ from webhookd.sources import (
     Keys,
     OneSecret,
     PemFile,
+    SealKeys,
     Secret,
 )
 from webhookd.units import DAY, KIB
@@ -140,6 +141,13 @@ class Retention(Shape):
     """Attempts; at least a day longer than the longest give_up_after, since they tell what need not be sent again."""
     manage_partitions: bool = True
     """Make daily partitions and drop old ones; when false, run `webhookd maintain` each day, or webhookd.maintain()."""
+
+
+class Encryption(Shape):
+    """What seals the secrets of endpoints that are kept in the database, which none is yet."""
+
+    keys: Annotated[SealKeys, Field(max_length=10)] = Field(default=(), repr=False)
+    """The first seals, the others open what they have sealed: [{ id = "2026", credential = "webhookd.key" }]."""
 
 
 class Log(Shape):
@@ -275,6 +283,7 @@ SECTIONS: Final[Mapping[str, type[Shape]]] = MappingProxyType(
         "retry": Retry,
         "egress": EgressTable,
         "retention": Retention,
+        "encryption": Encryption,
         "log": Log,
         "endpoints": Endpoints,
     }

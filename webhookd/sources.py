@@ -12,9 +12,10 @@ from typing import Annotated, Final, TypeVar
 
 from pydantic import AfterValidator, PlainValidator, ValidationInfo
 
-from webhookd.checks import CONTROL, Around, HeaderName, Kind, around_of
+from webhookd.checks import CONTROL, Around, HeaderName, Kind, Many, around_of, name_mistake
 from webhookd.formats import compile_header_value
 from webhookd.model import HeaderValue, Key
+from webhookd.sealing import SealingKey, parse_key
 from webhookd.units import quoted
 
 _CREDENTIAL = re.compile(r"(?!\.\.?$)[^/\x00-\x1f\x7f]{1,255}")
@@ -147,6 +148,22 @@ def _client_secret(value: object, info: ValidationInfo) -> str:
     return _client_word(value)
 
 
+def _sealing_key(value: object, info: ValidationInfo) -> SealingKey:
+    given = [key for key in _SOURCES if key in value] if isinstance(value, dict) else []
+    if not isinstance(value, dict) or len(given) != 1 or value.keys() != {"id", given[0]}:
+        raise ValueError('wants a table such as { id = "2026", credential = "webhookd.key" }, or with file or env')
+    if not isinstance(value["id"], str) or (mistake := name_mistake(value["id"])):
+        raise ValueError(f"id: {mistake}" if isinstance(value["id"], str) else "id: wants a text in quotes")
+    return SealingKey(value["id"], parse_key(_SOURCES[given[0]](value[given[0]], around_of(info))))
+
+
+def _different(keys: tuple[SealingKey, ...]) -> tuple[SealingKey, ...]:
+    ids = [key.id for key in keys]
+    if twice := next((each for each in ids if ids.count(each) > 1), None):
+        raise ValueError(f"{quoted(twice)} is the id of two keys; rename one of them")
+    return keys
+
+
 def _distinct(headers: dict[str, T]) -> dict[str, T]:
     seen: dict[str, str] = {}
     for name in headers:
@@ -164,6 +181,8 @@ FileSecret = Annotated[Keys, PlainValidator(_file_secret), Kind("path", {"type":
 PemFile = Annotated[str, PlainValidator(_pem_file), Kind("path", {"type": "string"})]
 EnvironSecret = Annotated[Keys, PlainValidator(_environ_secret), Kind("variable", {"type": "string"})]
 CredentialSecret = Annotated[Keys, PlainValidator(_credential_secret), Kind("name", {"type": "string"})]
+SealKey = Annotated[SealingKey, PlainValidator(_sealing_key), Kind("table", {"type": "object"})]
+SealKeys = Annotated[Many[SealKey], AfterValidator(_different)]
 ClientWord = Annotated[str, PlainValidator(_client_word), Kind("text", {"type": "string", "maxLength": 1024})]
 ClientSecret = Annotated[str, PlainValidator(_client_secret), Kind("text or table", {"type": ["string", "object"]})]
 Authorization = Annotated[str, PlainValidator(_authorization), Kind("text or table", {"type": ["string", "object"]})]

@@ -18,6 +18,7 @@ from webhookd.errors import ConfigError
 from webhookd.formats import FORMATS
 from webhookd.locator import lines
 from webhookd.model import Egress, Grant, Proxy
+from webhookd.sealing import SealingKey
 from webhookd.signing import SCHEMES, parse_secret
 from webhookd.units import duration, size, written_duration, written_size
 
@@ -115,6 +116,18 @@ def test_a_token_and_who_we_are_for_its_server() -> None:
     assert "planted" not in json.dumps(config.specs["", "orders"])
     other = made(orders(auth={**AUTH, "client_secret": "other"})).config_hash
     assert other != made(orders(auth=AUTH)).config_hash
+
+
+def test_the_keys_that_seal() -> None:
+    key = base64.b64encode(b"k" * 32).decode()
+    environ = {"KEY": key, "OTHER": "planted"}
+    config = made({"encryption": {"keys": [{"id": "a", "env": "KEY"}]}}, environ=environ)
+    assert config.encryption.keys == (SealingKey("a", b"k" * 32),)
+    assert "kkkk" not in repr(config)
+    with pytest.raises(ConfigError, match=r"keys item 1: is no key; make one with `webhookd secret key`$"):
+        made({"encryption": {"keys": [{"id": "a", "env": "OTHER"}]}}, environ=environ)
+    with pytest.raises(ConfigError, match=r'keys: "a" is the id of two keys; rename one of them$'):
+        made({"encryption": {"keys": [{"id": "a", "env": "KEY"}] * 2}}, environ=environ)
 
 
 def test_repr_shows_no_secret() -> None:
@@ -269,6 +282,23 @@ def test_a_format_of_ones_own() -> None:
         (
             {"egress": {"allow_networks": ["10.0.0.1/8"]}},
             '[egress] allow_networks item 1: "10.0.0.1/8" is no network; write an address range such as "10.20.0.0/16"',
+        ),
+        *(
+            (
+                {"encryption": {"keys": [key]}},
+                '[encryption] keys item 1: wants a table such as { id = "2026", credential = "webhookd.key" }, or with'
+                " file or env",
+            )
+            for key in ("planted", {}, {"id": "a"}, {"id": "a", "file": "b", "env": "C"}, {"id": "a", "key": "planted"})
+        ),
+        (
+            {"encryption": {"keys": [{"id": "a", "env": "PLANTED"}]}},
+            "[encryption] keys item 1: the environment variable it names is not set",
+        ),
+        (
+            {"encryption": {"keys": [{"id": "A b", "env": "PLANTED"}]}},
+            "[encryption] keys item 1: id: \"A b\" is no name; use 1 to 64 of a-z, 0-9, '_', '.' and '-', the first a"
+            " letter or a digit",
         ),
         ({"log": {"level": "loud"}}, '[log] level: wants "debug", "info", "warning" or "error"'),
         ({"endpoints": {"directory": ""}}, "[endpoints] directory: must not be empty"),

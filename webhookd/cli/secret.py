@@ -1,20 +1,19 @@
-"""`webhookd secret new`: what requests are signed with."""
+"""`webhookd secret`: what requests are signed with, and what seals that in the database."""
 
+import os
 from typing import Annotated
 
-import orjson
 import typer
 
-from webhookd.cli.options import AsJson
+from webhookd import loader
+from webhookd.cli.options import AsJson, ConfigFile, Usage, ran
+from webhookd.cli.tables import counted, document
+from webhookd.sealing import Keyring, new_key
 from webhookd.signing import new_keypair, new_secret
+from webhookd.store.database import Database
+from webhookd.store.secrets import Lost, Secrets
 
-secret = typer.Typer(help="Make the secrets that requests are signed with.", no_args_is_help=True)
-
-
-@secret.callback()
-def _group() -> None:
-    # Without it typer would take a group of one command for the command.
-    return None
+secret = typer.Typer(help="Make secrets, and seal those in the database.", no_args_is_help=True)
 
 
 @secret.command("new")
@@ -27,7 +26,7 @@ def new(
     """Print a fresh secret on standard output, and where it goes on standard error."""
     if not ed25519:
         text = new_secret()
-        typer.echo(_json(secret=text) if as_json else text)
+        typer.echo(document({"secret": text}) if as_json else text)
         typer.echo(
             f'for webhookd, in the [endpoint.NAME] table: secret = "{text[:6]}…", or secret_file = "a file with it"\n'
             "for the receiver: the same secret, by a channel that others do not read",
@@ -35,7 +34,7 @@ def new(
         )
         return
     private, public = new_keypair()
-    typer.echo(_json(private=private, public=public) if as_json else f"{private}\n{public}")
+    typer.echo(document({"private": private, "public": public}) if as_json else f"{private}\n{public}")
     typer.echo(
         'for webhookd alone, in the [endpoint.NAME] table: secret = "whsk_…", or secret_file = "a file with it"\n'
         "for receivers, who may publish it: whpk_…",
@@ -43,5 +42,35 @@ def new(
     )
 
 
-def _json(**values: str) -> str:
-    return orjson.dumps(values, option=orjson.OPT_INDENT_2).decode()
+@secret.command("key")
+def key(as_json: AsJson = False) -> None:
+    """Print a fresh key that seals secrets in the database, and where it goes on standard error."""
+    text = new_key()
+    typer.echo(document({"key": text}) if as_json else text)
+    typer.echo(
+        'put it into a file or a systemd credential, and first into keys of [encryption]: { id = "NAME", file = "…" }\n'
+        "keep the old key behind it until `webhookd secret rekey` has sealed everything anew",
+        err=True,
+    )
+
+
+@secret.command("rekey")
+def rekey(config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Seal all secrets in the database with the first key of [encryption]; exit 1 when one cannot be opened."""
+    loaded = loader.load(loader.find(config, os.environ), os.environ)
+    keyring = Keyring(loaded.encryption.keys)
+    if not keyring.first:
+        raise Usage("[encryption] has no keys; make one with `webhookd secret key`")
+    done, lost = ran(_rekey(loader.dsn(loaded), keyring))
+    if as_json:
+        typer.echo(document({"key": keyring.first, "sealed": done, "lost": [each._asdict() for each in lost]}))
+    else:
+        typer.echo(f"{counted(done, 'secret')} sealed anew, with the key {keyring.first}")
+        for each in lost:
+            typer.echo(f"a secret of {each.endpoint} cannot be opened: {each.why}", err=True)
+    raise typer.Exit(1 if lost else 0)
+
+
+async def _rekey(dsn: str, keyring: Keyring) -> tuple[int, list[Lost]]:
+    async with Database(dsn or None, size=1) as database:
+        return await Secrets(database, keyring).rekey()

@@ -1,0 +1,66 @@
+"""Secrets of endpoints that are in the database, sealed."""
+
+from datetime import datetime
+from typing import NamedTuple
+
+from webhookd.sealing import Keyring, Sealed, Unreadable
+from webhookd.sql import QUERIES
+from webhookd.store.database import Database
+from webhookd.store.migrations import check_schema
+
+PAGE = 500
+
+
+class Kept(NamedTuple):
+    """A secret, and the moment from which it signs nothing."""
+
+    secret: str
+    until: datetime | None
+
+
+class Lost(NamedTuple):
+    """A sealed secret that no key of ours opens, and why."""
+
+    endpoint: str
+    why: str
+
+
+class Secrets:
+    """Seals what it writes, and opens what it reads."""
+
+    def __init__(self, database: Database, keyring: Keyring) -> None:
+        self._database = database
+        self._keyring = keyring
+
+    async def add(self, endpoint_id: int, secret: str, others_until: datetime | None) -> None:
+        """Give an endpoint another secret; those that it has sign until then, or as long as they would have."""
+        sealed = self._keyring.seal(endpoint_id, secret)
+        await self._database.fetch(QUERIES["add_secret"], endpoint_id, *sealed, others_until)
+
+    async def of(self, endpoint_id: int) -> list[Kept]:
+        """Its secrets that still sign, the newest first. Unreadable when one cannot be opened."""
+        rows = await self._database.fetch(QUERIES["secrets_of"], endpoint_id)
+        return [Kept(self._keyring.open(endpoint_id, Sealed(*sealed)), until) for *sealed, until in rows]
+
+    async def rekey(self) -> tuple[int, list[Lost]]:
+        """Seal with our first key what another has sealed; how many, and which cannot be opened.
+
+        It may be done again, and while others write.
+        """
+        done, lost, after = 0, list[Lost](), (0, 0)
+        while True:
+            async with self._database.transaction() as connection:
+                await check_schema(connection)
+                rows = await connection.fetch(QUERIES["sealed_otherwise"], self._keyring.first, *after, PAGE)
+                for endpoint_id, number, key_id, content, label in rows:
+                    try:
+                        secret = self._keyring.open(endpoint_id, Sealed(key_id, content))
+                    except Unreadable as why:
+                        lost.append(Lost(label, str(why)))
+                    else:
+                        sealed = self._keyring.seal(endpoint_id, secret)
+                        await connection.execute(QUERIES["seal_again"], endpoint_id, number, *sealed)
+                        done += 1
+            if not rows:
+                return done, lost
+            after = rows[-1][0], rows[-1][1]
