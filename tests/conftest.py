@@ -8,18 +8,22 @@ import asyncio
 import itertools
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import asyncpg
 import pytest
 import uvloop
 
+from tests.planted import question as planted_question
+from tests.planted import said_in
 from webhookd import embedded
 from webhookd.embedded import postgres
 from webhookd.store.migrations import migrate
 
+T = TypeVar("T")
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 SETTINGS = {"max_connections": "200", "fsync": "off", "full_page_writes": "off"}  # nothing here outlives the session
 LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
@@ -51,20 +55,32 @@ def pytest_asyncio_loop_factories(
     return {"uvloop": LOOPS["uvloop"]}
 
 
+def run(asking: Callable[["asyncpg.Connection[asyncpg.Record]"], Awaitable[T]], dsn: str) -> T:
+    """What `asking` gets from a connection of its own, from code that is not async."""
+
+    async def main() -> T:
+        async with connected(dsn) as connection:
+            return await asking(connection)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # asyncio.run would take the test's loop away
+        return runner.run(main())
+
+
 def execute(dsn: str, statement: str) -> None:
     """Run one statement on a connection of its own, from code that is not async."""
+    run(lambda connection: connection.execute(statement), dsn)
 
-    async def run() -> None:
-        connection = await asyncpg.connect(dsn)
-        try:
-            await connection.execute(statement)
-        finally:
-            await connection.close()
 
-    with asyncio.Runner(
-        loop_factory=uvloop.new_event_loop
-    ) as runner:  # unlike asyncio.run: leaves the test's loop alone
-        runner.run(run())
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test in whose log a secret came up has failed."""
+    report = yield
+    if report.passed and (lines := said_in(report.capstdout, report.capstderr, report.caplog)):
+        report.outcome = "failed"
+        report.longrepr = "a secret came up in the log:\n" + "\n".join(lines)
+    return report
 
 
 def programs(version: int) -> Path:
@@ -132,13 +148,25 @@ def empty_dsn(server: str) -> Iterator[str]:
     execute(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.fixture(scope="session")
+def planted(server: str, template: str) -> str:
+    """The query that names the tables in which a secret has come up."""
+    return run(planted_question, database(server, template))
+
+
 @pytest.fixture
-def dsn(server: str, template: str) -> Iterator[str]:
-    """The DSN of a migrated database of this test's own."""
+def dsn(server: str, template: str, planted: str) -> Iterator[str]:
+    """The DSN of a migrated database of this test's own; no table of it may hold a secret in the end."""
     name = f"test_{next(_numbers)}"
     execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield database(server, name)
+    made = database(server, name)
+    yield made
+    try:
+        tables = run(lambda connection: connection.fetch(planted), made)
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.InvalidSchemaNameError):
+        tables = []  # the test has taken the schema apart
     execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+    assert not tables, f"a secret came up in {[table for (table,) in tables]}"
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Starts receivers and daemons as processes, and ends the ones it started."""
 
-import base64
 import json
 import os
 import signal
@@ -12,10 +11,10 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from tests.planted import SECRET, said_in
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
-SECRET = "whsec_" + base64.b64encode(b"a-visibly-fake-secret-for-tests").decode()
 START_SECONDS = 30.0
 
 
@@ -186,6 +185,8 @@ async def fleet(directory: Path, dsn: str, seed: int) -> AsyncIterator[Fleet]:
         port, dead_port = map(int, await receiving.ready())
         made = Fleet(directory, dsn, Receiver(receiving, ledger, port, dead_port))
         yield made
+        said = said_in(*(daemon.log() for daemon in made.daemons.values()))
+        assert not said, f"a secret came up in the log: {said}"
     finally:
         for daemon in made.daemons.values() if made else ():
             await daemon.kill()

@@ -109,4 +109,5 @@ def events_of(first: int, count: int, prefix: str = "e") -> dict[str, str]:
 
 def payload(writer: int, number: int) -> str:
     """JSON text that no parser gives back unchanged."""
-    return f'{{"n": {number}.10,  "writer":{writer}, "big": 123456789012345678901234567890, "n": "\\u00e9\\ud83d"}}'
+    numbers = f'"n": {number}.10,  "writer":{writer}, "big": 123456789012345678901234567890'
+    return f'{{{numbers}, "PLANTED": 1, "n": "\\u00e9\\ud83d"}}'

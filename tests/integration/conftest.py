@@ -1,7 +1,6 @@
 """A daemon in this process, a receiver with a ledger of all it got, and an application's database with its roles."""
 
 import asyncio
-import base64
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -12,12 +11,12 @@ import pytest
 from aiohttp import web
 
 from tests.conftest import execute
+from tests.planted import SECRET
 from tests.waiting import until
 from webhookd.config import Config, build
 from webhookd.daemon import Daemon, Pace
 from webhookd.sql import GRANTS
 
-SECRET = "whsec_" + base64.b64encode(b"planted-secret-of-integration-tests").decode()
 Sql: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 QUICK = Pace(beat=0.5, rescue=0.3, look=0.05, flush=0.004, patience=0.3)
 DEBEZIUM = """

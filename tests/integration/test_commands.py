@@ -21,8 +21,8 @@ from webhookd.config import Config
 from webhookd.loader import load
 from webhookd.signing import parse_secret, parse_verifier
 
-SECRET = "whsec_" + base64.b64encode(b"planted-secret-of-the-command-tests").decode()
-OTHER = "whsec_" + base64.b64encode(b"another-planted-secret-of-the-tests").decode()
+SECRET = "whsec_" + base64.b64encode(b"PLANTED-secret-of-the-command-tests").decode()
+OTHER = "whsec_" + base64.b64encode(b"PLANTED-another-secret-of-the-tests").decode()
 ROOT = Path(__file__).parents[2]
 for name in ("INVOCATION_ID", "NOTIFY_SOCKET"):  # of whatever runs the tests
     PLAIN.pop(name, None)

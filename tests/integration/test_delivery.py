@@ -14,7 +14,6 @@ from aiohttp import web
 from standardwebhooks import Webhook
 
 from tests.integration.conftest import (
-    SECRET,
     Got,
     Receiver,
     Running,
@@ -29,6 +28,7 @@ from tests.integration.conftest import (
     states,
     status,
 )
+from tests.planted import SECRET
 from tests.waiting import until
 from webhookd.model import Event
 from webhookd.signing import new_keypair, new_secret, parse_verifier, verify

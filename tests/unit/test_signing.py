@@ -28,6 +28,7 @@ from webhookd.signing import (
 )
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "standard_webhooks.json").read_text())
+GITHUB = json.loads((Path(__file__).parent.parent / "vectors" / "github.json").read_text())["cases"]
 NOW = 1_700_000_000
 ID = "msg_1"
 HMAC = parse_secret("whsec_" + b64encode(b"h" * 32).decode())
@@ -247,6 +248,12 @@ class TestOtherSchemes:
         ((name, value),) = SCHEMES["github"]((Key("text", b"It's a Secret to Everybody"),), ID, NOW, b"Hello, World!")
         assert name == "x-hub-signature-256"
         assert value == "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"
+
+    @pytest.mark.parametrize("case", GITHUB)
+    def test_github_as_its_own_library_signs(self, case: dict[str, str]) -> None:
+        key = Key("text", case["secret"].encode())
+        ((_, value),) = SCHEMES["github"]((key,), ID, NOW, case["body"].encode())
+        assert value == case["signature"]
 
     @given(st.text(max_size=100))
     def test_stripe_passes_its_library_with_each_of_the_secrets(self, text: str) -> None:
