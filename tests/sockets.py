@@ -84,10 +84,11 @@ class Receiver:
 
 @asynccontextmanager
 async def receiver(
-    behaviour: Behaviour, context: ssl.SSLContext | None = None, port: int = 0
+    behaviour: Behaviour, context: ssl.SSLContext | None = None, bound: socket.socket | None = None
 ) -> AsyncIterator[Receiver]:
     there = Receiver(behaviour)
-    server = await asyncio.start_server(there.accept, "127.0.0.1", port, ssl=context)
+    sock = bound or _bound()
+    server = await asyncio.start_server(there.accept, sock=sock, ssl=context)
     there.port = server.sockets[0].getsockname()[1]
     try:
         yield there
@@ -97,6 +98,12 @@ async def receiver(
             task.cancel()
         await asyncio.gather(*there.tasks, return_exceptions=True)
         await server.wait_closed()
+
+
+def _bound() -> socket.socket:
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    return sock
 
 
 def answering(*answers: bytes) -> Behaviour:

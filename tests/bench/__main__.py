@@ -19,6 +19,7 @@ import uvloop
 from tests.bench import rig
 from tests.bench.cost import cost
 from tests.bench.flood import flood
+from tests.bench.guarded import guarded
 from tests.bench.held import held
 from tests.bench.isolation import isolation
 from tests.bench.latency import latency
@@ -32,6 +33,7 @@ from tests.bench.reload import reload
 Bench: TypeAlias = Callable[[str], Awaitable[list[Line]]]
 BENCHES: dict[str, Bench] = {
     "cost": cost,
+    "guarded": guarded,
     "latency": latency,
     "memory": memory,
     "reload": reload,

@@ -1,5 +1,9 @@
-"""The daemon as a process that a benchmark can watch: `python -m tests.bench.process CONFIG`; SIGTERM stops it."""
+"""The daemon as a process that a benchmark can watch: `python -m tests.bench.process CONFIG`; SIGTERM stops it.
 
+With `--careless` it judges no address, believes every answer, and learns nothing of what endpoints can take.
+"""
+
+import argparse
 import asyncio
 import signal
 import sys
@@ -7,9 +11,11 @@ from pathlib import Path
 
 import structlog
 import uvloop
+from aiohttp.client_proto import ResponseHandler
 
-from webhookd import loader
+from webhookd import connector, limiter, loader, resolver, sender
 from webhookd.daemon import Daemon
+from webhookd.guard import address_mistake
 
 
 async def main(path: Path) -> None:
@@ -20,7 +26,32 @@ async def main(path: Path) -> None:
     await daemon.run()
 
 
+async def _first_head(protocol: connector.Protocol) -> sender._Answer:
+    return await protocol.read()
+
+
+def be_careless() -> None:
+    """Leave out what guards and limits."""
+    careless = (
+        (connector, address_mistake.__name__, lambda *_: None),
+        (resolver, address_mistake.__name__, lambda *_: None),
+        (connector, connector._is_readable.__name__, lambda _: False),
+        (connector.Protocol, "data_received", ResponseHandler.data_received),
+        (sender, sender._head.__name__, _first_head),
+        (limiter.Width, limiter.Width.learn.__name__, lambda *_: None),
+    )
+    for where, name, instead in careless:
+        assert hasattr(where, name)
+        setattr(where, name, instead)
+
+
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--careless", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.careless:
+        be_careless()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main(Path(sys.argv[1])))
+        runner.run(main(arguments.config))

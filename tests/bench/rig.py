@@ -90,7 +90,9 @@ async def receiver() -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def daemon(dsn: str, endpoints: dict[str, dict[str, Any]], **delivery: Any) -> AsyncIterator[psutil.Process]:
+async def daemon(
+    dsn: str, endpoints: dict[str, dict[str, Any]], *, careless: bool = False, **delivery: Any
+) -> AsyncIterator[psutil.Process]:
     """A daemon process that delivers to these endpoints."""
     with tempfile.TemporaryDirectory(prefix="webhookd-bench-") as directory:
         file = Path(directory) / "webhookd.toml"
@@ -103,7 +105,7 @@ async def daemon(dsn: str, endpoints: dict[str, dict[str, Any]], **delivery: Any
         for name, keys in endpoints.items():
             lines += [f"[endpoint.{name}]", *(f"{k} = {json.dumps(v)}" for k, v in ({"secret": SECRET} | keys).items())]
         file.write_text("\n".join(lines) + "\n")
-        async with process("tests.bench.process", str(file)) as child:
+        async with process("tests.bench.process", str(file), *(["--careless"] if careless else [])) as child:
             assert await line(child) == "ready"
             yield psutil.Process(child.pid)
 

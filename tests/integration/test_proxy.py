@@ -197,8 +197,9 @@ async def test_while_the_proxy_is_away_nothing_is_burnt_and_little_is_written(
         return await dial(self, proxy)
 
     monkeypatch.setattr(Connector, "_dial", noted)
-    port = quiet_port()
-    egress = {"allow_http": True, "proxy": f"http://127.0.0.1:{port}"}
+    bound = socket.socket()  # nobody listens there yet, and nobody else can
+    bound.bind(("127.0.0.1", 0))
+    egress = {"allow_http": True, "proxy": f"http://127.0.0.1:{bound.getsockname()[1]}"}
     endpoints = {f"hook-{n}": {"url": f"http://name-{n}.invalid/", "max_in_flight": 1} for n in range(20)}
     async with receiver(answering(OK)) as there, daemon(configuration(endpoints, egress=egress)):
         events = await insert_many(sql, 50)
@@ -207,7 +208,7 @@ async def test_while_the_proxy_is_away_nothing_is_burnt_and_little_is_written(
         assert len(after_the_first) >= 3
         assert min(after_the_first) > 0.9
         assert await sql.fetchval("SELECT count(*) FROM webhookd.backlog") <= len(dials)
-        async with receiver(tunnelling([], to=there), port=port):
+        async with receiver(tunnelling([], to=there), bound=bound):
             await finished(sql)
     assert set((await states(sql, events[-1])).values()) == {"delivered"}
     assert await sql.fetchval("SELECT count(*) FROM webhookd.attempt") == 50 * 20

@@ -795,6 +795,7 @@ async def test_no_tls_where_tls_is_expected(sender: Sender) -> None:
 
 async def test_the_codes_are_a_closed_list() -> None:
     assert sorted(CODES) == [
+        "auth_error",
         "connect_timeout",
         "connection_refused",
         "connection_reset",
