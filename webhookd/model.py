@@ -239,9 +239,10 @@ class Retry(NamedTuple):
 
 
 class Postponed(NamedTuple):
-    """No attempt was made; the delivery is owed again `delay` seconds from now."""
+    """No attempt was made; the delivery is owed again `delay` seconds from now. `why`: the code of what went wrong."""
 
     delay: float
+    why: str | None = None
 
 
 class Ended(NamedTuple):

@@ -90,7 +90,7 @@ def decide(
     if isinstance(answer, NoResponse) and (
         answer.ours or (answer.code == _NO_TOKEN and now + OWN_FAULT_PAUSE <= last_start)
     ):
-        return Postponed(OWN_FAULT_PAUSE)
+        return Postponed(OWN_FAULT_PAUSE, answer.code)
     delay = backoff.next_delay(delivery.endpoint.retry, delivery.attempt, now, last_start, random(), wait)
     if delay is None or delivery.attempt >= MOST_ATTEMPTS:
         return Ended("exhausted", "the time to retry is over")

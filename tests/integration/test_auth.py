@@ -32,6 +32,15 @@ def issues(receiver: Receiver, *tokens: str) -> None:
     receiver.scripts |= {"token": token, "hook": checks}
 
 
+def refuses(receiver: Receiver, status: int) -> None:
+    """Give no token."""
+
+    async def token(_: Got) -> web.Response:
+        return web.Response(status=status)
+
+    receiver.scripts["token"] = token
+
+
 async def test_a_delivery_with_a_token(sql: Sql, daemon: Running, receiver: Receiver) -> None:
     issues(receiver, "fake-1")
     async with daemon(hook(receiver)):
@@ -49,7 +58,7 @@ async def test_no_token_costs_no_attempt_and_the_endpoint_is_probed(
     sql: Sql, daemon: Running, receiver: Receiver
 ) -> None:
     """A hundred events wait behind an endpoint that fails, and have all their attempts when the server is back."""
-    receiver.answers("token", 503)
+    refuses(receiver, 503)
     async with daemon(hook(receiver)):
         event_ids = [await insert(sql) for _ in range(100)]
 
@@ -59,6 +68,9 @@ async def test_no_token_costs_no_attempt_and_the_endpoint_is_probed(
         await eventually(is_failing, "the endpoint to be known as failing")
         assert await sql.fetchval("SELECT count(*) FROM webhookd.attempt") == 0
         assert receiver.of("hook") == []
+        assert await sql.fetchval(
+            "SELECT array_agg(DISTINCT last_error) FILTER (WHERE last_error > '') FROM webhookd.backlog"
+        ) == ["auth_error"]
         assert len(receiver.of("token")) < 10
         issues(receiver, "fake-2")
         for event_id in event_ids:
@@ -68,7 +80,7 @@ async def test_no_token_costs_no_attempt_and_the_endpoint_is_probed(
 
 
 async def test_without_a_token_the_time_runs_out(sql: Sql, daemon: Running, receiver: Receiver) -> None:
-    receiver.answers("token", 400)
+    refuses(receiver, 400)
     async with daemon(hook(receiver, retry={"give_up_after": "1s"})):
         await settled(sql, await insert(sql), {"hook": "exhausted"})
     assert receiver.of("hook") == []

@@ -158,7 +158,8 @@ def test_no_response_is_tried_again_on_the_same_schedule(code: str) -> None:
 
 def test_without_a_token_no_attempt_is_counted_until_the_time_is_over() -> None:
     no_token = NoResponse("auth_error")
-    assert decided(no_token) == decided(no_token, left=OWN_FAULT_PAUSE) == Postponed(OWN_FAULT_PAUSE)
+    postponed = Postponed(OWN_FAULT_PAUSE, "auth_error")
+    assert decided(no_token) == decided(no_token, left=OWN_FAULT_PAUSE) == postponed
     assert decided(no_token, left=-1.0) == Ended("exhausted", "the time to retry is over")
     assert is_failure(no_token)
 
@@ -170,8 +171,8 @@ def test_only_a_proxy_that_is_away_leaves_us_stranded() -> None:
 
 
 def test_a_fault_of_ours_costs_no_attempt_even_on_the_horizon() -> None:
-    assert decided(NoResponse("internal", ours=True)) == Postponed(OWN_FAULT_PAUSE)
-    assert decided(NoResponse("internal", ours=True), left=-1.0) == Postponed(OWN_FAULT_PAUSE)
+    assert decided(NoResponse("internal", ours=True)) == Postponed(OWN_FAULT_PAUSE, "internal")
+    assert decided(NoResponse("internal", ours=True), left=-1.0) == Postponed(OWN_FAULT_PAUSE, "internal")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import asyncpg
 
 from webhookd.errors import StoreUnavailable
 from webhookd.matching import OWN_TYPES
-from webhookd.model import Batch, Delivered, Delivery, Ended, Result, Window
+from webhookd.model import Batch, Delivered, Delivery, Ended, Postponed, Result, Window
 from webhookd.sql import QUERIES
 from webhookd.store.database import Database
 
@@ -119,16 +119,19 @@ class _Flush:
             if has_row:
                 self._deletes.append((endpoint_id, event_id))
             return
-        state, delay, why = (
-            ("retry", outcome.delay, None) if not isinstance(outcome, Ended) else (outcome.state, 0.0, outcome.reason)
-        )
+        state, delay = (outcome.state, 0.0) if isinstance(outcome, Ended) else ("retry", outcome.delay)
         made = 0 if attempt is None else 1
         if state == "exhausted" and not delivery.event.type.startswith(OWN_TYPES):
             last = None if attempt is None else attempt.error
             event = delivery.event
             self._exhausted.append((endpoint_id, event_id, event.event_id, event.type, delivery.attempts + made, last))
         code = None if attempt is None else attempt.code
-        error = why if attempt is None else attempt.error
+        if attempt is not None:
+            error = attempt.error
+        elif isinstance(outcome, Ended):
+            error = outcome.reason
+        else:
+            error = outcome.why if isinstance(outcome, Postponed) else None
         if has_row:
             self._updates.append((endpoint_id, event_id, delivery.attempts, made, delay, state, code, error))
         else:
