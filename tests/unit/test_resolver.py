@@ -2,10 +2,12 @@
 
 import asyncio
 import socket
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -79,9 +81,9 @@ async def test_a_lookup_ends_in_time_though_its_thread_does_not(resolving: Resol
     assert time.monotonic() - began < 2.0
 
 
-async def test_two_hundred_dead_names_do_not_delay_one_that_works(resolving: Resolver, names: Names) -> None:
+async def test_any_number_of_dead_names_does_not_delay_one_that_works(resolving: Resolver, names: Names) -> None:
     await resolving.resolve("good.example", 443)
-    names.dead = {f"hook.dead-{n}.example" for n in range(200)}
+    names.dead = {f"hook.dead-{n}.example" for n in range(resolver.FOR_NEW + 100)}
     async with asyncio.TaskGroup() as group:
         for name in sorted(names.dead):
             group.create_task(fails(resolving, name))
@@ -91,6 +93,68 @@ async def test_two_hundred_dead_names_do_not_delay_one_that_works(resolving: Res
             await resolving.resolve("good.example", 443)
             assert time.monotonic() - began < 0.3
     assert len(names.asked) == resolver.FOR_NEW + 1  # the others had no thread
+
+
+async def test_two_hundred_dead_names_do_not_delay_one_that_is_as_new(resolving: Resolver, names: Names) -> None:
+    names.dead = {f"hook.dead-{n}.example" for n in range(200)}
+    async with asyncio.TaskGroup() as group:
+        for name in sorted(names.dead):
+            group.create_task(fails(resolving, name))
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        await resolving.resolve("good.example", 443)
+        assert time.monotonic() - began < 0.3
+
+
+async def test_a_dead_name_takes_one_thread_however_often_it_is_wanted(resolving: Resolver, names: Names) -> None:
+    names.dead = {f"hook.dead-{n}.example" for n in range(200)}
+    for _ in range(3):
+        async with asyncio.TaskGroup() as group:
+            for name in sorted(names.dead) * 3:
+                group.create_task(_impatient(resolving, name))
+    began = time.monotonic()
+    await resolving.resolve("good.example", 443)
+    assert time.monotonic() - began < 0.3
+    assert sum(names.asked.values()) == 200 + 1
+
+
+async def test_one_who_goes_takes_the_answer_from_nobody(resolving: Resolver, names: Names) -> None:
+    names.dead = {"slow.example"}
+    first, second = (asyncio.create_task(resolving.resolve("slow.example", 443)) for _ in range(2))
+    await asyncio.sleep(0.05)
+    first.cancel()
+    names.dead = set()
+    names.over.set()
+    assert [each["host"] for each in await second] == names.addresses
+    assert names.asked["slow.example"] == 1
+
+
+async def _impatient(resolving: Resolver, name: str) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await resolving.resolve(name, 443)
+
+
+STUCK = """
+import asyncio, socket, time
+from webhookd import resolver
+resolver.SECONDS = 0.1
+socket.getaddrinfo = lambda *_, **__: time.sleep(60)
+async def main():
+    found = resolver.Resolver(())
+    try:
+        await found.resolve("dead.example", 443)
+    except OSError as error:
+        print(error)
+    await found.close()
+asyncio.run(main())
+"""
+
+
+async def test_a_process_ends_though_a_lookup_is_stuck() -> None:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", STUCK, stdout=asyncio.subprocess.PIPE)
+    said, _ = await asyncio.wait_for(process.communicate(), 20)
+    assert (said, process.returncode) == (b"dns_timeout\n", 0)
 
 
 async def test_dead_names_leave_threads_for_new_ones(resolving: Resolver, names: Names) -> None:
@@ -130,7 +194,7 @@ async def test_a_name_that_no_longer_works_is_one_of_those_that_fail(resolving: 
 
 async def test_places_are_free_again_after_each_end(resolving: Resolver, names: Names) -> None:
     names.wrong = {"wrong.example"}
-    for _ in range(3 * resolver.FOR_NEW):
+    for _ in range(2 * resolver.FOR_NEW):
         assert "Temporary failure" in await fails(resolving, "wrong.example")
-    for number in range(3 * resolver.FOR_NEW):
+    for number in range(2 * resolver.FOR_NEW):
         await resolving.resolve(f"name-{number}.example", 443)
