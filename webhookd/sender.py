@@ -154,9 +154,15 @@ class Sender:
         headers["accept-encoding"] = "identity"
         headers["content-length"] = str(len(content))
         writer = StreamWriter(protocol, self._loop)
-        await writer.write_headers(target.line, headers)
+        try:
+            await writer.write_headers(target.line, headers)
+            if len(content) <= _PIECE:
+                await writer.write_eof(content)
+        except ConnectionResetError:
+            # Who speaks first, as SSH does, has been heard by now, and what it said may be why nothing can be written.
+            said = protocol.exception()
+            raise said if isinstance(said, HttpProcessingError) else ConnectionResetError from None
         if len(content) <= _PIECE:
-            await writer.write_eof(content)
             return await _head(protocol)
         # Beside the reading, because a receiver may answer without reading all. It needs no TaskGroup: it raises
         # nothing, does not outlive the connection, and the reader below is told when that is lost.

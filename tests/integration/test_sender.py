@@ -29,7 +29,7 @@ from tests.sockets import (
     resolving_to,
 )
 from tests.waiting import until
-from webhookd.connector import Connector
+from webhookd.connector import Connector, protocol_of
 from webhookd.model import Egress, NoResponse, Response
 from webhookd.sender import CODES, Sender
 from webhookd.tls import tls_context
@@ -546,6 +546,25 @@ async def test_the_replacement_is_not_another_dead_connection(sender: Sender) ->
         assert said == [Response(200)] * 3
         assert await sender.send(post(there.url)) == Response(200)
         assert len(there.peers) == 4
+
+
+async def test_a_greeting_that_comes_before_the_request_is_malformed(
+    sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_ = Connector.open
+
+    async def slowly(self: Connector, *arguments: Any, **keys: Any) -> Any:
+        connection = await open_(self, *arguments, **keys)
+        await until(lambda: protocol_of(connection).heard, "the greeting is read before the request is written")
+        return connection
+
+    async def behaviour(peer: Peer) -> None:
+        await peer.say(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n")
+        await peer.gone()
+
+    monkeypatch.setattr(Connector, "open", slowly)
+    async with receiver(behaviour) as there:
+        assert await sender.send(post(there.url)) == NoResponse("malformed_response")
 
 
 async def test_the_receive_buffer_is_small(sender: Sender) -> None:
