@@ -55,8 +55,8 @@ class Answers:
             queue.succeeded(flight.started, now)
             self._recorder.put(Result(delivery, attempt, _DELIVERED))
             return
-        self._doubt(queue, answer, flight.started, now)
         wait = outcome.retry_after(answer.retry_after, time.time()) if isinstance(answer, Response) else 0.0
+        self._doubt(queue, answer, wait, flight.started, now)
         decided = outcome.decide(delivery, answer, at + seconds, self.last_start(delivery), wait, self._random)
         _log_failure(delivery, attempt.error, decided)
         if isinstance(decided, Postponed):
@@ -69,13 +69,15 @@ class Answers:
             queue.blocked_until = time.monotonic() + min(pause, outcome.MAX_RETRY_AFTER)
         self._recorder.put(Result(delivery, attempt, decided))
 
-    def _doubt(self, queue: EndpointQueue, answer: Response | NoResponse, started: float, now: float) -> None:
+    def _doubt(
+        self, queue: EndpointQueue, answer: Response | NoResponse, wait: float, started: float, now: float
+    ) -> None:
         """Count an answer that was not good against its endpoint, if it is the endpoint's fault."""
         endpoint = queue.endpoint
         queue.gone = queue.gone + 1 if outcome.is_gone(answer) else 0
         if queue.gone >= GONE_MOST:
             self.on_trouble(endpoint.id, "gone")
-        if outcome.is_failure(answer) and queue.failed(started, now, self._random()):
+        if outcome.is_failure(answer, wait) and queue.failed(started, now, self._random()):
             log.warning("endpoint_failing", endpoint=endpoint.label)
             self.on_trouble(endpoint.id, "failing")
 

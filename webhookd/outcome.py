@@ -60,11 +60,14 @@ def signal(answer: Answer) -> Signal:
     return Signal.BUSY if answer.status in _BUSY else Signal.PLAIN
 
 
-def is_failure(answer: Answer) -> bool:
-    """True when an answer says that its endpoint does not work. One that only asks for less is none."""
+def is_failure(answer: Answer, wait: float) -> bool:
+    """True when an answer says that its endpoint does not work. One that only asks for less is none.
+
+    `wait` is what it asked for with Retry-After: a 503 that asks for nothing is a failure like any other.
+    """
     if isinstance(answer, NoResponse):
         return signal(answer) is not Signal.OURS
-    return not 200 <= answer.status < 300 and answer.status != 429 and answer.retry_after is None
+    return not 200 <= answer.status < 300 and answer.status != 429 and not wait
 
 
 def is_stranded(answer: Answer) -> bool:

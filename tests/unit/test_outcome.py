@@ -161,7 +161,15 @@ def test_without_a_token_no_attempt_is_counted_until_the_time_is_over() -> None:
     postponed = Postponed(OWN_FAULT_PAUSE, "auth_error")
     assert decided(no_token) == decided(no_token, left=OWN_FAULT_PAUSE) == postponed
     assert decided(no_token, left=-1.0) == Ended("exhausted", "the time to retry is over")
-    assert is_failure(no_token)
+    assert is_failure(no_token, 0.0)
+
+
+def test_who_asks_for_less_has_not_failed_but_must_ask_for_something() -> None:
+    assert not is_failure(Response(503), 5.0)
+    assert not is_failure(Response(429), 0.0)
+    for answer in (Response(503), Response(503, retry_after="NaN"), Response(503, retry_after="0"), Response(500)):
+        assert is_failure(answer, 0.0)
+    assert not is_failure(NoResponse("internal", ours=True), 0.0)
 
 
 def test_only_a_proxy_that_is_away_leaves_us_stranded() -> None:
