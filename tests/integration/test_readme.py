@@ -301,7 +301,7 @@ def test_the_pages_mention_every_command() -> None:
 
 def test_the_two_commands_stand_at_the_start_of_a_line() -> None:
     lines = README.read_text().splitlines()
-    for what in ("webhookd demo", "pytest -q -n2 tests/fault"):
+    for what in ("webhookd demo", "pytest -q -n3 tests/fault"):
         (line,) = [
             line
             for line in lines
