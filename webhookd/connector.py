@@ -1,6 +1,7 @@
 """Connections to receivers: dialled to addresses that the guard allows, directly or through the operator's proxy."""
 
 import asyncio
+import errno
 import functools
 import select
 import socket
@@ -17,7 +18,10 @@ from webhookd.guard import address_mistake, host_mistake
 from webhookd.model import Network, Proxy
 from webhookd.resolver import Resolver, Verdict
 
-PROXY_SECONDS = 3.0  # for a connection to the proxy, which is near; a longer wait is its fault and no receiver's
+PROXY_SECONDS = 3.0  # at most, for a connection to the proxy, which is near: a longer wait is no receiver's fault
+# Out of descriptors, buffers or memory: no receiver had a part in it. EADDRNOTAVAIL is none of them, as a machine
+# without IPv6 says it of a receiver that has nothing else.
+SCARCE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 READ_BUFFER = 16 * 1024
 _RECEIVE_BUFFER = 32 * 1024  # bounds how many 1xx answers one wake-up of the loop can meet
 _NO_TIMEOUT = aiohttp.ClientTimeout()  # whoever sends has one deadline for everything
@@ -55,13 +59,14 @@ class Connector(aiohttp.TCPConnector):
         self._allow_networks = allow_networks
         self._proxy = proxy
 
-    async def open(self, request: aiohttp.ClientRequest, *, fresh: bool = False) -> Connection:
+    async def open(self, request: aiohttp.ClientRequest, seconds: float, *, fresh: bool = False) -> Connection:
         """A connection that can be asked: one of the pool, or, also when it must be `fresh`, a new one.
 
-        Raises Verdict, or what aiohttp and the system have to say.
+        `seconds` are those that the caller has for everything. Raises Verdict, or what aiohttp and the system say.
         """
+        patience = aiohttp.ClientTimeout(sock_connect=min(PROXY_SECONDS, seconds / 2)) if self._proxy else _NO_TIMEOUT
         while True:  # each turn takes one connection out of the pool for good
-            connection = await self.connect(request, [], _NO_TIMEOUT)
+            connection = await self.connect(request, [], patience)
             protocol = protocol_of(connection)
             # Bytes that nobody asked for would answer the next request (aio-libs/aiohttp#13656), also those that the
             # kernel has and the loop has not read yet.
@@ -100,11 +105,11 @@ class Connector(aiohttp.TCPConnector):
             return await super()._create_connection(req, traces, timeout)
         if host_mistake(req.url.raw_host or "", req.url.port or 0, self._allow_networks):
             raise Verdict("egress_denied")
-        transport, protocol = await self._dial(self._proxy)
+        transport, protocol = await self._dial(self._proxy, timeout.sock_connect)
         try:
             await self._ask_for_tunnel(protocol, self._proxy, f"{req.url.host_subcomponent}:{req.url.port}")
             if req.is_ssl():
-                _, protocol = await self._start_tls_connection(transport, req, timeout)  # type: ignore[assignment]
+                _, protocol = await self._start_tls_connection(transport, req, _NO_TIMEOUT)  # type: ignore[assignment]
             else:
                 protocol = Protocol(self._loop)
                 transport.set_protocol(protocol)
@@ -114,14 +119,16 @@ class Connector(aiohttp.TCPConnector):
             raise
         return protocol
 
-    async def _dial(self, proxy: Proxy) -> tuple[asyncio.Transport, Protocol]:
+    async def _dial(self, proxy: Proxy, seconds: float | None) -> tuple[asyncio.Transport, Protocol]:
         """A connection to the proxy. The guard does not ask where that is: the operator chose it."""
         try:
-            async with asyncio.timeout(PROXY_SECONDS):
+            async with asyncio.timeout(seconds):
                 transport, protocol = await self._loop.create_connection(
                     functools.partial(Protocol, self._loop), proxy.host, proxy.port
                 )
         except OSError as error:  # TimeoutError too
+            if error.errno in SCARCE:
+                raise
             raise Verdict("proxy_error", ours=True) from error
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         return transport, protocol

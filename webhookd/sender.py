@@ -9,7 +9,6 @@ cookies, redirects, proxies from the environment, a task and a second timer per 
 """
 
 import asyncio
-import errno
 import functools
 import ssl
 from contextlib import suppress
@@ -21,7 +20,7 @@ from aiohttp.http import HttpProcessingError, RawResponseMessage, StreamWriter
 from multidict import CIMultiDict
 from yarl import URL
 
-from webhookd.connector import READ_BUFFER, Connector, Protocol, abandon, protocol_of
+from webhookd.connector import READ_BUFFER, SCARCE, Connector, Protocol, abandon, protocol_of
 from webhookd.guard import url_mistake
 from webhookd.model import Egress, NoResponse, Request, Response
 from webhookd.resolver import Resolver, Verdict
@@ -33,9 +32,6 @@ _INFORMATIONAL = 8
 _RETRY_AFTER = 64  # characters
 _PIECE = 32 * 1024  # a body up to this goes out in one write; it cannot fill a transport's buffer
 
-# Out of descriptors, buffers or memory: the receiver had no part in it. EADDRNOTAVAIL is none of them, as a machine
-# without IPv6 says it of a receiver that has nothing else.
-_OURS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _CODE_OF: tuple[tuple[type[Exception], str], ...] = (  # the first that fits
     (aiohttp.ClientConnectorDNSError, "dns_error"),
     (aiohttp.ClientConnectorCertificateError, "tls_certificate"),
@@ -111,7 +107,7 @@ class Sender:
         deadline = asyncio.timeout(request.timeout)
         try:
             async with deadline:
-                connection = await self._connector.open(target.request)
+                connection = await self._connector.open(target.request, request.timeout)
                 try:
                     answer = await self._ask(connection, target, request)
                 except (aiohttp.ServerDisconnectedError, OSError):
@@ -120,7 +116,7 @@ class Sender:
                         raise
                     abandon(connection)
                     connection = None
-                    connection = await self._connector.open(target.request, fresh=True)
+                    connection = await self._connector.open(target.request, request.timeout, fresh=True)
                     answer = await self._ask(connection, target, request)
             return await self._response(connection, answer, request.whole)
         except Exception as error:  # a hostile answer can raise anything: UnicodeError, ValueError, AssertionError, ...
@@ -223,7 +219,7 @@ async def _start(body: aiohttp.StreamReader) -> bytes:
 def _verdict(error: Exception) -> NoResponse:
     """The code of an error that is not the deadline's."""
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(cause, OSError) and cause.errno in _OURS:
+    if isinstance(cause, OSError) and cause.errno in SCARCE:
         return NoResponse("internal", ours=True)
     if isinstance(cause, Verdict):
         return NoResponse(str(cause), cause.ours)

@@ -1,12 +1,14 @@
 """Sending through the operator's proxy: a CONNECT proxy of raw sockets, and what it may do to us."""
 
 import asyncio
+import errno
 import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -128,12 +130,21 @@ async def test_a_proxy_that_is_away_is_no_receivers_fault() -> None:
         assert await sender.send(post("http://name.invalid/")) == NoResponse("proxy_error", ours=True)
 
 
-async def test_a_proxy_that_hears_nothing_is_no_receivers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("webhookd.connector.PROXY_SECONDS", 0.2)
-    with (
-        # A full backlog of connections that nobody accepts.
-        socket.socket() as deaf
-    ):
+async def test_no_descriptor_for_a_tunnel_is_no_fault_of_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_descriptor(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with receiver(tunnelling([])) as proxy, sender_through(proxy) as sender:
+        loop = sender._connector._loop
+        with monkeypatch.context() as patch:
+            patch.setattr(sender._connector, "_loop", SimpleNamespace(create_connection=no_descriptor))
+            assert await sender.send(post("http://name.invalid/")) == NoResponse("internal", ours=True)
+        assert sender._connector._loop is loop
+
+
+async def test_a_proxy_that_hears_nothing_is_no_receivers_fault() -> None:
+    """Its queue of connections that nobody accepts is full: those that are in it count as connected."""
+    with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(0)
         port = deaf.getsockname()[1]
@@ -192,9 +203,9 @@ async def test_while_the_proxy_is_away_nothing_is_burnt_and_little_is_written(
     dials: list[float] = []
     dial = Connector._dial
 
-    async def noted(self: Connector, proxy: Proxy) -> Any:
+    async def noted(self: Connector, *arguments: Any) -> Any:
         dials.append(time.monotonic())
-        return await dial(self, proxy)
+        return await dial(self, *arguments)
 
     monkeypatch.setattr(Connector, "_dial", noted)
     bound = socket.socket()  # nobody listens there yet, and nobody else can
