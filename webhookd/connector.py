@@ -57,7 +57,9 @@ class Connector(aiohttp.TCPConnector):
         )
         self._factory = functools.partial(Protocol, self._loop)  # type: ignore[assignment]  # there is no public way
         self._allow_networks = allow_networks
+        self._names = resolver
         self._proxy = proxy
+        self._has_tunnelled = False
 
     async def open(self, request: aiohttp.ClientRequest, seconds: float, *, fresh: bool = False) -> Connection:
         """A connection that can be asked: one of the pool, or, also when it must be `fresh`, a new one.
@@ -105,7 +107,7 @@ class Connector(aiohttp.TCPConnector):
             return await super()._create_connection(req, traces, timeout)
         if host_mistake(req.url.raw_host or "", req.url.port or 0, self._allow_networks):
             raise Verdict("egress_denied")
-        transport, protocol = await self._dial(self._proxy, timeout.sock_connect)
+        transport, protocol = await self._dial(self._proxy, timeout.sock_connect or PROXY_SECONDS)
         try:
             await self._ask_for_tunnel(protocol, self._proxy, f"{req.url.host_subcomponent}:{req.url.port}")
             if req.is_ssl():
@@ -119,23 +121,38 @@ class Connector(aiohttp.TCPConnector):
             raise
         return protocol
 
-    async def _dial(self, proxy: Proxy, seconds: float | None) -> tuple[asyncio.Transport, Protocol]:
-        """A connection to the proxy. The guard does not ask where that is: the operator chose it."""
+    async def _dial(self, proxy: Proxy, seconds: float) -> tuple[asyncio.Transport, Protocol]:
+        """A connection to the proxy, to the first of its addresses that takes one.
+
+        The guard does not ask where that is: the operator chose it.
+        """
+        end, why = self._loop.time() + seconds, OSError()
         try:
             async with asyncio.timeout(seconds):
-                transport, protocol = await self._loop.create_connection(
-                    functools.partial(Protocol, self._loop), proxy.host, proxy.port
-                )
-        except OSError as error:  # TimeoutError too
-            if error.errno in SCARCE:
-                raise
-            raise Verdict("proxy_error", ours=True) from error
+                addresses = await self._names.addresses(proxy.host, proxy.port)
+            for number, address in enumerate(addresses):
+                try:
+                    async with asyncio.timeout((end - self._loop.time()) / (len(addresses) - number)):
+                        return await self._connected(address, proxy.port)
+                except OSError as error:  # TimeoutError too
+                    why = error
+        except OSError as error:
+            why = error
+        if why.errno in SCARCE or (isinstance(why, Verdict) and why.ours):
+            raise why
+        raise Verdict("proxy_error", ours=True) from why
+
+    async def _connected(self, address: str, port: int) -> tuple[asyncio.Transport, Protocol]:
+        made = functools.partial(Protocol, self._loop)
+        transport, protocol = await self._loop.create_connection(made, address, port)
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         return transport, protocol
 
     async def _ask_for_tunnel(self, protocol: Protocol, proxy: Proxy, authority: str) -> None:
-        """CONNECT (RFC 9110 9.3.6). Raises Verdict, which is ours only where the proxy wants to know who we are: one
-        that cannot reach this receiver, or does not want to, may reach others.
+        """CONNECT (RFC 9110 9.3.6). Raises Verdict: a proxy that does not reach this receiver may reach others.
+
+        When it says nothing at all, or wants to know who we are, that may be so of this receiver, or of all. It is of
+        all until a tunnel has been opened.
         """
         protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=READ_BUFFER)
         headers = CIMultiDict({"host": authority})
@@ -147,10 +164,12 @@ class Connector(aiohttp.TCPConnector):
             await writer.write_eof()
             message, _ = await protocol.read()
         except (aiohttp.ClientError, aiohttp.http.HttpProcessingError, OSError) as error:
-            raise Verdict("proxy_error") from error
+            raise Verdict("proxy_error", ours=not (protocol.heard or self._has_tunnelled)) from error
         if not 200 <= message.code < 300:
             # Some answer 407 to say that they refuse this receiver, but without the challenge of RFC 9110 15.5.8.
-            raise Verdict("proxy_error", ours=message.code == 407 and "proxy-authenticate" in message.headers)
+            is_challenge = message.code == 407 and "proxy-authenticate" in message.headers
+            raise Verdict("proxy_error", ours=is_challenge and not self._has_tunnelled)
+        self._has_tunnelled = True
 
 
 def protocol_of(connection: Connection) -> Protocol:

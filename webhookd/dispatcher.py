@@ -135,7 +135,7 @@ class Dispatcher:
         be spilled, at six times the cost of leaving it in the log a little longer. What waits for an endpoint that
         says nothing is none of that work, so it stops nobody.
         """
-        if self._recorder.stuck or self._turns.is_stranded(time.monotonic()):
+        if self._recorder.stuck or self._is_waiting_for_a_way_out(time.monotonic()):
             return 0
         held = self._held + self._recorder.pending
         most = min(max(int(self._rate), LEAST_DELIVERIES), self._most_deliveries)
@@ -147,6 +147,9 @@ class Dispatcher:
             self._still = self._turns.still(now)
         return min(most - held + self._still, self._most_deliveries - held)
 
+    def _is_waiting_for_a_way_out(self, now: float) -> bool:
+        return self._turns.stranded_at > 0 and (self._held > 0 or self._turns.is_stranded(now))
+
     @property
     def in_flight(self) -> int:
         """Attempts under way."""
@@ -157,7 +160,7 @@ class Dispatcher:
         queue, now = self._queues.get(endpoint_id), time.monotonic()
         if queue is None or self._on_hold or self._stopped.is_set() or not self._turns.is_open(queue.standing):
             return 0, 0.0
-        if self._turns.is_stranded(now):
+        if self._is_waiting_for_a_way_out(now):
             return 0, 0.0
         return queue.appetite(now, AHEAD), queue.endpoint.timeout + LEASE_MARGIN
 

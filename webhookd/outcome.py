@@ -19,6 +19,7 @@ _GONE = 410
 _TIMEOUT = "timeout"
 _BUG = "internal"  # of this side, in one delivery
 _PROXY = "proxy_error"
+_FROM_AFAR = ("timeout", "tls_certificate", "tls_error", "malformed_response", "connection_reset")
 _NO_TOKEN = "auth_error"  # noqa: S105 - a code
 
 Answer = Response | NoResponse
@@ -70,9 +71,13 @@ def is_failure(answer: Answer, wait: float) -> bool:
     return not 200 <= answer.status < 300 and answer.status != 429 and not wait
 
 
-def is_stranded(answer: Answer) -> bool:
-    """True when an answer says that no receiver can be reached at present: our own way out is shut."""
-    return isinstance(answer, NoResponse) and answer.ours and answer.code == _PROXY
+def is_stranded(answer: Answer) -> bool | None:
+    """True when an answer says that our own way out is shut, False when it is open, None when it says nothing of it."""
+    if isinstance(answer, Response):
+        return False
+    if answer.code == _PROXY:
+        return answer.ours
+    return False if answer.code in _FROM_AFAR else None
 
 
 def is_gone(answer: Answer) -> bool:

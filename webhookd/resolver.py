@@ -57,17 +57,21 @@ class Resolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """Up to four addresses; Verdict with `dns_timeout` or `egress_denied`, or the system's own OSError."""
-        try:
-            async with asyncio.timeout(SECONDS):
-                addresses = await self._lookup(host, port)
-        except TimeoutError:
-            raise Verdict("dns_timeout") from None
+        addresses = await self.addresses(host, port)
         if any(address_mistake(address, port, self.allow_networks) for address in addresses):
             raise Verdict("egress_denied")
         return [
             ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=0)
             for address in addresses[:ADDRESSES]
         ]
+
+    async def addresses(self, host: str, port: int) -> list[str]:
+        """All of them, also those that are denied; Verdict with `dns_timeout`, or the system's own OSError."""
+        try:
+            async with asyncio.timeout(SECONDS):
+                return await self._lookup(host, port)
+        except TimeoutError:
+            raise Verdict("dns_timeout") from None
 
     async def close(self) -> None:
         """Begin nothing more; threads that are stuck end with the process."""
@@ -96,7 +100,7 @@ class Resolver(AbstractResolver):
 
     def _begin(self, host: str, port: int, doors: Sequence[asyncio.Semaphore]) -> None:
         loop = asyncio.get_running_loop()
-        running = self._running[host] = loop.create_future()
+        running: asyncio.Future[list[str]] = loop.create_future()
 
         def tell(addresses: list[str], error: BaseException | None) -> None:
             """In the thread: its work is over, whether or not anybody waited for it."""
@@ -115,6 +119,7 @@ class Resolver(AbstractResolver):
                 running.exception()  # nobody may be waiting for it any longer
 
         self._threads.look_up(host, port, tell)
+        self._running[host] = running
 
     def _doors(self, host: str) -> tuple[asyncio.Semaphore, ...]:
         """What a lookup of this name has to wait for."""
@@ -145,11 +150,15 @@ class _Threads:
         self._idle = threading.Semaphore(0)
 
     def look_up(self, host: str, port: int, tell: _Tell) -> None:
-        """Tell its addresses, or why there are none, from a thread."""
-        self._work.put((host, port, tell))
+        """Tell its addresses, or why there are none, from a thread. Verdict when there can be none."""
         if not self._idle.acquire(blocking=False) and self._made < self._most:
-            self._made += 1
-            threading.Thread(target=self._run, name=f"dns-{self._made}", daemon=True).start()
+            try:
+                threading.Thread(target=self._run, name=f"dns-{self._made + 1}", daemon=True).start()
+                self._made += 1
+            except RuntimeError:  # no thread more for this process: those that there are have to do
+                if not self._made:
+                    raise Verdict("internal", ours=True) from None
+        self._work.put((host, port, tell))
 
     def close(self) -> None:
         """End those that have nothing to do, and the others when they have."""

@@ -70,15 +70,15 @@ class Turns:
 
     # Our own way out.
 
-    def hear(self, stranded: bool, started: float, now: float) -> bool:
-        """Follow an attempt that started then: was our way out shut? True when that has changed.
+    def hear(self, stranded: bool | None, started: float, now: float) -> bool:
+        """Follow an attempt that started then: was our way out shut, if it says so? True when that has changed.
 
         While it is, all would fail alike, so one attempt at a time looks whether it is open again.
         """
         before = self.stranded_at
         if stranded:
             self.stranded_at = now
-        elif started > before:  # what began before proves nothing
+        elif stranded is False and started > before:  # what began before proves nothing
             self.stranded_at = 0.0
         return (before > 0) != (self.stranded_at > 0)
 

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +15,19 @@ import pytest
 from tests.certificates import self_signed
 from tests.integration.conftest import Running, Sql, configuration, finished, insert_many, states
 from tests.integration.test_sender import serving
-from tests.sockets import FAILED, LOOPBACK, OK, Behaviour, Peer, Receiver, answering, post, quiet_port, receiver
+from tests.sockets import (
+    FAILED,
+    LOOPBACK,
+    OK,
+    Behaviour,
+    Peer,
+    Receiver,
+    answering,
+    post,
+    quiet_port,
+    receiver,
+    resolving_to,
+)
 from tests.waiting import until
 from webhookd.connector import Connector
 from webhookd.model import Egress, NoResponse, Proxy, Response
@@ -25,6 +36,7 @@ from webhookd.tls import tls_context
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
 
+CHALLENGE = b'HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm="x"\r\n\r\n'
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
@@ -135,11 +147,9 @@ async def test_no_descriptor_for_a_tunnel_is_no_fault_of_the_proxy(monkeypatch: 
         raise OSError(errno.EMFILE, "Too many open files")
 
     async with receiver(tunnelling([])) as proxy, sender_through(proxy) as sender:
-        loop = sender._connector._loop
         with monkeypatch.context() as patch:
-            patch.setattr(sender._connector, "_loop", SimpleNamespace(create_connection=no_descriptor))
+            patch.setattr(sender._connector, "_connected", no_descriptor)
             assert await sender.send(post("http://name.invalid/")) == NoResponse("internal", ours=True)
-        assert sender._connector._loop is loop
 
 
 async def test_a_proxy_that_hears_nothing_is_no_receivers_fault() -> None:
@@ -156,13 +166,13 @@ async def test_a_proxy_that_hears_nothing_is_no_receivers_fault() -> None:
 
 @pytest.mark.parametrize(
     ("answer", "ours"),
-    [
+    [  # before any tunnel was opened
         (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n", False),
         (b"HTTP/1.1 403 Forbidden\r\n\r\n", False),
         (b"HTTP/1.1 407 Request rejected by proxy\r\n\r\n", False),
-        (b'HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm="x"\r\n\r\n', True),
+        (CHALLENGE, True),
         (b"SSH-2.0-OpenSSH_9.2p1\r\n", False),
-        (b"", False),
+        (b"", True),
     ],
 )
 async def test_a_proxy_that_opens_no_tunnel(answer: bytes, ours: bool) -> None:
@@ -172,6 +182,40 @@ async def test_a_proxy_that_opens_no_tunnel(answer: bytes, ours: bool) -> None:
 
     async with receiver(behaviour) as proxy, sender_through(proxy) as sender:
         assert await sender.send(post("https://name.invalid/")) == NoResponse("proxy_error", ours)
+
+
+@pytest.mark.parametrize("answer", [CHALLENGE, b""])
+async def test_a_proxy_that_has_opened_a_tunnel_and_no_other_judges_a_receiver(answer: bytes) -> None:
+    """Or one receiver could hold up all others."""
+
+    async def behaviour(peer: Peer) -> None:
+        if peer.number == 1:
+            await tunnelling([], to=there)(peer)
+        else:
+            await asked(peer)
+            await peer.say(answer)
+
+    async with receiver(answering(OK)) as there, receiver(behaviour) as proxy, sender_through(proxy) as sender:
+        assert await sender.send(post("http://name.invalid/")) == Response(200)
+        assert await sender.send(post("http://other.invalid/")) == NoResponse("proxy_error")
+
+
+async def test_the_name_of_a_proxy_is_looked_up_as_all_names_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for all who want it; of its addresses the first that takes a connection counts."""
+    asked_for: list[str] = []
+
+    def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+        asked_for.append(host)
+        return resolving_to("127.0.0.2", "127.0.0.1")(host, port)
+
+    async with receiver(answering(OK)) as there, receiver(tunnelling([], to=there)) as proxy:
+        async with Sender(Egress(True, (), Proxy("proxy.internal", proxy.port)), "x") as sender:
+            with monkeypatch.context() as patch:
+                patch.setattr("webhookd.resolver.socket.getaddrinfo", getaddrinfo)
+                said = await asyncio.gather(*(sender.send(post(f"http://{n}.invalid/")) for n in range(50)))
+        assert said == [Response(200)] * 50
+        assert set(asked_for) == {"proxy.internal"}
+        assert len(asked_for) < 10
 
 
 async def test_a_receiver_that_the_proxy_cannot_reach_in_time() -> None:

@@ -172,10 +172,13 @@ def test_who_asks_for_less_has_not_failed_but_must_ask_for_something() -> None:
     assert not is_failure(NoResponse("internal", ours=True), 0.0)
 
 
-def test_only_a_proxy_that_is_away_leaves_us_stranded() -> None:
-    assert is_stranded(NoResponse("proxy_error", ours=True))
-    for other in (NoResponse("proxy_error"), NoResponse("internal", ours=True), Response(502)):
-        assert not is_stranded(other)
+def test_what_an_answer_says_of_our_own_way_out() -> None:
+    assert is_stranded(NoResponse("proxy_error", ours=True)) is True
+    for through in (NoResponse("proxy_error"), NoResponse("timeout"), NoResponse("tls_error"), Response(502)):
+        assert is_stranded(through) is False
+    for neither in ("egress_denied", "invalid_url", "auth_error", "connect_timeout", "dns_error"):
+        assert is_stranded(NoResponse(neither)) is None
+    assert is_stranded(NoResponse("internal", ours=True)) is None
 
 
 def test_a_fault_of_ours_costs_no_attempt_even_on_the_horizon() -> None:

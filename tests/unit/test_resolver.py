@@ -151,6 +151,24 @@ asyncio.run(main())
 """
 
 
+async def test_where_no_thread_can_start_those_that_there_are_have_to_do(
+    resolving: Resolver, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none)
+        with pytest.raises(Verdict, match=r"^internal$") as refused:
+            await resolving.resolve("good.example", 443)
+        assert refused.value.ours
+    await resolving.resolve("good.example", 443)  # nothing is left of the first try
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none)
+        for number in range(3 * resolver.FOR_NEW):
+            await resolving.resolve(f"name-{number}.example", 443)
+
+
 async def test_a_process_ends_though_a_lookup_is_stuck() -> None:
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", STUCK, stdout=asyncio.subprocess.PIPE)
     said, _ = await asyncio.wait_for(process.communicate(), 20)

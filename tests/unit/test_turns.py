@@ -220,6 +220,7 @@ def test_while_our_way_out_is_shut_one_attempt_a_second_looks_at_it() -> None:
     assert turns.hear(True, NOW, NOW + 1)
     assert not turns.hear(True, NOW, NOW + 1.1)  # known by now
     assert not turns.hear(False, NOW, NOW + 1.2)  # began before
+    assert not turns.hear(None, NOW + 1.1, NOW + 1.2)  # got nowhere near it
     for flight in first[1:]:
         turns.land(flight)
     assert daemon.start(NOW + 2) == []
