@@ -14,6 +14,8 @@ from typing import Final, NamedTuple
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from webhookd.errors import WebhookdError
+
 _FORMAT: Final = b"\x01"
 _NONCE: Final = 12
 _KEY: Final = 32
@@ -34,7 +36,7 @@ class Sealed(NamedTuple):
     content: bytes
 
 
-class Unreadable(Exception):
+class Unreadable(WebhookdError):
     """A sealed secret that cannot be opened; the message is one sentence, and holds nothing of it."""
 
 

@@ -8,16 +8,18 @@ import subprocess
 import sys
 import time
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
+from typer.main import get_command
 
 from tests.waiting import until
 from webhookd import __version__
+from webhookd.cli import app
 from webhookd.sink import Received, sink
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
@@ -200,6 +202,25 @@ def test_a_database_that_is_away_is_69(command: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("command", [("status",), ("emit", "a", "{}")])
 def test_a_database_without_the_schema_says_what_to_run(command: tuple[str, ...], empty_dsn: str) -> None:
     fails(webhookd(*command, env={"WEBHOOKD_DSN": empty_dsn}), 69, "`webhookd migrate`")
+
+
+def _with_a_configuration(command: Any, *names: str) -> Iterator[tuple[str, ...]]:
+    for name, below in getattr(command, "commands", {}).items():
+        yield from _with_a_configuration(below, *names, name)
+    if any(parameter.name == "config" for parameter in command.params) and names:
+        yield names
+
+
+@pytest.mark.parametrize("names", [*_with_a_configuration(get_command(app))], ids=" ".join)
+def test_a_file_that_is_named_before_a_command_is_the_one_it_takes(names: tuple[str, ...]) -> None:
+    command = get_command(app)
+    with command.make_context("webhookd", ["-c", "there.toml", *names], allow_extra_args=True) as context:
+        assert command.callback is not None
+        context.invoke(command.callback, config=Path("there.toml"))
+        found: Any = context.default_map
+        for name in names:
+            found = found[name]
+    assert found == {"config": "there.toml"}
 
 
 def test_no_configuration_at_all_is_78(tmp_path: Path) -> None:

@@ -34,10 +34,13 @@ async def test_a_secret_is_replaced_with_an_overlap(dsn: str, sql: Sql, endpoint
     async with Database(dsn) as database:
         kept = secrets(database, NEW)
         assert await kept.of(endpoint) == []
+        with pytest.raises(LookupError):
+            await kept.add(endpoint + 1, FIRST, None)
         await kept.add(endpoint, FIRST, None)
         soon = datetime.now(UTC) + timedelta(hours=1)
         await kept.add(endpoint, SECOND, soon)
         assert await kept.of(endpoint) == [Kept(SECOND, None), Kept(FIRST, soon)]
+        assert "PLANTED" not in repr(await kept.of(endpoint))
         await kept.add(endpoint, "third", datetime.now(UTC) - timedelta(seconds=1))
         assert await kept.of(endpoint) == [Kept("third", None)]
         rows = await sql.fetch("SELECT * FROM webhookd.secret")
@@ -110,6 +113,10 @@ async def test_a_key_is_replaced_by_hand(dsn: str, sql: Sql, endpoint: int, tmp_
     assert await asyncio.to_thread(rekey, keys[0]) == (1, f"0 secrets sealed anew, with the key 2026\n{why}")
     assert await asyncio.to_thread(rekey, *keys) == (0, "1 secret sealed anew, with the key 2026\n")
     assert await asyncio.to_thread(rekey, keys[0]) == (0, "0 secrets sealed anew, with the key 2026\n")
+    (tmp_path / "new.key").write_text(old)  # another key of the same name
+    code, said = await asyncio.to_thread(rekey, keys[0])
+    assert code == 1
+    assert "a secret of acme/hook cannot be opened: it was changed, or not sealed with the key 2026" in said
     code, said = await asyncio.to_thread(rekey)
     assert code == 2
     assert "[encryption] has no keys; make one with `webhookd secret key`" in said

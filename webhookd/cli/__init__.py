@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -88,8 +88,13 @@ def _options(
     ] = False,
 ) -> None:
     if config is not None:
-        given = {"config": str(config)}
-        context.default_map = {**dict.fromkeys(COMMANDS, given), "endpoints": {"list": given, "show": given}}
+        context.default_map = _defaults(context.command, {"config": str(config)})
+
+
+def _defaults(command: Any, given: dict[str, str]) -> dict[str, Any]:
+    """These for every command below."""
+    below = getattr(command, "commands", None)  # a group has them; typer brings a click of its own, with no public type
+    return given if below is None else {name: _defaults(each, given) for name, each in below.items()}
 
 
 def main() -> None:

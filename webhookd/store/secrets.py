@@ -1,5 +1,6 @@
 """Secrets of endpoints that are in the database, sealed."""
 
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
@@ -11,10 +12,11 @@ from webhookd.store.migrations import check_schema
 PAGE = 500
 
 
-class Kept(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Kept:
     """A secret, and the moment from which it signs nothing."""
 
-    secret: str
+    secret: str = field(repr=False)
     until: datetime | None
 
 
@@ -33,9 +35,13 @@ class Secrets:
         self._keyring = keyring
 
     async def add(self, endpoint_id: int, secret: str, others_until: datetime | None) -> None:
-        """Give an endpoint another secret; those that it has sign until then, or as long as they would have."""
+        """Give an endpoint another secret; those that it has sign until then, or as long as they would have.
+
+        LookupError when there is no such endpoint.
+        """
         sealed = self._keyring.seal(endpoint_id, secret)
-        await self._database.fetch(QUERIES["add_secret"], endpoint_id, *sealed, others_until)
+        if not await self._database.fetch(QUERIES["add_secret"], endpoint_id, *sealed, others_until):
+            raise LookupError(endpoint_id)
 
     async def of(self, endpoint_id: int) -> list[Kept]:
         """Its secrets that still sign, the newest first. Unreadable when one cannot be opened."""
@@ -51,13 +57,14 @@ class Secrets:
         while True:
             async with self._database.transaction() as connection:
                 await check_schema(connection)
-                rows = await connection.fetch(QUERIES["sealed_otherwise"], self._keyring.first, *after, PAGE)
+                rows = await connection.fetch(QUERIES["sealed"], *after, PAGE)
                 for endpoint_id, number, key_id, content, label in rows:
                     try:
                         secret = self._keyring.open(endpoint_id, Sealed(key_id, content))
                     except Unreadable as why:
                         lost.append(Lost(label, str(why)))
-                    else:
+                        continue
+                    if key_id != self._keyring.first:
                         sealed = self._keyring.seal(endpoint_id, secret)
                         await connection.execute(QUERIES["seal_again"], endpoint_id, number, *sealed)
                         done += 1
