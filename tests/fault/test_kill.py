@@ -14,6 +14,7 @@ from tests.fault.writers import Connection, Writers, insert, payload
 from tests.waiting import until
 
 KILL_EACH = 2.0
+EVENTS = 50
 Endpoints: TypeAlias = Mapping[str, Mapping[str, Any]]
 ENDPOINTS: Endpoints = {
     "healthy": {"timeout": "2s", "retry": {"schedule": ["300ms", "1s"]}},
@@ -88,11 +89,36 @@ async def test_daemons_that_adopt_nothing_are_caught(
     assert "lost" in verdict.faults
 
 
-async def test_daemons_that_do_not_look_into_the_ledger_are_caught(
-    processes: Fleet, watched: Connection, dsn: str, seed: int
-) -> None:
-    verdict = await run(processes, watched, dsn, seed, seconds=10, settle=25, broken="no_ledger")
-    assert verdict.faults == {"duplicates"}
+async def taken_over(processes: Fleet, sql: Connection, *arguments: str) -> int:
+    """A daemon dies with a batch that is done but for one endpoint, and another takes it over.
+
+    How often the endpoint that had everything was sent something.
+    """
+    processes.configure({"healthy": {}, "hold": {"timeout": "60s"}})
+    first, second = ROLES[:2]
+    patient = ("--patience", "60", *arguments)  # nothing leaves its batch
+    receiver, events = processes.receiver, {f"e{n}": payload(0, n) for n in range(EVENTS)}
+    one = await processes.start(first, *patient)
+    await insert(sql, events)
+    recorded = "SELECT count(*) = $1 FROM webhookd.attempt WHERE ok"
+    await until(lambda: sql.fetchval(recorded, EVENTS), "one endpoint has everything, and it is recorded")
+    held = receiver.count("hold", 0)
+    assert held > 0
+    await one.kill()
+    await processes.start(second, *patient)
+    await until(lambda: receiver.count("hold", 0) > held, "the batch is in flight again", 25)
+    receiver.heal()
+    receiver.release()
+    assert await wait_until_settled(sql, 30)
+    return receiver.count("healthy")
+
+
+async def test_who_takes_a_batch_over_sends_nothing_that_was_recorded(processes: Fleet, watched: Connection) -> None:
+    assert await taken_over(processes, watched) == EVENTS
+
+
+async def test_daemons_that_do_not_look_into_the_ledger_are_caught(processes: Fleet, watched: Connection) -> None:
+    assert await taken_over(processes, watched, "--broken", "no_ledger") == 2 * EVENTS
 
 
 async def frozen(processes: Fleet, sql: Connection, *arguments: str) -> Verdict:
