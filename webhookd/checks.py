@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, TypeVar, cast
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, SecretStr, ValidationInfo
 
 from webhookd.formats import FORMATS, compile_template
+from webhookd.guard import url_mistake
 from webhookd.mistakes import egress_mistake
 from webhookd.model import Egress, Format, Key, Network
 from webhookd.signing import SCHEMES, parse_secret
@@ -26,6 +27,7 @@ NAME: Final = "[a-z0-9][a-z0-9_.-]{0,63}"  # of an endpoint, a format or an envi
 _NAME = re.compile(NAME)
 _EVENTS = re.compile(r"\*|(?:[^\s.*\x00-\x1f\x7f]+\.)*(?:[^\s.*\x00-\x1f\x7f]+|(?<=\.)\*)")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+_PROXY = re.compile(r"http://[^/?]+:[0-9]+/?")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _OURS = re.compile(
     r"host|content-length|transfer-encoding|connection|expect|te|upgrade|trailer|cookie|content-encoding|webhook-.*",
@@ -129,8 +131,7 @@ def _network(value: object) -> Network:
 
 
 def _proxy(value: str) -> str:
-    parts = re.fullmatch(r"http://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})/?", value)
-    if value and (not parts or not 0 < int(parts[2]) < 65536):
+    if value and (not _PROXY.fullmatch(value) or url_mistake(value, allow_http=True)):
         raise ValueError(
             'wants "http://HOST:PORT" and nothing else; a user and a password belong into proxy_authorization'
         )

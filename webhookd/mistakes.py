@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
-from webhookd.guard import address_mistake, url_mistake
+from webhookd.guard import address_mistake, host_mistake, url_mistake
 from webhookd.model import Egress, Network
 from webhookd.units import quoted
 
@@ -157,6 +157,8 @@ def egress_mistake(url: str, egress: Egress) -> str | None:
     if mistake and (allow_http or url_mistake(url, True)):
         return mistake  # no line would allow it
     host = urlsplit(url).hostname or ""
+    if not mistake and egress.proxy and host != "localhost" and (denied := host_mistake(host, 1, allow_networks)):
+        return denied
     needed: list[str] = []
     if host == "localhost":
         if denied := address_mistake("127.0.0.1", 1, allow_networks):

@@ -2,7 +2,9 @@
 
 import json
 import re
+import tomllib
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any, Final, get_args, get_origin
 
 from webhookd.mistakes import Mistake, unknown
@@ -59,6 +61,9 @@ def _unknown(section: str, key: str, name: str, known: Collection[str]) -> str:
 def _typed(annotation: object, text: str) -> object:
     """A variable's text as the file would have given it; what does not parse is left for the validator."""
     if get_origin(annotation) is tuple:
+        if text.lstrip().startswith("["):  # as in the file, for lists of tables
+            with suppress(tomllib.TOMLDecodeError):
+                return tomllib.loads(f"list = {text}")["list"]
         return [each.strip() for each in text.split(",") if each.strip()]
     if {bool, int, float}.intersection(get_args(annotation) or (annotation,)):
         try:

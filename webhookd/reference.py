@@ -29,7 +29,8 @@ The main file is the one that `--config` names, else `$WEBHOOKD_CONFIG`, else `/
 tells every mistake in them at once, each with file, line and key; `webhookd check --schema` prints a JSON Schema.
 
 Times are `"500ms"`, `"20s"`, `"5m"`, `"6h"` or `"3d"`; sizes are `"512KiB"`, `"1MiB"`, `"10MB"` or a number of bytes. A
-variable of the environment replaces the key of the main file; lists have commas there: `10.20.0.0/16,fd00::/8`.
+variable of the environment replaces the key of the main file; lists have commas there,
+`10.20.0.0/16,fd00::/8`, or are as in the file, `[{ id = "2026", file = "webhookd.key" }]`.
 
 ## Files
 

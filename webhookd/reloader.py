@@ -141,7 +141,7 @@ class Reloader:
     async def _reload(self) -> None:
         self._on_reload()
         try:
-            config = await asyncio.to_thread(self._load)
+            config = await asyncio.to_thread(self._read)
             change = difference(self._config.specs, config.specs)
             accepted = await self._store.accepted_removals() if change.removed else frozenset()
             if not accepted.issuperset(change.removed) and (why := refusal(change, len(self._config.specs))):
@@ -158,6 +158,16 @@ class Reloader:
         except (StoreUnavailable, SchemaMismatch):
             self._wanted.set()
             raise
+
+    def _read(self) -> Config:
+        try:
+            return self._load()
+        except ConfigError:
+            raise
+        except Exception:
+            # A bug in a check must not end what runs.
+            log.exception("reading_broke")
+            raise ConfigError(["a bug of webhookd keeps it from reading these files; the log has more"]) from None
 
     async def _write(self, config: Config) -> None:
         await self.take_over(

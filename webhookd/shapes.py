@@ -210,7 +210,7 @@ class Auth(Shape):
     """A token of OAuth 2 for the receiver, got as RFC 6749 4.4 has it: with client credentials."""
 
     token_url: Url = Field(repr=False)
-    """Where tokens are asked for."""
+    """Where tokens are asked for. The authorities of the system vouch for it, whatever tls says of the receiver."""
     client_id: ClientWord
     """Who we are there."""
     client_secret: ClientSecret = Field(repr=False)

@@ -118,7 +118,10 @@ def _header_elsewhere(table: Mapping[str, object], around: Around) -> str:
     if "user" in texts:
         if ":" in texts["user"]:
             raise ValueError("user must not have a colon (RFC 7617)")
-        found = "Basic " + b64encode(f"{texts['user']}:{found}".encode()).decode()
+        try:
+            found = "Basic " + b64encode(f"{texts['user']}:{found}".encode()).decode()
+        except UnicodeEncodeError:
+            raise ValueError("wants UTF-8, which what was found is not") from None
     value = texts.get("prefix", "") + found
     if not _HEADER_VALUE.fullmatch(value):
         raise ValueError("wants one line of printable ASCII, which what was found is not")

@@ -9,7 +9,8 @@ import re
 import time
 from base64 import b64encode
 from collections.abc import Collection, Coroutine
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 from urllib.parse import quote_plus, urlencode, urlsplit
 
 import orjson
@@ -41,10 +42,11 @@ class Sender(Protocol):
         """The answer, whatever the receiver does."""
 
 
-class Token(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Token:
     """What a receiver wants to see, and for how many seconds it is good."""
 
-    text: str
+    text: str = field(repr=False)
     seconds: float
 
 
@@ -116,7 +118,9 @@ class Tokens:
         if isinstance(token, NoResponse):
             return "", token
         headers = {**request.headers, "authorization": f"Bearer {token}"}
-        left = max(end - time.monotonic(), 0.0)
+        left = end - time.monotonic()
+        if left <= 0:  # the server of tokens took all of it
+            return "", _NO_TOKEN
         return token, await self._sender.send(request._replace(headers=headers, timeout=left))
 
     async def _get(self, held: _Held, grant: Grant, seconds: float) -> str | NoResponse:

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from tests.integration.conftest import (
     Receiver,
     Running,
@@ -26,12 +28,12 @@ class Files:
     """What the next reload finds: a configuration, or the mistakes in it."""
 
     def __init__(self, now: Config) -> None:
-        self.now: Config | ConfigError = now
+        self.now: Config | Exception = now
         self.reads = 0
 
     def load(self) -> Config:
         self.reads += 1
-        if isinstance(self.now, ConfigError):
+        if isinstance(self.now, Exception):
             raise self.now
         return self.now
 
@@ -134,14 +136,23 @@ async def test_an_inactive_endpoint_gets_nothing_and_keeps_what_it_was_owed(
     assert meanwhile not in receiver.events("one")
 
 
-async def test_a_mistake_keeps_the_old_configuration_and_shows(sql: Sql, receiver: Receiver, daemon: Running) -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ConfigError(["webhookd.toml:3: [delivery] timeout: no"]), "webhookd.toml:3: [delivery] timeout: no"),
+        (ValueError("no mistake of theirs"), "a bug of webhookd keeps it from reading these files; the log has more"),
+    ],
+)
+async def test_a_mistake_keeps_the_old_configuration_and_shows(
+    sql: Sql, receiver: Receiver, daemon: Running, error: Exception, told: str
+) -> None:
     files = Files(endpoints(receiver, "one"))
     async with daemon(endpoints(receiver, "one"), load=files.load) as running:
-        files.now = ConfigError(["webhookd.toml:3: [delivery] timeout: no"])
+        files.now = error
         running.reload()
 
         async def shown() -> bool:
-            return await problem(sql) == "webhookd.toml:3: [delivery] timeout: no"
+            return await problem(sql) == told
 
         await eventually(shown, "the mistake in the table of daemons")
         await settled(sql, await insert(sql), {"one": "delivered"})

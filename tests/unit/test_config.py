@@ -118,11 +118,28 @@ def test_a_token_and_who_we_are_for_its_server() -> None:
     assert other != made(orders(auth=AUTH)).config_hash
 
 
+def test_a_password_that_is_no_text_is_not_shown() -> None:
+    proof = {"env": "P", "user": "w"}
+    with pytest.raises(ConfigError) as refused:
+        made({"egress": {"proxy": "http://p:1", "proxy_authorization": proof}}, environ={"P": "plan\udcffted"})
+    (mistake,) = refused.value.mistakes
+    assert mistake == "webhookd.toml: [egress] proxy_authorization: wants UTF-8, which what was found is not"
+
+
+@pytest.mark.parametrize("host", ["0x7f.1", "2130706433", "127.1", "a.localhost", "localhost.", "127.0.0.1."])
+def test_behind_a_proxy_an_address_in_disguise_is_refused_when_it_is_read(host: str) -> None:
+    egress = {"proxy": "http://proxy:3128", "allow_http": True}
+    (mistake,) = mistakes({**orders(url=f"https://{host}/"), "egress": egress})
+    assert mistake.startswith("webhookd.toml: [endpoint.orders] url: ")
+
+
 def test_the_keys_that_seal() -> None:
     key = base64.b64encode(b"k" * 32).decode()
     environ = {"KEY": key, "OTHER": "planted"}
     config = made({"encryption": {"keys": [{"id": "a", "env": "KEY"}]}}, environ=environ)
     assert config.encryption.keys == (SealingKey("a", b"k" * 32),)
+    in_a_variable = {**environ, "WEBHOOKD_ENCRYPTION__KEYS": '[{ id = "a", env = "KEY" }]'}
+    assert made({}, environ=in_a_variable).encryption.keys == config.encryption.keys
     assert "kkkk" not in repr(config)
     with pytest.raises(ConfigError, match=r"keys item 1: is no key; make one with `webhookd secret key`$"):
         made({"encryption": {"keys": [{"id": "a", "env": "OTHER"}]}}, environ=environ)
@@ -326,6 +343,10 @@ def test_a_format_of_ones_own() -> None:
                 "http://proxy:65536",
                 "http://proxy:1/x",
                 "http://proxy:1\n",
+                "http://[10.0.0.5]:3128",
+                "http://[:::]:3128",
+                "http://pro..xy:3128",
+                f"http://{'a' * 64}:3128",
             )
         ),
         (

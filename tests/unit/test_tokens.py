@@ -201,6 +201,18 @@ async def test_what_is_left_of_the_timeout_is_the_requests(network: Network, wat
     assert network.sent[0].timeout == 17.0
 
 
+async def test_a_server_of_tokens_that_takes_all_the_time_costs_no_attempt(network: Network, watch: Watch) -> None:
+    slow = network.send
+
+    async def send(request: Request) -> Answer:
+        watch.now += 20
+        return await slow(request)
+
+    network.send = send  # type: ignore[method-assign]  # the same, slower
+    assert await Tokens(network).send(HOOK) == NO_TOKEN
+    assert network.sent == []
+
+
 async def test_grants_that_are_gone_are_forgotten(network: Network) -> None:
     sending = Tokens(network)
     await sending.send(HOOK)
