@@ -25,13 +25,14 @@ from webhookd.model import Delivery, Ended, Endpoint, NoResponse, Postponed, Req
 from webhookd.payloads import Payload
 from webhookd.queues import STILL_SECONDS, EndpointQueue, Fed, Feed, Flight, Standing
 from webhookd.tasks import wait_for
-from webhookd.turns import ASIDE_AFTER, FOREVER, Turns
+from webhookd.turns import ASIDE_AFTER, FOREVER, STRANDED_SECONDS, Turns
 
 MOST_DELIVERIES = 20_000  # in memory, results that are not yet recorded included
 LEAST_DELIVERIES = 4_000  # in memory, however slow things go
 PATIENCE = 3.0  # seconds a delivery may wait for its endpoint, or be in flight, before the backlog holds it
 LEASE_MARGIN = 25.0  # seconds of a lease beyond the timeout of the attempt
 SWEEP_SECONDS = 0.25
+UNSEEN_SECONDS = 5.0  # without a look at our way out, from which on more is taken into memory that can have one
 SPILLED_MOST = 1_000  # deliveries that an endpoint may have in the backlog because it cannot keep up
 
 log = structlog.get_logger("webhookd.dispatcher")
@@ -148,7 +149,8 @@ class Dispatcher:
         return min(most - held + self._still, self._most_deliveries - held)
 
     def _is_waiting_for_a_way_out(self, now: float) -> bool:
-        return self._turns.stranded_at > 0 and (self._held > 0 or self._turns.is_stranded(now))
+        # What is held can look whether it is open again, unless it all waits for its endpoints.
+        return self._turns.is_stranded(now, UNSEEN_SECONDS if self._held else STRANDED_SECONDS)
 
     @property
     def in_flight(self) -> int:

@@ -82,9 +82,9 @@ class Turns:
             self.stranded_at = 0.0
         return (before > 0) != (self.stranded_at > 0)
 
-    def is_stranded(self, now: float) -> bool:
-        """True when nothing may start at all."""
-        return self.stranded_at > 0 and now < self.stranded_at + STRANDED_SECONDS
+    def is_stranded(self, now: float, seconds: float = STRANDED_SECONDS) -> bool:
+        """True when our way out was found shut in the last so many seconds; by default, when nothing starts."""
+        return self.stranded_at > 0 and now < self.stranded_at + seconds
 
     # Turns.
 

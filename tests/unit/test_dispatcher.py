@@ -14,7 +14,7 @@ import pytest
 
 from tests.waiting import until
 from webhookd.clock import Clock
-from webhookd.dispatcher import Dispatcher
+from webhookd.dispatcher import UNSEEN_SECONDS, Dispatcher
 from webhookd.errors import StoreUnavailable
 from webhookd.formats import FORMATS
 from webhookd.model import (
@@ -34,6 +34,7 @@ from webhookd.model import (
     RetryPolicy,
 )
 from webhookd.signing import SCHEMES
+from webhookd.turns import STRANDED_SECONDS
 
 DAY = datetime(2021, 1, 27, tzinfo=UTC)
 MB = 1_000_000
@@ -297,6 +298,34 @@ async def test_what_waits_for_a_hung_endpoint_is_spilled_and_others_flow() -> No
         assert len(parts.network.events(hung)) == 2
         gate.opened.set()
         await until(lambda: len(parts.recorder.delivered) == 3, "the answers")
+
+
+async def test_while_our_way_out_is_shut_little_is_taken_into_memory() -> None:
+    away = NoResponse("proxy_error", ours=True)
+    patient = hook(2, timeout=60.0)
+    async with running(HOOK, patient) as parts:
+        gate, held = Gate(away), Gate()
+        parts.network.answers = {HOOK.url: gate, patient.url: held}
+        parts.offer(1)
+        parts.offer(2, patient.id)
+        await until(lambda: parts.dispatcher.in_flight == 2, "both in flight")
+        gate.opened.set()
+        await until(lambda: parts.recorder.postponed, "our way out to be found shut")
+        assert parts.dispatcher.room == 0
+        assert parts.dispatcher.claimable(HOOK.id) == (0, 0.0)
+        shut_at = parts.dispatcher._turns.stranded_at
+        parts.dispatcher._turns.stranded_at = shut_at - STRANDED_SECONDS  # as if that had passed
+        assert parts.dispatcher.room == 0  # what is held can look
+        parts.dispatcher._turns.stranded_at = shut_at - UNSEEN_SECONDS
+        assert parts.dispatcher.room > 0  # but has not
+        parts.dispatcher._turns.stranded_at = shut_at - STRANDED_SECONDS
+        held.opened.set()
+        await until(lambda: parts.recorder.delivered, "nothing is held any longer")
+        assert parts.dispatcher.room > 0
+        parts.network.answers = {}
+        parts.offer(3)
+        await until(lambda: len(parts.recorder.delivered) == 2, "it is open again")
+        assert parts.dispatcher._turns.stranded_at == 0
 
 
 async def test_thousands_for_a_hung_endpoint_do_not_fill_the_memory() -> None:
