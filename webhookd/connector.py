@@ -32,6 +32,16 @@ class Protocol(ResponseHandler):
 
     used = False
     heard = False
+    _poll: "select.poll | None" = None
+
+    def has_unread(self) -> bool:
+        """True when the kernel has bytes of the peer, or its end, that the loop has not read yet."""
+        if self._poll is None:  # kept, since each delivery asks
+            if self.transport is None:
+                return True
+            self._poll = select.poll()
+            self._poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(self._poll.poll(0))
 
     def data_received(self, data: bytes) -> None:
         self.heard = True
@@ -72,7 +82,7 @@ class Connector(aiohttp.TCPConnector):
             protocol = protocol_of(connection)
             # Bytes that nobody asked for would answer the next request (aio-libs/aiohttp#13656), also those that the
             # kernel has and the loop has not read yet.
-            if not protocol.used or not (fresh or protocol.heard or protocol.should_close or _is_readable(connection)):
+            if not protocol.used or not (fresh or protocol.heard or protocol.should_close or protocol.has_unread()):
                 return connection
             abandon(connection)
 
@@ -182,12 +192,3 @@ def abandon(connection: Connection) -> None:
     if connection.transport is not None:
         connection.transport.abort()  # close() would first wait for a receiver that does not read
     connection.close()
-
-
-def _is_readable(connection: Connection) -> bool:
-    transport = connection.transport
-    if transport is None:
-        return True
-    poll = select.poll()
-    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
-    return bool(poll.poll(0))

@@ -58,20 +58,22 @@ class Width:
 class Pace:
     """At most `rate` starts a second, evenly but for a burst of a tenth of a second (GCRA, ITU-T I.371)."""
 
-    __slots__ = ("_next", "rate")
+    __slots__ = ("_early", "_next", "rate", "until")
 
     def __init__(self, rate: float) -> None:
-        self.rate = rate
         self._next = 0.0  # when the next start is due if they came evenly
+        self.change(rate)
+
+    def change(self, rate: float) -> None:
+        """Go on at another rate."""
+        self.rate = rate
+        self._early = max(BURST_SECONDS - 1 / rate, 0.0)
+        self.until = self._next - self._early  # the moment from which the next start is allowed
 
     def started(self, now: float) -> None:
         """Count a start."""
-        self._next = max(self._next, now) + 1 / self.rate
-
-    @property
-    def until(self) -> float:
-        """The moment from which the next start is allowed."""
-        return self._next - max(BURST_SECONDS - 1 / self.rate, 0.0)
+        self._next = (now if now > self._next else self._next) + 1 / self.rate
+        self.until = self._next - self._early
 
 
 def share(most: int, rank: int, live: int, key: int) -> int:

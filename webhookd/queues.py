@@ -127,8 +127,10 @@ class EndpointQueue:
 
     def until(self) -> float:
         """The moment from which the receiver, its breaker and its rate allow a start."""
-        asked = max(self.blocked_until, self.breaker.retry_at)
-        return asked if self.pace is None else max(asked, self.pace.until)
+        until, probe = self.blocked_until, self.breaker.retry_at
+        if probe > until:
+            until = probe
+        return self.pace.until if self.pace is not None and self.pace.until > until else until
 
     def is_shut(self, now: float) -> bool:
         """True when nothing may be sent, and what waits here had better be elsewhere."""
@@ -196,7 +198,7 @@ class EndpointQueue:
         elif self.pace is None:
             self.pace = Pace(rate)
         else:
-            self.pace.rate = rate
+            self.pace.change(rate)
         self._recount()
 
     def learn(self, signal: Signal, started: float, now: float) -> None:

@@ -159,7 +159,8 @@ class Sender:
             said = protocol.exception()
             raise said if isinstance(said, HttpProcessingError) else ConnectionResetError from None
         if len(content) <= _PIECE:
-            return await _head(protocol)
+            first = await protocol.read()
+            return first if _is_final(first[0]) else await _head(protocol, _INFORMATIONAL)
         # Beside the reading, because a receiver may answer without reading all. It needs no TaskGroup: it raises
         # nothing, does not outlive the connection, and the reader below is told when that is lost.
         upload = self._loop.create_task(_upload(writer, content))
@@ -198,11 +199,15 @@ async def _upload(writer: StreamWriter, content: bytes) -> None:
         await writer.write_eof()
 
 
-async def _head(protocol: Protocol) -> _Answer:
-    for _ in range(_INFORMATIONAL + 1):
-        message, body = await protocol.read()
-        if message.code == 101 or not 100 <= message.code < 200:
-            return message, body
+def _is_final(message: RawResponseMessage) -> bool:
+    return message.code >= 200 or message.code < 100 or message.code == 101
+
+
+async def _head(protocol: Protocol, most: int = _INFORMATIONAL + 1) -> _Answer:
+    for _ in range(most):
+        answer: _Answer = await protocol.read()
+        if _is_final(answer[0]):
+            return answer
     raise HttpProcessingError(message="more informational answers than anyone needs")
 
 
