@@ -274,8 +274,8 @@ async def test_what_waits_too_long_behind_a_dead_endpoint_is_a_range(
     async with daemon(config):
         await insert_many(sql, 20)
         await parked(sql)
-        events = [await insert(sql) for _ in range(5)]
-        await settled(sql, events[0], {"hook": "parked"})
+        events = await insert_many(sql, 50)  # more than are probed with in two seconds
+        await settled(sql, events[-1], {"hook": "parked"})
 
         async def over() -> bool:
             """One or another was probed with, and has a row."""
