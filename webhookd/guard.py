@@ -44,6 +44,7 @@ _AUTHORITY = re.compile(r"(?:\[(?P<literal>[^\[\]]*)\]|(?P<name>[^\[\]:]*))(?::(
 _LITERAL = re.compile(r"[0-9A-Fa-f:.]+(?:%25[A-Za-z0-9._~-]+)?")
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _PORT = re.compile(r"[0-9]{1,5}")
+_QUAD = re.compile(r"[0-9]+(?:\.[0-9]+){3}")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
@@ -84,6 +85,8 @@ def host_mistake(host: str, port: int, allow_networks: tuple[Network, ...]) -> s
     last = name.rpartition(".")[2]
     if last == "localhost":
         return address_mistake("127.0.0.1", port, allow_networks)
+    if _NUMBER.fullmatch(last) and not _QUAD.fullmatch(name):
+        return "a host that ends in a number is an address in disguise; write the address itself"
     if ":" in name or _NUMBER.fullmatch(last):
         return address_mistake(name, port, allow_networks)
     return None

@@ -131,6 +131,8 @@ def test_behind_a_proxy_an_address_in_disguise_is_refused_when_it_is_read(host: 
     egress = {"proxy": "http://proxy:3128", "allow_http": True}
     (mistake,) = mistakes({**orders(url=f"https://{host}/"), "egress": egress})
     assert mistake.startswith("webhookd.toml: [endpoint.orders] url: ")
+    disguised = "a host that ends in a number is an address in disguise; write the address itself"
+    assert (disguised in mistake) == (host in ("0x7f.1", "2130706433", "127.1"))
 
 
 def test_the_keys_that_seal() -> None:
