@@ -302,6 +302,8 @@ class Dispatcher:
         while (queue := self._turns.take(now)) is not None:
             delivery, payload = queue.ready.popleft()
             self._feeder.ask(queue)
+            if delivery.endpoint is not queue.endpoint:  # changed, however long ago whoever offered it had looked
+                delivery.follow(queue.endpoint)
             if delivery.start_by >= now:
                 return self._turns.start(queue, delivery, payload, now)
             # Too late for its lease: whoever claims it next sends it.

@@ -141,7 +141,6 @@ class Feeder:
                 self._on_gone(delivery, "payload_too_large" if delivery.event.id in found else "event_missing")
                 self.ask(queue)
             else:
-                delivery.endpoint = queue.endpoint  # it may have changed meanwhile
                 queue.ready.append((delivery, payload))
                 self._on_ready(queue)
         return True

@@ -167,6 +167,11 @@ class Delivery:
         """The number of the next attempt, from 1."""
         return self.attempts + 1
 
+    def follow(self, endpoint: Endpoint) -> None:
+        """Go to this endpoint, which it was offered for before it changed; its attempt still ends within its lease."""
+        self.start_by -= endpoint.timeout - self.endpoint.timeout
+        self.endpoint = endpoint
+
 
 @dataclass(frozen=True, slots=True)
 class Proxy:

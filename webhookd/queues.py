@@ -252,13 +252,9 @@ class EndpointQueue:
         self.limit = min(limit, width.most)
 
     def change(self, endpoint: Endpoint, host: Host) -> None:
-        """Go on with a changed endpoint, also for what is queued; its limits follow with the next `share`."""
+        """Go on with a changed endpoint; what is queued follows when it starts, its limits with the next `share`."""
         self.endpoint = endpoint
         self.host = host
-        for delivery, _ in self.ready:
-            delivery.endpoint = endpoint
-        for delivery in self.waiting:
-            delivery.endpoint = endpoint
 
     def take_all(self) -> list[tuple[Delivery, Payload | None]]:
         """Take out everything that is not in flight."""

@@ -132,16 +132,16 @@ class Retrier:
             # A lease may have run out while the database was away and the result waited here: it is no reason to
             # send once more. What was written while the claim was under way had waited before.
             unwritten = self._recorder.unwritten()
+            asked_at = time.monotonic()  # no lease has begun before, however long the answer takes
             found = await self._backlog.claim(wanted)
             unwritten |= self._recorder.unwritten()
             if rows := [row for row in found if (row.event_id, row.endpoint_id, row.attempts) not in unwritten]:
-                await self._offer(rows, asked)
+                await self._offer(rows, asked, asked_at)
                 return max(self._look_seconds / 10, least)
         upcoming = min((due_in for due_in in owing.values() if due_in > 0), default=self._look_seconds)
         return max(min(upcoming, self._look_seconds), least)
 
-    async def _offer(self, rows: Sequence[Claimed], asked: dict[int, tuple[Endpoint, float]]) -> None:
-        claimed_at = time.monotonic()
+    async def _offer(self, rows: Sequence[Claimed], asked: dict[int, tuple[Endpoint, float]], asked_at: float) -> None:
         moments = [row.event_at for row in rows]
         # When this fails the leases run out, and the rows are claimed again.
         found = await self._heads.heads(list({row.event_id for row in rows}), min(moments), max(moments))
@@ -150,14 +150,14 @@ class Retrier:
             endpoint, lease = asked[row.endpoint_id]
             # Changed since, or gone: then the dispatcher has no queue for it, and puts the row back.
             endpoint = self._endpoint(row.endpoint_id) or endpoint
-            start_by = claimed_at + lease - endpoint.timeout - START_MARGIN
+            start_by = asked_at + lease - endpoint.timeout - START_MARGIN
             event = events.get(row.event_id)
             if event is None:
-                delivery = Delivery(_gone(row), endpoint, None, row.attempts, row.clock_from, claimed_at, start_by)
+                delivery = Delivery(_gone(row), endpoint, None, row.attempts, row.clock_from, asked_at, start_by)
                 self._recorder.put(Result(delivery, None, Ended("rejected", "event_missing")))
                 continue
             # What is owed was due before its horizon, so it has this attempt, however late we or its endpoint are.
-            self._dispatcher.offer(Delivery(event, endpoint, None, row.attempts, row.clock_from, claimed_at, start_by))
+            self._dispatcher.offer(Delivery(event, endpoint, None, row.attempts, row.clock_from, asked_at, start_by))
 
 
 def _gone(row: Claimed) -> Event:

@@ -25,6 +25,7 @@ from webhookd.model import (
     Ended,
     Endpoint,
     Event,
+    Key,
     NoResponse,
     Postponed,
     Request,
@@ -771,6 +772,49 @@ async def test_what_is_queued_follows_its_endpoint() -> None:
         gate.set()
         await until(lambda: len(parts.recorder.delivered) == 2, "both")
         assert len(parts.network.events(first)) == len(parts.network.events(moved)) == 1
+
+
+async def test_what_is_offered_for_an_endpoint_as_it_was_goes_where_it_is_now() -> None:
+    first = hook(1, signature=SCHEMES["standard"], secrets=(Key("v1", b"old secret, visibly fake"),))
+    moved = replace(first, url="https://moved.example/", secrets=(Key("v1", b"new secret, visibly fake"),))
+    signed: dict[str, str] = {}
+
+    async def keep(request: Request) -> Answer:
+        signed[request.headers["webhook-id"]] = request.headers["webhook-signature"]
+        return Response(200)
+
+    other, gate = hook(2), Gate()
+    async with running(first, other) as parts:
+        parts.network.answers = {moved.url: keep, other.url: gate}
+        for event in (1, 2):
+            parts.offer(event, other.id)
+        await until(lambda: parts.dispatcher.in_flight == 2, "the payloads to be at hand")
+        parts.dispatcher.configure([moved, other], parts.settings)
+        parts.offer(1)  # by who had looked before
+        parts.offer(2, claimed=True)
+        await until(lambda: len(parts.recorder.delivered) == 2, "both")
+        assert len(parts.network.events(moved)) == len(signed) == 2
+        assert not parts.network.events(first)
+        gate.opened.set()
+        sent = {result.delivery.event.event_id: result.attempt for result in parts.recorder.results}
+        for event_id, signature in signed.items():
+            attempt = sent[event_id]
+            assert attempt is not None
+            moments = (int(attempt.at) - 1, int(attempt.at), int(attempt.at) + 1)
+            assert ("webhook-signature", signature) in [
+                pair for moment in moments for pair in SCHEMES["standard"](moved.secrets, event_id, moment, b"\0\0")
+            ]
+
+
+async def test_a_timeout_that_was_raised_meanwhile_ends_within_the_lease_too() -> None:
+    first = hook(1, timeout=5.0)
+    async with running(first) as parts:
+        parts.dispatcher.configure([replace(first, timeout=20.0)], parts.settings)
+        parts.offer(1, claimed=True, start_by=time.monotonic() + 10)  # 15 s before its lease ends
+        parts.offer(2, claimed=True, start_by=time.monotonic() + 25)
+        await until(lambda: parts.recorder.delivered, "what has the time")
+        assert [event for _, event in parts.network.sent] == ["evt_2"]
+        assert parts.empty
 
 
 async def test_a_change_forgets_neither_what_is_in_flight_nor_what_the_receiver_asked_for() -> None:

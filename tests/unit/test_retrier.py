@@ -154,6 +154,20 @@ async def test_a_due_row_is_offered_with_its_past(parts: Parts) -> None:
     assert [claim[:3] for claims in parts.store.claims for claim in claims] == [(1, 10, LEASE)]
 
 
+async def test_a_lease_may_have_begun_when_its_claim_was_sent(parts: Parts) -> None:
+    moments: list[float] = []
+
+    def slow() -> None:
+        moments.append(time.monotonic())
+        time.sleep(0.05)
+
+    parts.store.rows = [row(7)]
+    parts.store.claimed = slow
+    async with running(parts):
+        await until(lambda: parts.dispatcher.offered, "the delivery")
+    assert parts.dispatcher.offered[0].start_by <= moments[0] + LEASE - HOOK.timeout - START_MARGIN
+
+
 async def test_only_endpoints_with_room_are_asked_for(parts: Parts) -> None:
     parts.dispatcher.rooms = {1: 0, 2: 3}
     parts.store.rows = [row(n) for n in range(5)] + [row(n, endpoint=2) for n in range(5)] + [row(9, endpoint=9)]
