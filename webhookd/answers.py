@@ -48,8 +48,6 @@ class Answers:
         """Decide what it means, and have it recorded. `at`: when the attempt began, on the database's clock."""
         queue, delivery, seconds = flight.queue, flight.delivery, now - flight.started
         queue.learn(outcome.signal(answer), flight.started, now)
-        if delivery.batch is None and not delivery.attempts:
-            queue.spilled = max(queue.spilled - 1, 0)
         attempt = outcome.attempt_of(answer, delivery.attempt, at, round(seconds * 1000))
         if attempt.ok:
             queue.succeeded(flight.started, now)

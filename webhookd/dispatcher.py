@@ -23,7 +23,7 @@ from webhookd.feeder import AHEAD, Feeder, Store
 from webhookd.limiter import share
 from webhookd.model import Delivery, Ended, Endpoint, NoResponse, Postponed, Request, Response, Result
 from webhookd.payloads import Payload
-from webhookd.queues import STILL_SECONDS, EndpointQueue, Fed, Feed, Flight, Standing
+from webhookd.queues import SPILLED_MOST, STILL_SECONDS, EndpointQueue, Fed, Feed, Flight, Standing
 from webhookd.tasks import wait_for
 from webhookd.turns import ASIDE_AFTER, FOREVER, STRANDED_SECONDS, Turns
 
@@ -33,7 +33,6 @@ PATIENCE = 3.0  # seconds a delivery may wait for its endpoint, or be in flight,
 LEASE_MARGIN = 25.0  # seconds of a lease beyond the timeout of the attempt
 SWEEP_SECONDS = 0.25
 UNSEEN_SECONDS = 5.0  # without a look at our way out, from which on more is taken into memory that can have one
-SPILLED_MOST = 1_000  # deliveries that an endpoint may have in the backlog because it cannot keep up
 
 log = structlog.get_logger("webhookd.dispatcher")
 
@@ -172,9 +171,14 @@ class Dispatcher:
         return queue is not None and bool(queue.flying or queue.queued)
 
     def is_well(self, endpoint_id: int) -> bool:
-        """True when this endpoint takes what it gets, and little of it had to be put off."""
+        """True when this endpoint takes what it gets."""
         queue = self._queues.get(endpoint_id)
-        return queue is not None and queue.is_well() and queue.spilled < SPILLED_MOST // 2
+        return queue is not None and queue.is_well()
+
+    def keeps_up(self, endpoint_id: int) -> None:
+        """Begin anew to count what is put off for this endpoint, since little of it is owed still."""
+        if (queue := self._queues.get(endpoint_id)) is not None:
+            queue.spilled = 0
 
     def breaker(self, endpoint_id: int) -> tuple[int, float]:
         """How often this endpoint has failed, 0 when its breaker is closed, and the seconds until it is probed."""

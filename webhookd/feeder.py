@@ -151,3 +151,5 @@ class Feeder:
         for queue, delivery in reversed(chosen):
             queue.waiting.appendleft(delivery)
             self.ask(queue)
+        for queue in {queue for queue, _ in chosen}:
+            self._on_ready(queue)  # nothing is, but one whose endpoint went meanwhile is asked by nobody again

@@ -20,7 +20,7 @@ from webhookd.errors import SchemaMismatch, StoreUnavailable
 from webhookd.model import Delivery, Endpoint, Window
 from webhookd.pages import Pages, Taken
 from webhookd.parking import Cursor, Parking
-from webhookd.queues import Fed, Feed
+from webhookd.queues import SPILLED_MOST, Fed, Feed
 from webhookd.tasks import wait_for
 
 LOOK_SECONDS = 0.5
@@ -46,6 +46,7 @@ class Store(Protocol):
     async def take(self, owner: int, ours: Sequence[int], steady_until: float, dead_after: float, most: int) -> int: ...
     async def breakers(self, breakers: dict[int, tuple[int, float]], owner: int) -> None: ...
     async def forget(self) -> None: ...
+    async def owing_little(self, endpoint_ids: Sequence[int], most: int) -> set[int]: ...
     async def newest(self) -> int: ...
     async def settled(self, pairs: Sequence[tuple[int, int]], lo: datetime) -> set[tuple[int, int]]: ...
 
@@ -58,6 +59,7 @@ class Dispatcher(Protocol):
     def claimable(self, endpoint_id: int) -> tuple[int, float]: ...
     def is_busy(self, endpoint_id: int) -> bool: ...
     def is_well(self, endpoint_id: int) -> bool: ...
+    def keeps_up(self, endpoint_id: int) -> None: ...
     def breaker(self, endpoint_id: int) -> tuple[int, float]: ...
     def follow(self, fed: Mapping[int, Fed]) -> None: ...
     def offer(self, delivery: Delivery) -> None: ...
@@ -218,6 +220,8 @@ class Follower:
         """Park or disable those that do not work; to those that are parked already it does nothing."""
         for trouble in ("failing", "saturated"):
             ids = [id_ for id_, why in troubles.items() if why == trouble]
+            if trouble == "saturated" and ids:
+                ids = await self._behind(ids)
             if ids:
                 await self._store.park({id_: self._dispatcher.breaker(id_) for id_ in ids}, trouble, self._owner)
                 log.info("parked", endpoints=len(ids), reason=trouble)
@@ -225,6 +229,13 @@ class Follower:
             if await self._store.disable(id_, "http_410"):
                 endpoint = self._endpoint(id_)
                 log.warning("endpoint_disabled", endpoint=endpoint and endpoint.label, reason="http_410")
+
+    async def _behind(self, endpoint_ids: Sequence[int]) -> list[int]:
+        """Those that cannot keep up; what one daemon puts off, another may have sent long since."""
+        little = await self._store.owing_little(endpoint_ids, SPILLED_MOST // 2)
+        for id_ in little:
+            self._dispatcher.keeps_up(id_)
+        return [id_ for id_ in endpoint_ids if id_ not in little]
 
     async def _take_over(self) -> None:
         """Become the sender of our part of those that have none."""
@@ -282,6 +293,9 @@ class Follower:
                 and self._dispatcher.is_well(row.endpoint_id)
             ):
                 well[row.endpoint_id] = row.epoch
+        if well:
+            little = await self._store.owing_little(list(well), SPILLED_MOST // 2)
+            well = {id_: epoch for id_, epoch in well.items() if id_ in little}
         if idle:
             await self._store.unpark_idle(idle)
         if well:

@@ -12,6 +12,7 @@ from webhookd.payloads import Payload
 from webhookd.rotation import Rotation
 
 QUEUED = 200  # deliveries that may wait for an endpoint whatever its pace
+SPILLED_MOST = 1_000  # deliveries that an endpoint may have in the backlog because it cannot keep up
 PACE_WEIGHT = 0.05  # of the newest latency in its moving average
 SLOW_SECONDS = 1.0  # of latency: such an endpoint shares half of the daemon's slots with others of its kind
 STILL_SECONDS = 0.05  # without an answer while something is in flight: what waits there may wait for long
@@ -108,7 +109,7 @@ class EndpointQueue:
         self.standing = Standing.PROVEN
         self.breaker = Breaker()
         self.feed = Feed.MEMORY
-        self.spilled = 0  # deliveries that the backlog has because it could not keep up
+        self.spilled = 0  # deliveries put off because it could not keep up; how many are left, the backlog knows
         self.gone = 0  # answers of 410 in a row
         self.limit = endpoint.max_in_flight  # attempts at one time, as things stand
         self._width = Width(endpoint.max_in_flight)
@@ -242,6 +243,7 @@ class EndpointQueue:
         if feed is Feed.CURSOR and self.feed is not feed and fails > self.breaker.fails:
             self.breaker.reopen(fails, retry_at)
         self.feed = feed
+        self.spilled = 0
 
     def _recount(self) -> None:
         if self.feed is Feed.NONE:

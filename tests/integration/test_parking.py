@@ -165,6 +165,7 @@ async def test_one_that_cannot_keep_up_reads_the_log(
     sql: Sql, receiver: Receiver, daemon: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatcher, "SPILLED_MOST", 100)
+    monkeypatch.setattr(follower, "SPILLED_MOST", 100)
     quick = asyncio.Event()
 
     async def slow(_: Got) -> web.Response:
@@ -188,6 +189,47 @@ async def test_one_that_cannot_keep_up_reads_the_log(
         await live(sql)
         await each_once(sql, 3000)
     assert await told(sql) == []  # it has not failed
+
+
+async def test_one_that_cannot_keep_up_is_live_again_whoever_sent_what_another_had_put_off(
+    sql: Sql, receiver: Receiver, daemon: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One slot, so of two daemons one puts off all it reads, and the other sends it."""
+    monkeypatch.setattr(dispatcher, "SPILLED_MOST", 100)
+    monkeypatch.setattr(follower, "SPILLED_MOST", 100)
+    quick = asyncio.Event()
+
+    async def slow(_: Got) -> web.Response:
+        await asyncio.sleep(0.0 if quick.is_set() else 0.1)
+        return web.Response()
+
+    receiver.scripts["hook"] = slow
+    config = configuration({"hook": {"url": receiver.url("hook"), "max_in_flight": 1}})
+    async with daemon(config), daemon(config):
+        for _ in range(30):
+            await insert_many(sql, 20)
+            await asyncio.sleep(0.01)
+        await parked(sql, "saturated")
+        quick.set()
+        await finished(sql)
+        await live(sql)
+    await each_once(sql, 600)
+
+
+async def test_one_that_cannot_keep_up_is_live_again_when_the_time_of_what_it_was_owed_is_over(
+    sql: Sql, receiver: Receiver, daemon: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that end without an answer are none that it has to take."""
+    monkeypatch.setattr(dispatcher, "SPILLED_MOST", 100)
+    monkeypatch.setattr(follower, "SPILLED_MOST", 100)
+    answered = receiver.hangs("hook")
+    config = configuration({"hook": {"url": receiver.url("hook"), "max_in_flight": 1}})
+    async with daemon(config):
+        await insert_many(sql, 300)
+        await parked(sql, "saturated")
+        await sql.execute("UPDATE webhookd.backlog SET state = 'exhausted' WHERE due <= now()")
+        answered.set()
+        await live(sql)
 
 
 async def test_only_the_owner_sends_and_another_daemon_takes_over(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.waiting import until
+from webhookd import feeder
 from webhookd.clock import Clock
 from webhookd.dispatcher import UNSEEN_SECONDS, Dispatcher
 from webhookd.errors import StoreUnavailable
@@ -957,6 +958,27 @@ async def test_a_share_of_nothing_is_left_to_the_others() -> None:
         assert parts.dispatcher.claimable(1)[0] > 0
         parts.offer(2)
         await until(lambda: parts.recorder.delivered == [2], "it")
+
+
+async def test_what_a_failed_fetch_puts_back_leaves_memory_if_its_endpoint_has_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another takes the payload budget meanwhile, and nobody asks for a queue that is no longer there."""
+    monkeypatch.setattr(feeder, "AWAY_SECONDS", 0.01)
+    stays, goes = hook(1), hook(2)
+    async with running(stays, goes, patience=600.0) as parts:
+        gate = parts.network.answers[stays.url] = Gate()
+        parts.store.open.clear()
+        parts.store.troubles = [StoreUnavailable("away")]
+        parts.offer(1, goes.id, size=20 * MB)
+        await until(lambda: parts.store.fetches, "the fetch")
+        parts.offer(2, stays.id, size=20 * MB)
+        parts.dispatcher.configure([stays], parts.settings)
+        parts.store.open.set()
+        await until(lambda: [result.delivery.event.id for result in parts.recorder.postponed] == [1], "it to be owed")
+        gate.opened.set()
+        await until(lambda: parts.recorder.delivered == [2], "the other")
+        assert parts.empty
 
 
 async def test_nothing_more_is_taken_while_results_cannot_be_written() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
@@ -14,6 +15,7 @@ from webhookd.follower import Dispatcher, Follower, Recorder, Store
 from webhookd.model import Endpoint
 from webhookd.pages import Pages
 from webhookd.parking import Parked, Parking
+from webhookd.queues import SPILLED_MOST
 
 
 class Tables:
@@ -27,6 +29,9 @@ class Tables:
     async def version(self) -> int:
         return 0
 
+    async def owing_little(self, endpoint_ids: Sequence[int], most: int) -> set[int]:
+        return set()
+
     async def park(self, breakers: dict[int, tuple[int, float]], why: str, owner: int) -> None:
         if self.during:
             self.during.pop()()
@@ -39,11 +44,17 @@ class Tables:
 class Nobody:
     """A dispatcher without queues."""
 
+    def __init__(self) -> None:
+        self.counted_anew: list[int] = []
+
     def follow(self, fed: object) -> None:
         pass
 
     def breaker(self, endpoint_id: int) -> tuple[int, float]:
         return 1, 1.0
+
+    def keeps_up(self, endpoint_id: int) -> None:
+        self.counted_anew.append(endpoint_id)
 
 
 def follow(store: Tables, dispatcher: Nobody | None = None, endpoint: Endpoint | None = None) -> Follower:
@@ -109,6 +120,7 @@ class Ranges(Tables):
         self.changes = 0
         self.looks = 0
         self.unparked: list[int] = []
+        self.owed = 0
 
     async def version(self) -> int:
         return self.changes
@@ -128,6 +140,9 @@ class Ranges(Tables):
         return 0
 
     async def forget(self) -> None: ...
+
+    async def owing_little(self, endpoint_ids: Sequence[int], most: int) -> set[int]:
+        return {id_ for id_ in endpoint_ids if self.owed < most}
 
     async def unpark(self, epochs: dict[int, int], owner: int) -> None:
         self.unparked += epochs
@@ -162,6 +177,41 @@ async def test_an_endpoint_is_live_again_only_when_no_older_range_has_more() -> 
         store.next_batch, store.changes = 9, 1
         await until(lambda: store.unparked[:1] == [1], "it to be live again")
         following.stop()
+
+
+async def test_an_endpoint_is_live_again_only_when_little_of_it_is_in_the_backlog() -> None:
+    """Whoever put it there, and whoever sent it."""
+    store = Ranges()
+    store.next_batch, store.owed = 9, SPILLED_MOST // 2
+    following = follow(store, Well(), endpoint=HOOK)
+    following.changed()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(following.run())
+        await until(lambda: store.looks > 5, "some looks")
+        assert store.unparked == []
+        store.owed -= 1
+        await until(lambda: store.unparked[:1] == [1], "it to be live again")
+        following.stop()
+
+
+class Clear(Tables):
+    """A store in which little is owed to the first endpoint."""
+
+    async def owing_little(self, endpoint_ids: Sequence[int], most: int) -> set[int]:
+        return {1} & set(endpoint_ids)
+
+
+async def test_one_whose_backlog_is_small_is_not_parked_for_what_was_put_off() -> None:
+    store, dispatcher = Clear(), Nobody()
+    following = follow(store, dispatcher)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(following.run())
+        for endpoint in (1, 2):
+            following.trouble(endpoint, "saturated")
+        await until(lambda: store.parked, "the other to be parked")
+        following.stop()
+    assert store.parked == [("saturated", [2])]
+    assert dispatcher.counted_anew == [1]
 
 
 class Many(Tables):

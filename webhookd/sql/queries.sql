@@ -203,6 +203,13 @@ WITH gone AS (
   RETURNING endpoint_id)
 UPDATE webhookd.config_version SET parked = parked + 1 WHERE EXISTS (SELECT FROM gone);
 
+-- name: owing_little
+-- Of these endpoints, those that have little in the backlog that is due, whoever put it there. It is counted no further than that.
+SELECT u.id FROM unnest($1::int[]) u(id) CROSS JOIN LATERAL (
+  SELECT count(*) AS rows FROM (
+    SELECT FROM webhookd.backlog b WHERE b.endpoint_id = u.id AND b.state = 'retry' AND b.due <= now() ORDER BY b.due LIMIT $2) r) c
+ WHERE c.rows < $2;
+
 -- name: batches_from
 -- The log as a cursor reads it.
 SELECT id, cut_at, outbox_ids, lo, hi FROM webhookd.batch WHERE id >= $1 ORDER BY id LIMIT $2;

@@ -84,6 +84,10 @@ class ParkingStore:
         """Delete cursors that nobody needs any longer."""
         await self._database.fetch(QUERIES["forget_parked"])
 
+    async def owing_little(self, endpoint_ids: Sequence[int], most: int) -> set[int]:
+        """Those of these endpoints that have fewer than `most` deliveries in the backlog that are due."""
+        return {row[0] for row in await self._database.fetch(QUERIES["owing_little"], endpoint_ids, most)}
+
     async def newest(self) -> int:
         """The last batch of the log."""
         return int((await self._database.fetch_row(QUERIES["newest_batch"]))[0])
