@@ -14,6 +14,7 @@ from webhookd.tasks import wait_for
 BEAT_SECONDS = 5.0
 DEAD_AFTER_BEATS = 3  # a daemon that missed so many is dead to the others
 SILENT_AFTER_BEATS = 2  # one that could not beat for so long starts no attempts
+AGAIN = 0.2  # of the time between two beats, after which one that failed is tried again
 TIDY_SECONDS = 3600.0
 TIDY_ON = 0.5  # seconds between two pieces of the work
 TIDY_AGAIN = 60.0  # when a lock was in the way: each try may hold up INSERTs for the 50 ms that it waits
@@ -99,6 +100,7 @@ class Janitor:
         self._stopped = asyncio.Event()
         self._unbroken_since: float | None = None
         self._last_beat = time.monotonic()
+        self._silence: asyncio.TimerHandle | None = None  # falls when we have not been heard for too long
         self._told: set[tuple[str, str | None]] = set()  # problems that the log has already
 
     @property
@@ -112,19 +114,27 @@ class Janitor:
 
     async def run(self) -> None:
         """Beat until stopped, and see to the tables meanwhile."""
-        async with asyncio.TaskGroup() as tasks:
-            tidying = tasks.create_task(self._tidy())
-            await self._beats()
-            tidying.cancel()
+        self._heard(self._last_beat)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tidying = tasks.create_task(self._tidy())
+                await self._beats()
+                tidying.cancel()
+        finally:
+            if self._silence is not None:
+                self._silence.cancel()
 
     async def _beats(self) -> None:
         while True:
+            pause = self._beat_seconds
             try:
                 async with asyncio.timeout(self._beat_seconds):  # a silent database must not keep us from noticing
                     await self._beat()
             except (StoreUnavailable, SchemaMismatch, TimeoutError) as error:
-                self._missed(str(error))
-            if await wait_for(self._stopped, self._beat_seconds):
+                silent = time.monotonic() - self._last_beat
+                log.debug("beat_missed", seconds=round(silent, 1), reason=str(error))
+                pause *= AGAIN  # a connection that was ended must not cost a third of what we have to live
+            if await wait_for(self._stopped, pause):
                 return
 
     async def _beat(self) -> None:
@@ -140,6 +150,7 @@ class Janitor:
         if self._unbroken_since is None or asked - self._last_beat > self._beat_seconds * SILENT_AFTER_BEATS:
             self._unbroken_since = asked
         self._last_beat = answered
+        self._heard(asked)
         steady = asked - self._unbroken_since >= self.dead_after
         self._on_beat(beat, self._low, steady)
         if steady and (silenced := await self._store.silence(self._daemon, self.dead_after)):
@@ -173,9 +184,13 @@ class Janitor:
             log.warning("cursor_lags", endpoint_id=endpoint_id, seconds=round(seconds), kept=keep.events)
         return TIDY_SECONDS
 
-    def _missed(self, problem: str) -> None:
-        silent = time.monotonic() - self._last_beat
-        log.debug("beat_missed", seconds=round(silent, 1), reason=problem)
-        if silent > self._beat_seconds * SILENT_AFTER_BEATS:
-            self._unbroken_since = None
-            self._on_silence()
+    def _heard(self, at: float) -> None:
+        """Fall silent so long after it, and not only when a beat is missed: what is sent then may be others' already."""
+        if self._silence is not None:
+            self._silence.cancel()
+        left = at + self._beat_seconds * SILENT_AFTER_BEATS - time.monotonic()
+        self._silence = asyncio.get_running_loop().call_later(left, self._fall_silent)
+
+    def _fall_silent(self) -> None:
+        self._unbroken_since = None
+        self._on_silence()

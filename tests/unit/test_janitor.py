@@ -40,11 +40,15 @@ class Tables:
         self.swept = [0]
         self.lags: dict[int, float] = {}
         self.known = True
+        self.away = 0  # so many beats fail
         self.beats = 0
         self.asked: list[str] = []
 
     async def beat(self, daemon: int, low: int, dead_after: float, listen_pid: int | None = None) -> Heard:
         self.beats += 1
+        if self.away:
+            self.away -= 1
+            raise StoreUnavailable("the connection was ended")
         return Heard(known=self.known)
 
     async def silence(self, daemon: int, dead_after: float) -> int:
@@ -70,8 +74,25 @@ class Tables:
 
 
 @asynccontextmanager
-async def running(tables: Tables, keep: Keep = Keep()) -> AsyncIterator[Janitor]:  # noqa: B008 - it is frozen
-    made = Janitor(tables, 1, 0, Clock(), keep, on_beat=lambda *_: None, on_silence=lambda: None, beat_seconds=0.05)
+async def running(
+    tables: Tables,
+    keep: Keep = Keep(),  # noqa: B008 - it is frozen
+    *,
+    said: list[str] | None = None,
+    beat_seconds: float = 0.05,
+) -> AsyncIterator[Janitor]:
+    """`said` is what it tells the daemon, in that order."""
+    telling = [] if said is None else said
+    made = Janitor(
+        tables,
+        1,
+        0,
+        Clock(),
+        keep,
+        on_beat=lambda *_: telling.append("beat"),
+        on_silence=lambda: telling.append("silence"),
+        beat_seconds=beat_seconds,
+    )
     async with asyncio.TaskGroup() as group:
         group.create_task(made.run())
         yield made
@@ -132,3 +153,30 @@ async def test_a_daemon_that_the_database_forgot_ends_with_all_that_it_has() -> 
     with pytest.RaisesGroup(Moved, flatten_subgroups=True):
         async with running(tables):
             await asyncio.sleep(10)
+
+
+async def test_a_beat_that_failed_is_tried_again_before_the_next_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(janitor, "AGAIN", 0.0)
+    tables, said = Tables(), list[str]()
+    tables.away = 3
+    async with running(tables, said=said, beat_seconds=600.0):
+        await until(lambda: said, "the database has heard us")
+    assert (said, tables.beats) == (["beat"], 4)
+
+
+async def test_who_is_not_heard_falls_silent_whenever_the_next_beat_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(janitor, "AGAIN", 1e6)
+    tables, said = Tables(), list[str]()
+    tables.away = 1
+    async with running(tables, said=said):
+        await until(lambda: said, "it starts nothing any more")
+    assert (said, tables.beats) == (["silence"], 1)
+
+
+async def test_who_is_heard_again_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(janitor, "AGAIN", 2.5)
+    tables, said = Tables(), list[str]()
+    tables.away = 1
+    async with running(tables, said=said):
+        await until(lambda: said[-1:] == ["beat"], "it is alive again")
+    assert said[0] == "silence"
