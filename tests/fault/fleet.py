@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from tests.planted import SECRET, said_in
-from tests.waiting import until
+from tests.waiting import HANGS, until
 
 ROOT = Path(__file__).parents[2]
-START_SECONDS = 30.0
 
 
 class Started:
@@ -44,7 +43,7 @@ class Started:
                 raise AssertionError(f"ended with {self.process.returncode}: {self.log()[-2000:]}")
             return self._stdout.read_text().split()
 
-        return (await until(said, "the process is ready", START_SECONDS))[1:]
+        return (await until(said, "the process is ready"))[1:]
 
     def log(self) -> str:
         """What it wrote to stderr."""
@@ -56,7 +55,7 @@ class Started:
             with suppress(ProcessLookupError):
                 self.process.send_signal(which)
 
-    async def ended(self, seconds: float) -> int:
+    async def ended(self, seconds: float = HANGS) -> int:
         """The exit code, which must come within `seconds`."""
         try:
             async with timeout(seconds):
@@ -159,7 +158,7 @@ class Fleet:
         self.daemons[name] = started
         return started
 
-    async def stop(self, name: str, seconds: float = 30.0) -> None:
+    async def stop(self, name: str, seconds: float = HANGS) -> None:
         """Stop it in order, which must work."""
         daemon = self.daemons[name]
         daemon.send(signal.SIGTERM)

@@ -16,7 +16,7 @@ from tests.conftest import connected
 from tests.fault.fleet import ROOT
 from tests.integration.conftest import Receiver, Sql, eventually, insert, insert_many
 from tests.planted import SECRET
-from tests.waiting import until
+from tests.waiting import HANGS, until
 from webhookd.config import Config, build
 
 WITHIN = 1.0  # seconds, in which the good endpoint has its event whatever the others do
@@ -134,7 +134,7 @@ class Siege:
             found[row["name"]].append(Attempt(*row))
         return dict(found)
 
-    async def met(self, condition: Callable[[Sequence[Attempt]], bool], what: str, timeout: float = 15.0) -> None:
+    async def met(self, condition: Callable[[Sequence[Attempt]], bool], what: str, timeout: float = HANGS) -> None:
         """Wait until the attempts at each hostile endpoint are so."""
         missing: list[str] = []
 
@@ -174,7 +174,7 @@ async def _flow(connection: Sql, receiver: Receiver, others: Others, over: async
     while not over.is_set():
         event_id = await insert(connection, type="good")
         committed = time.monotonic()
-        await until(lambda: event_id in receiver.events("good"), "the good endpoint has it", 10)  # noqa: B023
+        await until(lambda: event_id in receiver.events("good"), "the good endpoint has it")  # noqa: B023
         others.latencies.append(time.monotonic() - committed)
         await asyncio.sleep(0.02)
 

@@ -44,9 +44,9 @@ async def test_a_message_gets_lost(
         await watched.fetch("SELECT * FROM webhookd.cut(5000, 500, NULL)")
     proxy.lose(part, statement)
     proxy.heal()
-    await until(lambda: processes.receiver.count("healthy") >= len(events), "all are received", 20)
+    await until(lambda: processes.receiver.count("healthy") >= len(events), "all are received")
     processes.receiver.heal()
-    assert await wait_until_settled(watched, 20)
+    assert await wait_until_settled(watched)
     assert proxy.lost == 1
     verdict = await judge(watched, events, processes.receiver.receipts(), ["healthy", "failing"])
     claims = await watched.fetchval("SELECT max(claims) FROM webhookd.batch WHERE outbox_ids <> '{}'")
@@ -71,7 +71,7 @@ async def test_ten_seconds_without_a_database(
     receiver = processes.receiver
     async with asyncio.TaskGroup() as load:
         load.create_task(writers.run())
-        await until(lambda: receiver.count("healthy") > 100, "the load flows", 20)
+        await until(lambda: receiver.count("healthy") > 100, "the load flows")
         proxy.cut()
         await asyncio.sleep(4)
         before = len(receiver.receipts())
@@ -83,7 +83,7 @@ async def test_ten_seconds_without_a_database(
         writers.stop()
     proxy.heal()
     receiver.heal()
-    assert await wait_until_settled(watched, 40), processes.log()
+    assert await wait_until_settled(watched), processes.log()
     verdict = await judge(watched, writers.committed, receiver.receipts(), paths)
     taken = await watched.fetchval(TAKEN)
     print(verdict, "MiB", [size // 1024**2 for size in memory], "taken", taken)  # noqa: T201 - the figures
@@ -121,7 +121,7 @@ async def test_an_outage_makes_no_daemon_look_dead(
         await asyncio.sleep(2 * DEAD_AFTER)
         proxy.heal()
         again = "SELECT min(beat_at) > $1::timestamptz + $2::float8 * interval '1 s' FROM webhookd.daemon"
-        await until(lambda: watched.fetchval(again, before, 4 * DEAD_AFTER), "both beat again", 20)  # noqa: B023
+        await until(lambda: watched.fetchval(again, before, 4 * DEAD_AFTER), "both beat again")  # noqa: B023
     taken = await watched.fetchval("SELECT count(*) FROM audit.taken")  # their own by themselves included
     sent = processes.receiver.count("hold", 0)
     assert (taken, sent) == (0, len(events)), f"{taken} adoptions of batches in flight at living daemons"
@@ -144,7 +144,7 @@ async def test_who_cannot_beat_starts_no_attempts(
     after = receiver.count("slow")
     proxy.heal()
     assert after <= before + 1, f"{after - before} attempts of a daemon that everybody takes for dead"
-    assert await wait_until_settled(watched, 30)
+    assert await wait_until_settled(watched)
 
 
 @pytest.mark.long

@@ -155,13 +155,13 @@ async def test_every_event_of_the_new_primary_is_delivered(
     before = Writers(pair.primary, seed)
     async with asyncio.TaskGroup() as load:
         load.create_task(before.run())
-        await until(lambda: receiver.count("healthy") > 100, "the load flows", 20)
+        await until(lambda: receiver.count("healthy") > 100, "the load flows")
         await pair.lag()
         kept = len(before.committed)
-        await until(lambda: len(before.committed) > kept + 150, "there is much to lose", 20)
+        await until(lambda: len(before.committed) > kept + 150, "there is much to lose")
         before.stop()
     written = before.committed | await insert(watched, events_of(0, HELD))
-    await until(lambda: receiver.count("healthy") > kept + 100, "some of it is delivered", 20)
+    await until(lambda: receiver.count("healthy") > kept + 100, "some of it is delivered")
     lost = await Log.of(watched)
 
     if early:
@@ -178,7 +178,7 @@ async def test_every_event_of_the_new_primary_is_delivered(
             )
             after.stop()
         receiver.heal()
-        settled = await wait_until_settled(sql, 30)
+        settled = await wait_until_settled(sql)
         now = await Log.of(sql)
         kept_ones = {id_: text for id_, text in written.items() if id_ in promoted.events}
         gone = {id_: text for id_, text in written.items() if id_ not in promoted.events}
@@ -192,7 +192,7 @@ async def test_every_event_of_the_new_primary_is_delivered(
     assert reused[1] > 0
     assert delivered > 0
     assert settled, processes.log()
-    assert verdict.faults <= {"duplicates"}, processes.log()
+    assert verdict.faults <= {"unexplained"}, processes.log()  # what was written down is lost with the old primary
     assert late == 0
     assert lives == [*DAEMONS], "each began anew, once"
     assert all(daemon.process.returncode is None for daemon in processes.daemons.values()), "in the same process"
@@ -208,7 +208,7 @@ async def held(
         await processes.start(role, *arguments, dsn=way.dsn(role))
     await pair.lag()
     gone = await insert(old, events_of(0, HELD))
-    await until(lambda: receiver.count("hold", 0) == HELD, "all are in flight", 20)
+    await until(lambda: receiver.count("hold", 0) == HELD, "all are in flight")
     lost = await Log.of(old)
     if isinstance(way, Proxy):
         await pair.crash()
@@ -218,9 +218,9 @@ async def held(
     async with failed_over(pair, way) as (sql, promoted):
         events = await insert(sql, events_of(HELD, MORE))
         if answered == "afterwards":
-            await until(lambda: {r.id for r in receiver.receipts()} >= events.keys(), "all of the others, too", 20)
+            await until(lambda: {r.id for r in receiver.receipts()} >= events.keys(), "all of the others, too")
             receiver.release()
-        settled = await wait_until_settled(sql, 20)
+        settled = await wait_until_settled(sql)
         reused = lost.reused(await Log.of(sql))
         verdict = await judge(sql, events, receiver.receipts(), ["hold"], gone=gone)
         late = await late_ends(sql, promoted)

@@ -14,7 +14,7 @@ async def test_a_receiver_that_closes_after_each_answer_without_saying_so_costs_
     async with besiege("closing", "dropping") as siege:
         async with siege.others():
             events = await siege.attack(EVENTS)
-            await siege.met(lambda attempts: len(attempts) >= EVENTS, "an attempt of each event", 20)
+            await siege.met(lambda attempts: len(attempts) >= EVENTS, "an attempt of each event")
         found = await siege.attempts()
         closed, dropped = [len((await siege.asked(name)).requests) for name in ("closing", "dropping")]
     for attempts in found.values():

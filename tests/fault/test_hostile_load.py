@@ -134,7 +134,7 @@ async def test_200_dead_names_do_not_delay_a_good_one(
             async def all_tried() -> bool:
                 return bool(await sql.fetchval(tried) == DEAD)
 
-            await eventually(all_tried, "each dead name is tried twice", 20)
+            await eventually(all_tried, "each dead name is tried twice")
         codes = {row["error"] for row in await sql.fetch("SELECT DISTINCT error FROM webhookd.attempt WHERE NOT ok")}
         names.over.set()
     print(others, codes)  # noqa: T201 - the figures

@@ -15,6 +15,7 @@ from tests.waiting import until
 
 KILL_EACH = 2.0
 EVENTS = 50
+EVENTS_IN_FLIGHT = 3
 Endpoints: TypeAlias = Mapping[str, Mapping[str, Any]]
 ENDPOINTS: Endpoints = {
     "healthy": {"timeout": "2s", "retry": {"schedule": ["300ms", "1s"]}},
@@ -106,10 +107,10 @@ async def taken_over(processes: Fleet, sql: Connection, *arguments: str) -> int:
     assert held > 0
     await one.kill()
     await processes.start(second, *patient)
-    await until(lambda: receiver.count("hold", 0) > held, "the batch is in flight again", 25)
+    await until(lambda: receiver.count("hold", 0) > held, "the batch is in flight again")
     receiver.heal()
     receiver.release()
-    assert await wait_until_settled(sql, 30)
+    assert await wait_until_settled(sql)
     return receiver.count("healthy")
 
 
@@ -132,7 +133,7 @@ async def frozen(processes: Fleet, sql: Connection, *arguments: str) -> Verdict:
     receiver = processes.receiver
     patient = (*arguments, "--patience", "60")  # nothing leaves its batch
     one = await processes.start(first, *patient)
-    events = {f"e{n}": payload(0, n) for n in range(3)}
+    events = {f"e{n}": payload(0, n) for n in range(EVENTS_IN_FLIGHT)}
     await insert(sql, events)
     # Not that of the event which tells that an endpoint fails.
     theirs = "(SELECT min(id) FROM webhookd.outbox) = ANY (b.outbox_ids)"
@@ -161,7 +162,7 @@ async def frozen(processes: Fleet, sql: Connection, *arguments: str) -> Verdict:
     await until(lambda: sql.fetchval(late, len(events)), "the first daemon has written what it met")
     two.send(signal.SIGCONT)
     receiver.heal()
-    assert await wait_until_settled(sql, 30)
+    assert await wait_until_settled(sql)
     verdict = await judge(sql, events, receiver.receipts(), list(endpoints))
     print(verdict)  # noqa: T201 - the figures are what the test is for
     return verdict
@@ -169,9 +170,10 @@ async def frozen(processes: Fleet, sql: Connection, *arguments: str) -> Verdict:
 
 async def test_what_a_frozen_daemon_writes_later_changes_nothing(processes: Fleet, watched: Connection) -> None:
     verdict = await frozen(processes, watched)
-    assert verdict.faults == {"duplicates"}  # it had sent before it froze
+    assert verdict.faults == set()
+    assert verdict.duplicates == EVENTS_IN_FLIGHT  # it had sent before it froze
 
 
 async def test_daemons_without_fences_are_caught(processes: Fleet, watched: Connection) -> None:
     verdict = await frozen(processes, watched, "--broken", "no_fence")
-    assert verdict.faults == {"duplicates", "foreign_ends", "rewinds"}
+    assert verdict.faults == {"foreign_ends", "rewinds"}

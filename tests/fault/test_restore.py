@@ -107,10 +107,10 @@ async def leave_much_undone(processes: Fleet, dsn: str) -> dict[tuple[str, str],
         held = await insert(sql, events_of(0, SOME, "held"), "held.event")
 
         recorded = f"SELECT (delivered, retry) = ($1, $2) FROM ({FATE}) fate"
-        await until(lambda: sql.fetchval(recorded, 3 * SOME, SOME), "all but the held ones is recorded", 20)
-        await until(lambda: receiver.count("hold", 0) == SOME, "the held ones are in flight", 20)
+        await until(lambda: sql.fetchval(recorded, 3 * SOME, SOME), "all but the held ones is recorded")
+        await until(lambda: receiver.count("hold", 0) == SOME, "the held ones are in flight")
         late = await insert(sql, events_of(0, SOME, "late"), "good.event", LATER)
-        await until(lambda: sql.fetchval("SELECT count(*) = $1 FROM webhookd.scheduled", SOME), "they wait", 5)
+        await until(lambda: sql.fetchval("SELECT count(*) = $1 FROM webhookd.scheduled", SOME), "they wait")
         await daemon.kill()
         unread = await insert(sql, events_of(0, SOME, "unread"), "good.event")
         delivered, *owed, in_hand = (await sql.fetch(FATE))[0]
@@ -167,7 +167,7 @@ async def received(processes: Fleet, sql: Connection, before: int, wanted: Mappi
         return Counter((receipt.path, receipt.id) for receipt in processes.receiver.receipts()[before:])
 
     with suppress(AssertionError):  # it is told below what is missing
-        await until(lambda: wanted.keys() <= got().keys(), "all that is owed is received", 30)
+        await until(lambda: wanted.keys() <= got().keys(), "all that is owed is received")
     missing = wanted.keys() - got().keys()
     assert not missing, processes.log()
     await until(lambda: sql.fetchval(QUIET), "nothing is owed any more")

@@ -28,7 +28,7 @@ async def test_sigterm_with_500_in_flight(processes: Fleet, watched: Connection,
     arguments = ("--lease-margin", str(LEASE), "--patience", patience)
     daemon = await processes.start(first, *arguments)
     events = await insert(watched, events_of(0, 800))
-    await until(lambda: receiver.count("hold", 0) == IN_FLIGHT, "500 are in flight", 20)
+    await until(lambda: receiver.count("hold", 0) == IN_FLIGHT, "500 are in flight")
     if patience == "0.3":
         closed = "SELECT count(*) = 0 FROM webhookd.batch WHERE done_at IS NULL"
         await until(lambda: watched.fetchval(closed), "the backlog has taken over the batches")
@@ -68,7 +68,7 @@ async def test_sigterm_waits_for_timeouts_and_records_them(processes: Fleet, wat
     processes.configure({"hung": {"max_in_flight": IN_FLIGHT, "timeout": "3s"}}, delivery={"max_in_flight": IN_FLIGHT})
     daemon = await processes.start(ROLES[0], "--patience", "60")
     await insert(watched, events_of(0, IN_FLIGHT))
-    await until(lambda: processes.receiver.count("hung", 0) == IN_FLIGHT, "500 are in flight", 20)
+    await until(lambda: processes.receiver.count("hung", 0) == IN_FLIGHT, "500 are in flight")
     daemon.send(signal.SIGTERM)
     assert await daemon.ended(STOP_WITHIN) == 0, daemon.log()
     rows = await watched.fetch("SELECT error, ok, count(*) FROM webhookd.attempt GROUP BY 1, 2")
@@ -81,7 +81,7 @@ async def test_a_second_sigterm_stops_the_command_at_once(processes: Fleet, watc
     processes.configure({"hold": {"timeout": "20s"}})
     daemon = await processes.command(ROLES[0])
     events = await insert(watched, events_of(0, 10))
-    await until(lambda: processes.receiver.count("hold", 0) == len(events), "they are in flight", 20)
+    await until(lambda: processes.receiver.count("hold", 0) == len(events), "they are in flight")
     daemon.send(signal.SIGTERM)
     with pytest.raises(AssertionError, match="still runs"):
         await daemon.ended(0.5)
@@ -89,7 +89,7 @@ async def test_a_second_sigterm_stops_the_command_at_once(processes: Fleet, watc
     assert await daemon.ended(1.0) != 0
     processes.receiver.release()
     await processes.start(ROLES[1])
-    assert await wait_until_settled(watched, 30)
+    assert await wait_until_settled(watched)
     verdict = await judge(watched, events, processes.receiver.receipts(), ["hold"])
     assert verdict.faults == set()
 
@@ -104,10 +104,10 @@ async def test_daemons_side_by_side_never_hold_the_same_batch(
     writers = Writers(dsn, seed, writers=6, pause=0.05, long=0.5)
     async with asyncio.TaskGroup() as load:
         load.create_task(writers.run())
-        await until(lambda: len(writers.committed) > 2000, "there was enough load", 30)
+        await until(lambda: len(writers.committed) > 2000, "there was enough load")
         writers.stop()
     processes.receiver.heal()
-    assert await wait_until_settled(watched, 30)
+    assert await wait_until_settled(watched)
     verdict = await judge(watched, writers.committed, processes.receiver.receipts(), ["healthy", "flaky"])
     shares = await watched.fetch("SELECT owner, count(*) FROM webhookd.batch WHERE owner IS NOT NULL GROUP BY 1")
     print(verdict, "batches", [row["count"] for row in shares])  # noqa: T201 - the figures are what the test is for
@@ -152,7 +152,7 @@ async def test_nothing_starts_before_its_time(processes: Fleet, watched: Connect
             moment,
         )
     receiver = processes.receiver
-    await until(lambda: sum(r.id == "soon" and r.attempt == 3 for r in receiver.receipts()), "two retries", 15)
+    await until(lambda: sum(r.id == "soon" and r.attempt == 3 for r in receiver.receipts()), "two retries")
     for receipt in receiver.receipts():
         at = datetime.fromtimestamp(receipt.at, UTC)
         assert at >= due[receipt.id], f"{receipt.id} came {due[receipt.id] - at} early"

@@ -40,7 +40,7 @@ async def test_who_cannot_listen_polls_and_is_woken_again_later(processes: Fleet
     ended: list[int] = []
 
     async def sleeper() -> int:
-        return await until(lambda: watched.fetchval(SLEEPER), "the daemon asks to be woken", 20)
+        return await until(lambda: watched.fetchval(SLEEPER), "the daemon asks to be woken")
 
     await sleeper()
     woken = await latencies(processes, watched, 0, 30)
@@ -101,11 +101,11 @@ async def test_a_daemon_that_hangs_while_it_listens_is_silenced(
     assert max(used) <= 1e-6 * 8, "the queue is emptied a few pages at a time"
     assert await watched.fetchval(SLEEPER) != pid
     hanging.send(signal.SIGCONT)
-    assert await wait_until_settled(watched, 30), processes.log()
+    assert await wait_until_settled(watched), processes.log()
     verdict = await judge(watched, events, processes.receiver.receipts(), ["healthy"])
     print(verdict)  # noqa: T201 - the figures are what the test is for
     assert not verdict.faults
     listening = "SELECT count(*) = 2 FROM webhookd.daemon d JOIN pg_stat_activity a ON a.pid = d.listen_pid"
-    await until(lambda: watched.fetchval(listening), "both listen again", 20)
+    await until(lambda: watched.fetchval(listening), "both listen again")
     for name in ROLES[:2]:
         await processes.stop(name)

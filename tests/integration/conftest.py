@@ -12,7 +12,7 @@ from aiohttp import web
 
 from tests.conftest import execute
 from tests.planted import SECRET
-from tests.waiting import until
+from tests.waiting import HANGS, until
 from webhookd.config import Config, build
 from webhookd.daemon import Daemon, Pace
 from webhookd.sql import GRANTS
@@ -103,7 +103,7 @@ class Receiver:
             self.flying[path] -= 1
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], what: str, timeout: float = 10.0) -> None:
+async def eventually(condition: Callable[[], Awaitable[bool]], what: str, timeout: float = HANGS) -> None:
     """Wait until what a query answers is true."""
     either: Callable[[], bool | Awaitable[bool]] = condition
     await until(either, what, timeout, interval=0.02)
@@ -160,7 +160,7 @@ async def settled(sql: Sql, event_id: str, wanted: dict[str | None, str]) -> Non
         raise
 
 
-async def finished(sql: Sql, timeout: float = 20.0) -> None:
+async def finished(sql: Sql, timeout: float = HANGS) -> None:
     """Wait until nothing is owed any more."""
 
     async def idle() -> bool:
@@ -241,7 +241,7 @@ def daemon(dsn: str) -> Running:
         async with asyncio.TaskGroup() as group:
             task = group.create_task(made.run())
             try:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(HANGS):
                     await ready.wait()
                 yield made
             except BaseException:

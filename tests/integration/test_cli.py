@@ -360,7 +360,7 @@ async def test_a_dead_part_is_a_traceback_in_the_log_and_1(
     async with running(configuration(tmp_path, dsn)) as (daemon, log):
         await until(lambda: said(log, "started"), "the daemon runs")
         await sql.execute("ALTER TABLE webhookd.daemon ADD CHECK (low < -1) NOT VALID")  # which no code expects
-        line = await until(lambda: said(log, "died"), "the heartbeat breaks", timeout=15)
+        line = await until(lambda: said(log, "died"), "the heartbeat breaks")
         assert "Traceback" in line["exception"]
         assert "StoreRefused" in line["exception"]
     assert daemon.returncode == 1

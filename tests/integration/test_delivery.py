@@ -277,7 +277,7 @@ async def test_a_format_that_breaks_on_one_event_is_an_attempt_of_that_event(
             good = await insert_many(sql, 500)
             bad = await insert(sql, type="bad")
             good += await insert_many(sql, 500)
-        await until(lambda: len(receiver.got) == 1000, "all the others", timeout=20.0)
+        await until(lambda: len(receiver.got) == 1000, "all the others")
         await settled(sql, bad, {"hook": "retrying"})
         assert [(row["ok"], row["error"]) for row in await attempts(sql, bad)] == [(False, "internal")]
     assert sorted(receiver.events("hook")) == sorted(good)

@@ -114,7 +114,7 @@ async def test_what_it_prints_can_be_used_from_another_terminal(folder: Path) ->
         delivered = {each["name"]: each["last_minute"]["delivered"] for each in json.loads(shown.stdout)["endpoints"]}
         return bool(delivered["healthy"] >= 2 and delivered["flaky"] >= 2)
 
-    await until(arrived, "the event of the other terminal is delivered", timeout=30)
+    await until(arrived, "the event of the other terminal is delivered")
     running.send_signal(signal.SIGINT)
     await running.communicate()
     assert running.returncode == 0

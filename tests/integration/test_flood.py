@@ -85,11 +85,11 @@ async def test_another_tenant_waits_for_no_flood(
             async def is_over() -> bool:
                 return not await sql.fetchval("SELECT EXISTS (SELECT FROM webhookd.remainder)")
 
-            await eventually(is_over, "the flood to be cut", timeout=60.0)
+            await eventually(is_over, "the flood to be cut")
             assert await sql.fetchval("SELECT count(*) FROM webhookd.parked") == 1
             assert await sql.fetchval("SELECT count(*) FROM webhookd.backlog") < 2_500
         else:
-            await finished(sql, timeout=60.0)
+            await finished(sql)
     print("waits", sorted(round(wait, 3) for wait in waits)[-3:])  # noqa: T201 - the figures are what the test is for
     assert max(waits) < 2.0
 
@@ -109,12 +109,12 @@ async def test_a_flood_for_an_endpoint_that_cannot_keep_up_comes_once_each(
         await settled(sql, first[-1], {"hook": "parked"})
         later = await insert_many(sql, 50)
         quick.set()
-        await finished(sql, timeout=60.0)
+        await finished(sql)
 
         async def is_live() -> bool:
             return not await is_parked()
 
-        await eventually(is_live, "it to be live again", timeout=20.0)
+        await eventually(is_live, "it to be live again")
     counts = await sql.fetch("SELECT count(*) FROM webhookd.attempt WHERE ok GROUP BY outbox_id")
     assert [row["count"] for row in counts] == [1] * 12_050
     assert set(receiver.events("hook")) == {*first, *later}
@@ -124,7 +124,7 @@ async def test_two_daemons_share_a_flood(sql: Sql, receiver: Receiver, daemon: R
     config = configuration({"hook": {"url": receiver.url("hook")}})
     async with daemon(config), daemon(config):
         many = await insert_many(sql, 8_000)
-        await finished(sql, timeout=60.0)
+        await finished(sql)
         owners = await sql.fetch("SELECT DISTINCT owner FROM webhookd.batch WHERE outbox_ids <> '{}'")
     assert len(owners) == 2
     assert sorted(receiver.events("hook")) == sorted(many)
@@ -142,7 +142,7 @@ async def test_a_flood_for_an_endpoint_that_is_gone_costs_no_row_per_event(
             return bool(await sql.fetchval("SELECT disabled_at IS NOT NULL FROM webhookd.endpoint"))
 
         await eventually(is_disabled, "it to be disabled")
-        await eventually(lambda: all_cut(sql), "the flood to be worked off", timeout=30.0)
+        await eventually(lambda: all_cut(sql), "the flood to be worked off")
         assert await sql.fetchval("SELECT count(*) FROM webhookd.backlog") < 2_500
 
 

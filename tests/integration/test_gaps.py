@@ -101,7 +101,7 @@ async def test_the_cut_never_loses_or_repeats_an_event(dsn: str, sql: Connection
         # Everything before now is cut although a transaction is still open that began before all of it.
         before = await sql.fetchval("SELECT max(id) FROM webhookd.outbox")
         reached = "SELECT COALESCE(max((SELECT max(u) FROM unnest(outbox_ids) u)), 0) >= $1 FROM webhookd.batch"
-        await until(lambda: sql.fetchval(reached, before), "cuts do not wait for a long transaction", 20, 0.1)
+        await until(lambda: sql.fetchval(reached, before), "cuts do not wait for a long transaction", interval=0.1)
         stopped.set()
         writers.stop()
         await asyncio.wait(writing)

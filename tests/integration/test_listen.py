@@ -220,7 +220,7 @@ async def test_run_dev_on_a_postgres_of_its_own_delivers_to_localhost(tmp_path: 
             assert dsn.startswith("postgresql://")
             emitted = await asyncio.to_thread(webhookd, "emit", "order.created", "{}", env={"WEBHOOKD_DSN": dsn})
             assert emitted.returncode == 0
-            await until(lambda: any("verified  answered 200" in each for each in there.out), "it arrives", timeout=20)
+            await until(lambda: any("verified  answered 200" in each for each in there.out), "it arrives")
             daemon.send_signal(signal.SIGTERM)
             await asyncio.wait_for(daemon.communicate(), 20)
             assert daemon.returncode == 0

@@ -46,7 +46,7 @@ async def noisy(config: Path, **streams: int | IO[bytes] | None) -> AsyncIterato
     try:
         yield daemon
         daemon.send_signal(signal.SIGTERM)
-        await until(lambda: daemon.poll() is not None, "it ends", timeout=15)
+        await until(lambda: daemon.poll() is not None, "it ends")
         assert daemon.returncode == 0
     finally:
         daemon.kill()
@@ -59,7 +59,7 @@ async def noisy(config: Path, **streams: int | IO[bytes] | None) -> AsyncIterato
 async def delivered(receiver: Receiver, sql: Sql, events: int = EVENTS) -> None:
     """Insert events, and wait until each one has come and is recorded."""
     ids = await insert_many(sql, events)
-    await until(lambda: set(ids) <= set(receiver.events("hook")), "every event comes", timeout=30)
+    await until(lambda: set(ids) <= set(receiver.events("hook")), "every event comes")
     await finished(sql)
 
 
@@ -83,7 +83,7 @@ async def test_nobody_reads(dsn: str, sql: Sql, receiver: Receiver, tmp_path: Pa
         await delivered(receiver, sql)  # 6,000 lines: a pipe holds 200 and the queue 1,000
         assert daemon.poll() is None
         daemon.send_signal(signal.SIGTERM)
-        await until(lambda: daemon.poll() is not None, "it ends though its log does not", timeout=15)
+        await until(lambda: daemon.poll() is not None, "it ends though its log does not")
 
 
 async def test_what_was_dropped_is_told_when_somebody_reads_again(
@@ -120,7 +120,7 @@ async def test_closed(dsn: str, sql: Sql, receiver: Receiver, tmp_path: Path, cl
         at = Path(f"/proc/{daemon.pid}/fd")
         assert not [each for each in "012" if os.readlink(at / each).startswith("socket:")]
         daemon.send_signal(signal.SIGTERM)
-        await until(lambda: daemon.poll() is not None, "it ends", timeout=15)
+        await until(lambda: daemon.poll() is not None, "it ends")
         assert daemon.returncode == 0
     finally:
         daemon.kill()

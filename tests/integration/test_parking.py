@@ -45,7 +45,7 @@ async def live(sql: Sql) -> None:
     async def is_so() -> bool:
         return not await sql.fetchval("SELECT EXISTS (SELECT FROM webhookd.parked)")
 
-    await eventually(is_so, "nothing to be parked any longer", timeout=20.0)
+    await eventually(is_so, "nothing to be parked any longer")
 
 
 def is_dead(receiver: Receiver, path: str) -> asyncio.Event:

@@ -76,7 +76,7 @@ async def test_a_database_that_forgot_its_daemon_gets_a_new_one_that_keeps_the_n
         event = await insert(sql)
         await until(lambda: receiver.of("new"), "an attempt is in flight")
         first = await sql.fetchval("DELETE FROM webhookd.daemon RETURNING id")
-        second = await until(lambda: sql.fetchval("SELECT id FROM webhookd.daemon"), "it has joined anew", 15)
+        second = await until(lambda: sql.fetchval("SELECT id FROM webhookd.daemon"), "it has joined anew")
         healed.set()
         await finished(sql)
         assert second > first

@@ -87,7 +87,7 @@ async def test_nothing_is_lost_or_sent_twice_while_the_configuration_changes(
             reads = files.reads
             running.reload()
             await until(lambda reads=reads: files.reads > reads, "the reload")  # type: ignore[misc]  # bound now
-        await until(lambda: len(receiver.got) >= 2 * len(sent), "all deliveries", timeout=20.0)
+        await until(lambda: len(receiver.got) >= 2 * len(sent), "all deliveries")
     assert sorted(receiver.events("one")) == sorted(receiver.events("two")) == sorted(sent)
 
 
@@ -200,7 +200,7 @@ async def test_daemons_with_different_files_owe_what_either_of_them_knows(
             await finished(sql)
             return all([await states(sql, event_id) == dict.fromkeys(everybody, "delivered") for event_id in ids])
 
-        await eventually(noticed, "an event for all three, whoever handles it", timeout=20.0)
+        await eventually(noticed, "an event for all three, whoever handles it")
         first.reload()
         await eventually(becomes(sql, {"stays", "comes"}), "its removal by the last that had it")
 
@@ -210,7 +210,7 @@ async def test_daemons_with_different_files_owe_what_either_of_them_knows(
             await eventually(lambda: has_ended(sql, event_id), "the event at those that are left")
             return await states(sql, event_id) == {"stays": "delivered", "comes": "delivered"}
 
-        await eventually(gone, "an event that it is not owed", timeout=20.0)
+        await eventually(gone, "an event that it is not owed")
 
 
 async def has_ended(sql: Sql, event_id: str) -> bool:

@@ -49,9 +49,9 @@ async def test_a_file_that_is_edited_is_picked_up_and_a_mistake_is_not(dsn: str,
             (directory / "new.toml").write_text(endpoint("new"))
             return "new" in await names(sql)
 
-        await eventually(watched, "the new file", timeout=20.0)
+        await eventually(watched, "the new file")
         (directory / "new.toml").write_text(endpoint("new") + "timeout = \n")
-        await until(lambda: said(log, "reload_refused"), "the refusal", timeout=15.0)
+        await until(lambda: said(log, "reload_refused"), "the refusal")
         assert "new.toml:5" in said(log, "reload_refused")[0]["mistakes"][0]
         assert "new" in await names(sql)
         found = webhookd("status", "-c", config, "--json", env={"WEBHOOKD_DSN": dsn})
@@ -89,7 +89,7 @@ async def test_a_mounted_volume_changes_by_its_link(dsn: str, sql: Sql, tmp_path
             (volume / "..tmp").rename(volume / "..data")  # what the kubelet does
             return await names(sql) == {"orders", "second"}
 
-        await eventually(swapped, "the new version", timeout=20.0)
+        await eventually(swapped, "the new version")
 
 
 async def test_webhookd_reload_tells_what_the_daemons_made_of_it(dsn: str, sql: Sql, tmp_path: Path) -> None:

@@ -285,7 +285,7 @@ async def test_a_hung_endpoint_holds_nobody_up_and_loses_nothing(sql: Sql, recei
     config_slots = config.endpoints[0].max_in_flight
     async with daemon(config):
         hung = await insert_many(sql, 2000, "hung")
-        await until(lambda: len(receiver.of("fine")) == 2000, "the first two thousand at the other", timeout=20.0)
+        await until(lambda: len(receiver.of("fine")) == 2000, "the first two thousand at the other")
         loop = asyncio.get_running_loop()
         for _ in range(10):
             before = loop.time()
@@ -296,7 +296,7 @@ async def test_a_hung_endpoint_holds_nobody_up_and_loses_nothing(sql: Sql, recei
         async def closed() -> bool:
             return not await sql.fetchval("SELECT count(*) FROM webhookd.batch WHERE done_at IS NULL")
 
-        await eventually(closed, "every batch to close though the endpoint hangs", timeout=15.0)
+        await eventually(closed, "every batch to close though the endpoint hangs")
         assert await sql.fetchval("SELECT count(*) FROM webhookd.backlog") <= 2000  # from 1,000 on it is parked
         assert receiver.peaks["hung"] <= config_slots
         healed.set()

@@ -188,7 +188,7 @@ async def test_nothing_planted_comes_up_in_what_the_daemon_says_and_stores(
             return all(len(found) >= (1 if name in once else 2) for name, found in codes.items())
 
         names = ("hook", "other", "granted", "failing", "slow", "broken", "away")
-        await eventually(failed, "each endpoint was tried, twice where it fails", timeout=30)
+        await eventually(failed, "each endpoint was tried, twice where it fails")
         assert [got.headers["authorization"] for got in receiver.of("hook")] == ["Bearer PLANTED-api-key"]
         assert [got.headers["authorization"] for got in receiver.of("other")] == ["Bearer PLANTED-file-key"]
         assert [got.headers["authorization"] for got in receiver.of("granted")] == ["Bearer PLANTED-access-token"]
@@ -208,7 +208,7 @@ async def test_nothing_planted_comes_up_in_what_the_daemon_says_and_stores(
         said = await asyncio.to_thread(webhookd, "status", "--json", "-c", config)
         assert json.loads(said.stdout)["endpoints"]
         await sql.execute("ALTER TABLE webhookd.daemon ADD CHECK (low < -1) NOT VALID")  # which no code expects
-        await until(lambda: b'"died"' in errors, "it dies of a bug", timeout=15)
+        await until(lambda: b'"died"' in errors, "it dies of a bug")
         await asyncio.wait_for(daemon.wait(), 15)
         await reading
     finally:

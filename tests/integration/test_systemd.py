@@ -131,6 +131,6 @@ async def test_ready_says_that_it_waits_for_the_database_and_then_it_delivers(
             event_id = await insert(sql)
             await sql.close()
             proxy.heal()
-            await until(lambda: manager.hears("STATUS=delivering to 1 endpoints"), "it says that it delivers", 20)
+            await until(lambda: manager.hears("STATUS=delivering to 1 endpoints"), "it says that it delivers")
             await until(lambda: receiver.events("hook") == [event_id], "the event arrives")
             await manager.stop()
