@@ -22,6 +22,7 @@ from webhookd.clock import Clock
 from webhookd.config import Config
 from webhookd.errors import Moved, SchemaMismatch, StoreUnavailable
 from webhookd.matching import Matcher
+from webhookd.members import Member, shares
 from webhookd.model import Endpoint
 from webhookd.notify import Notifier
 from webhookd.pages import Pages
@@ -33,7 +34,7 @@ from webhookd.store.bell import Bell
 from webhookd.store.database import Database, Dsn
 from webhookd.store.migrations import check_schema
 from webhookd.store.parking import ParkingStore
-from webhookd.store.registry import Beat, Known, Registry
+from webhookd.store.registry import Beat, Joined, Known, Registry
 from webhookd.store.results import Results
 from webhookd.tasks import unless
 from webhookd.tokens import Tokens
@@ -148,17 +149,28 @@ class Daemon:
             await self._leave(joined.daemon_id, batches, ParkingStore(database), registry, unfinished)
 
     async def _join(self, database: Database, registry: Registry) -> _Joined:
-        """Become a daemon in the eyes of the others, however long the database keeps us waiting."""
+        """Become a daemon in the eyes of the others, however long the database keeps us waiting.
+
+        They see nothing of one that cannot: its row comes last. The first heartbeat makes it count.
+        """
         config, away, told = self._config, AWAY_FIRST, ""
+        joined: Joined | None = None
         while True:
             try:
-                async with database.transaction() as connection:
-                    await check_schema(connection)
-                database.place = await registry.bind(config.daemon.environment)
-                daemon_id, low = await registry.register(socket.gethostname(), __version__, config.config_hash)
-                beat = await registry.beat(daemon_id, low, self._dead_after)
-                known = await registry.sync_endpoints(daemon_id, config.specs, config.config_hash, self._dead_after)
-                parking = await ParkingStore(database).parking()
+                if joined is None:
+                    async with database.transaction() as connection:
+                        await check_schema(connection)
+                    database.place = await registry.bind(config.daemon.environment)
+                    parking = await ParkingStore(database).parking()
+                    joined = await registry.join(
+                        socket.gethostname(), __version__, config.specs, config.config_hash, self._dead_after
+                    )
+                    if joined.has_company:
+                        await asyncio.sleep(self._pace.beat * janitor.SETTLE_BEATS)
+                beat = await registry.beat(joined.daemon_id, joined.low, self._dead_after)
+                if not beat.known:
+                    joined = None  # it was restored in this very moment
+                    continue
             except (SchemaMismatch, StoreUnavailable) as error:
                 if isinstance(error, SchemaMismatch) and error.final:
                     raise
@@ -169,8 +181,8 @@ class Daemon:
                 await asyncio.sleep(away)
                 away = min(away * 2, AWAY_MOST)
             else:
-                log.info("started", daemon=daemon_id, endpoints=len(config.endpoints), version=__version__)
-                return _Joined(daemon_id, low, beat, known, parking)
+                log.info("started", daemon=joined.daemon_id, endpoints=len(config.endpoints), version=__version__)
+                return _Joined(joined.daemon_id, joined.low, beat, joined.known, parking)
 
     async def _deliver(
         self,
@@ -200,7 +212,6 @@ class Daemon:
         )
         # Known before anything is claimed, or what an outage left would look as if its time were over.
         sending.answers.downtimes = first_beat.downtimes
-        sending.share(first_beat.rank, first_beat.live)
         retrying = retrier.Retrier(Backlog(database), batches, sending, results, own.get, look_seconds=pace.look)
         parking_store = ParkingStore(database)
         pages = Pages(parking_store, batches)
@@ -217,7 +228,6 @@ class Daemon:
             dead_after=self._dead_after,
             look_seconds=pace.look,
         )
-        following.live = first_beat.live
         sending.answers.on_trouble = following.trouble
         reading = reader.Reader(
             batches,
@@ -231,6 +241,12 @@ class Daemon:
             rescue_seconds=pace.rescue,
         )
 
+        beaten: janitor.Beat = first_beat
+
+        def divide(members: Sequence[Member]) -> None:
+            following.shares = shares(daemon_id, own, members)
+            sending.share(following.shares)
+
         def apply(config: Config, ours: Sequence[Endpoint], foreign: Sequence[Endpoint]) -> None:
             self._config = config  # a new life goes on with it
             sender.configure(config.egress)
@@ -240,6 +256,7 @@ class Daemon:
             own.update((endpoint.id, endpoint) for endpoint in active)
             sending.configure(active, config.delivery)
             tokens.keep({endpoint.grant for endpoint in active if endpoint.grant})
+            divide(beaten.members)
             nonlocal matcher
             matcher = Matcher((*active, *foreign), require_tenant=config.delivery.require_tenant)
             reading.endpoints_for = matcher.endpoints_for
@@ -249,12 +266,13 @@ class Daemon:
             self._notifier.ready(f"delivering to {len(active)} endpoints")
 
         def on_beat(beat: janitor.Beat, low: int, steady: bool) -> None:
+            nonlocal beaten
+            beaten = beat
             sending.answers.downtimes = beat.downtimes
-            sending.share(beat.rank, beat.live)
+            divide(beat.members)
             sending.hold(False)
             reading.low = low
             reading.steady_until = following.steady_until = beat.now + 1.5 * pace.beat if steady else 0.0
-            following.live = beat.live
             if matcher.refused:
                 log.warning("events_without_tenant", events=matcher.refused)
                 matcher.refused = 0

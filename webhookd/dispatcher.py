@@ -21,9 +21,10 @@ from webhookd.answers import Answers
 from webhookd.clock import Clock
 from webhookd.feeder import AHEAD, Feeder, Store
 from webhookd.limiter import share
+from webhookd.members import Shares, alone
 from webhookd.model import Delivery, Ended, Endpoint, NoResponse, Postponed, Request, Response, Result
 from webhookd.payloads import Payload
-from webhookd.queues import SPILLED_MOST, STILL_SECONDS, EndpointQueue, Fed, Feed, Flight, Standing
+from webhookd.queues import SPILLED_MOST, STILL_SECONDS, EndpointQueue, Fed, Feed, Flight, Host, Standing
 from webhookd.tasks import wait_for
 from webhookd.turns import ASIDE_AFTER, FOREVER, STRANDED_SECONDS, Turns
 
@@ -103,7 +104,7 @@ class Dispatcher:
         self._patience = patience
         self._queues: dict[int, EndpointQueue] = {}
         self._turns = Turns(aside_after=min(ASIDE_AFTER, patience))
-        self._rank, self._live = 0, 1  # of the daemons that share the limits of endpoints
+        self._shares = alone()
         self._alarm: asyncio.TimerHandle | None = None  # for the first queue that may start at some moment
         self._alarm_at = FOREVER
         self._feeder = Feeder(
@@ -227,10 +228,10 @@ class Dispatcher:
             self._spill_all(self._queues.pop(endpoint_id))
         self._apply_limits()
 
-    def share(self, rank: int, live: int) -> None:
-        """Keep to our share of the limits of endpoints and hosts, as the daemon at place `rank` of `live`."""
-        if (rank, live) != (self._rank, self._live):
-            self._rank, self._live = rank, live
+    def share(self, shares: Shares) -> None:
+        """Keep to our share of the limits of endpoints and hosts."""
+        if shares != self._shares:
+            self._shares = shares
             self._apply_limits()
 
     def follow(self, fed: Mapping[int, Fed]) -> None:
@@ -248,10 +249,16 @@ class Dispatcher:
             self._apply_limits()
 
     def _apply_limits(self) -> None:
-        for queue in self._queues.values():
-            queue.share(self._rank, self._live)
-        per_host = share(self._per_host, self._rank, self._live, 0)
-        self._turns.configure(self._max_in_flight, per_host, self._queues.values())
+        shares = self._shares
+        rank, live = shares.place(shares.usual)
+        hosts: dict[Host, set[int]] = {}  # who shares those where not all do: whoever has one of our endpoints there
+        for endpoint_id, queue in self._queues.items():
+            queue.share(*shares.place(shares.others[endpoint_id]) if endpoint_id in shares.others else (rank, live))
+            if shares.others:
+                hosts.setdefault(queue.host, set()).update(shares.of(endpoint_id))
+        per_host = share(self._per_host, rank, live, 0)
+        special = {host: share(self._per_host, *shares.place(sharers), 0) for host, sharers in hosts.items()}
+        self._turns.configure(self._max_in_flight, per_host, self._queues.values(), special)
         self._fill_lanes()
 
     def hold(self, on_hold: bool) -> None:

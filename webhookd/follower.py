@@ -17,6 +17,7 @@ import structlog
 
 from webhookd import breaker
 from webhookd.errors import SchemaMismatch, StoreUnavailable
+from webhookd.members import alone
 from webhookd.model import Delivery, Endpoint, Window
 from webhookd.pages import Pages, Taken
 from webhookd.parking import Cursor, Parking
@@ -115,7 +116,7 @@ class Follower:
         self._catching_up = asyncio.Lock()
         self._wake = asyncio.Event()
         self._stopped = asyncio.Event()
-        self.live = 1  # daemons that share what is parked
+        self.shares = alone(owner)  # who else has our endpoints
         self.steady_until = 0.0  # until then, on the database's clock, we may call others dead: the janitor's word
         self._assign()
 
@@ -242,7 +243,7 @@ class Follower:
         open_rows = [row for row in self._parking.rows if not row.is_at_its_end and row.reason != "disabled"]
         others = {row.endpoint_id for row in open_rows if row.owner != self._owner and self._endpoint(row.endpoint_id)}
         ours = sum(row.owner == self._owner for row in open_rows)
-        room = -(-len(open_rows) // self.live) - ours
+        room = -(-len(open_rows) // len(self.shares.usual)) - ours
         if others and room > 0:
             if await self._store.take(self._owner, sorted(others), self.steady_until, self._dead_after, room):
                 await self.catch_up(await self._store.version())

@@ -2,16 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import structlog
 
 from webhookd.clock import Clock
 from webhookd.errors import Moved, SchemaMismatch, StoreUnavailable
+from webhookd.members import Member
 from webhookd.tasks import wait_for
 
 BEAT_SECONDS = 5.0
+SETTLE_BEATS = 0.2  # that a daemon has to live beside others before it counts: one that dies at once never does
 DEAD_AFTER_BEATS = 3  # a daemon that missed so many is dead to the others
 SILENT_AFTER_BEATS = 2  # one that could not beat for so long starts no attempts
 AGAIN = 0.2  # of the time between two beats, after which one that failed is tried again
@@ -32,9 +34,7 @@ class Beat(Protocol):
     @property
     def known(self) -> bool: ...
     @property
-    def live(self) -> int: ...
-    @property
-    def rank(self) -> int: ...
+    def members(self) -> Sequence[Member]: ...
     @property
     def downtimes(self) -> tuple[tuple[float, float], ...]: ...
 

@@ -193,7 +193,7 @@ class EndpointQueue:
         if self.feed is Feed.CURSOR:
             rank, live = 0, 1
         self._width.resize(share(endpoint.max_in_flight, rank, live, endpoint.id))
-        rate = endpoint.rate_limit / live
+        rate = endpoint.rate_limit / min(live, endpoint.max_in_flight)  # where slots are few, not all send
         if not rate:
             self.pace = None
         elif self.pace is None:

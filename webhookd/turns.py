@@ -7,7 +7,8 @@ known to be slow or stuck share half of the slots, those that are stuck a quarte
 
 import heapq
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from webhookd.model import Delivery
 from webhookd.payloads import Payload
@@ -43,13 +44,22 @@ class Turns:
 
     # Limits.
 
-    def configure(self, slots: int, per_host: int, queues: Iterable[EndpointQueue]) -> None:
-        """Give the daemon so many slots, and each host so many, but not fewer than one of its endpoints has."""
+    def configure(
+        self,
+        slots: int,
+        per_host: int,
+        queues: Iterable[EndpointQueue],
+        special: Mapping[Host, int] = MappingProxyType({}),
+    ) -> None:
+        """Give the daemon so many slots, and each host so many, but not fewer than one of its endpoints has.
+
+        `special` are hosts that have another number.
+        """
         self._slots = slots
         used = set()
         for queue in queues:
             host = queue.host
-            host.most = max(host.most if host in used else per_host, queue.most)
+            host.most = max(host.most if host in used else special.get(host, per_host), queue.most)
             used.add(host)
         self._hosts = {name: host for name, host in self._hosts.items() if host in used or host.flying}
 

@@ -18,6 +18,7 @@ from webhookd.clock import Clock
 from webhookd.dispatcher import UNSEEN_SECONDS, Dispatcher
 from webhookd.errors import StoreUnavailable
 from webhookd.formats import FORMATS
+from webhookd.members import Shares, alone
 from webhookd.model import (
     Batch,
     Body,
@@ -950,11 +951,11 @@ async def test_a_rate_is_kept_to_the_millisecond_rather_than_to_the_sweep() -> N
 
 async def test_a_share_of_nothing_is_left_to_the_others() -> None:
     async with running(hook(1, max_in_flight=1)) as parts:
-        parts.dispatcher.share(0, 2)
+        parts.dispatcher.share(Shares(8, (8, 9), {}))
         parts.offer(1)
         assert [result.outcome for result in parts.recorder.postponed] == [Postponed(0.0)]
         assert parts.dispatcher.claimable(1)[0] == 0
-        parts.dispatcher.share(0, 1)  # the other is gone
+        parts.dispatcher.share(alone(8))  # the other is gone
         assert parts.dispatcher.claimable(1)[0] > 0
         parts.offer(2)
         await until(lambda: parts.recorder.delivered == [2], "it")

@@ -14,6 +14,7 @@ from webhookd import janitor
 from webhookd.clock import Clock
 from webhookd.errors import Moved, StoreUnavailable
 from webhookd.janitor import Janitor
+from webhookd.members import Member
 
 KEPT = 604800.0
 
@@ -21,8 +22,7 @@ KEPT = 604800.0
 class Heard(NamedTuple):
     now: float = 0.0
     known: bool = True
-    live: int = 1
-    rank: int = 0
+    members: tuple[Member, ...] = ()
     downtimes: tuple[tuple[float, float], ...] = ()
 
 

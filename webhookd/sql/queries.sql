@@ -225,10 +225,11 @@ SELECT u.outbox_id, u.endpoint_id FROM unnest($1::bigint[], $2::int[]) u(outbox_
     OR EXISTS (SELECT FROM webhookd.backlog b WHERE b.outbox_id = u.outbox_id AND b.endpoint_id = u.endpoint_id OFFSET 0);
 
 -- name: register
--- A new daemon; it begins to look for orphans where the others have everything done.
-INSERT INTO webhookd.daemon (id, low, host, version, config_hash)
-SELECT nextval('webhookd.daemon_id_seq')::int, COALESCE(max(low), 0), $1, $2, $3 FROM webhookd.daemon
-RETURNING id, low;
+-- A new daemon; it begins to look for orphans where the others have everything done. It lives, but counts for nothing before its
+-- first heartbeat. Is there another that lives?
+INSERT INTO webhookd.daemon (id, low, host, version, config_hash, endpoint_ids, inactive_ids, endpoints_hash, counts)
+SELECT nextval('webhookd.daemon_id_seq')::int, COALESCE(max(low), 0), $1, $2, $3, $4, $5, $6, false FROM webhookd.daemon
+RETURNING id, low, EXISTS (SELECT FROM webhookd.daemon d WHERE d.stopped_at IS NULL AND d.beat_at > now() - $7 * interval '1 s');
 
 -- name: downtime
 -- Nobody has been beating for a while: that time does not count against any delivery.
@@ -237,16 +238,20 @@ SELECT max(beat_at), now() FROM webhookd.daemon HAVING max(beat_at) < now() - $1
 ON CONFLICT (started_at) DO NOTHING;
 
 -- name: beat
--- We are alive; what the clock says, who else is alive, and when nobody was.
-WITH me AS (UPDATE webhookd.daemon SET beat_at = now(), low = GREATEST(low, $2), listen_pid = $4 WHERE id = $1 RETURNING id)
+-- We are alive; what the clock says, who else is alive and counts, with a hash of its endpoints, and when nobody was.
+WITH me AS (UPDATE webhookd.daemon SET beat_at = now(), low = GREATEST(low, $2), listen_pid = $4, counts = true WHERE id = $1 RETURNING id),
+others AS MATERIALIZED (
+  SELECT id, endpoints_hash FROM webhookd.daemon WHERE stopped_at IS NULL AND beat_at > now() - $3 * interval '1 s' AND counts AND id <> $1)
 SELECT extract(epoch FROM clock_timestamp())::float8 AS now,
        (SELECT count(*) FROM me) = 1 AS known,
-       (SELECT count(*)::int FROM webhookd.daemon
-         WHERE stopped_at IS NULL AND beat_at > now() - $3 * interval '1 s' AND id <> $1) + 1 AS live,
-       (SELECT count(*)::int FROM webhookd.daemon
-         WHERE stopped_at IS NULL AND beat_at > now() - $3 * interval '1 s' AND id < $1) AS rank,
+       ARRAY(SELECT id FROM others ORDER BY id) AS ids,
+       ARRAY(SELECT endpoints_hash FROM others ORDER BY id) AS hashes,
        ARRAY(SELECT extract(epoch FROM started_at)::float8 FROM webhookd.downtime ORDER BY started_at) AS down_from,
        ARRAY(SELECT extract(epoch FROM ended_at)::float8 FROM webhookd.downtime ORDER BY started_at) AS down_to;
+
+-- name: endpoint_sets
+-- What daemons have, of those hashes that are new to us.
+SELECT DISTINCT ON (endpoints_hash) endpoints_hash, endpoint_ids FROM webhookd.daemon WHERE endpoints_hash = ANY($1::text[]);
 
 -- name: silence
 -- A daemon that is dead, or only stopped, pins the queue of NOTIFY with the connection it listens on. Only ours, and only if
@@ -311,15 +316,19 @@ ON CONFLICT (tenant, name) DO UPDATE SET spec = EXCLUDED.spec, removed_at = NULL
 
 -- name: loaded
 -- What this daemon runs on, and that nothing is wrong with it.
-UPDATE webhookd.daemon SET config_hash = $2, config_at = now(), config_problem = NULL WHERE id = $1;
+UPDATE webhookd.daemon SET config_hash = $2, endpoint_ids = $3, inactive_ids = $4, endpoints_hash = $5, config_at = now(), config_problem = NULL
+ WHERE id = $1;
 
 -- name: removed_endpoints
--- An endpoint counts as removed only when every live daemon has the configuration without it.
+-- An endpoint counts as removed only when no live daemon names it, whatever else their files say. One that does not tell what it names
+-- may name it, unless it has our very configuration.
 UPDATE webhookd.endpoint e SET removed_at = now()
  WHERE e.source = 'file' AND e.removed_at IS NULL
    AND NOT EXISTS (SELECT FROM unnest($1::text[], $2::text[]) u(tenant, name) WHERE u.tenant = e.tenant AND u.name = e.name)
+   AND e.id NOT IN (SELECT unnest(d.endpoint_ids || d.inactive_ids) FROM webhookd.daemon d
+                     WHERE d.stopped_at IS NULL AND d.beat_at > now() - $4 * interval '1 s')
    AND NOT EXISTS (SELECT FROM webhookd.daemon d
-                    WHERE d.stopped_at IS NULL AND d.beat_at > now() - $4 * interval '1 s' AND d.config_hash <> $3);
+                    WHERE d.stopped_at IS NULL AND d.beat_at > now() - $4 * interval '1 s' AND d.endpoint_ids IS NULL AND d.config_hash <> $3);
 
 -- name: raise_version
 -- The other daemons look again.

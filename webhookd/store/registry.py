@@ -1,13 +1,17 @@
 """Who is alive, and which endpoints there are."""
 
 import asyncio
+import hashlib
 import json
+from array import array
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from webhookd.difference import Specs
 from webhookd.errors import OtherPlace
+from webhookd.members import Member
 from webhookd.sql import QUERIES
 from webhookd.store.database import Database
 
@@ -15,15 +19,11 @@ DOWNTIME_AFTER = 60.0  # seconds without any daemon's heartbeat that deliveries 
 
 
 class Beat(NamedTuple):
-    """What a heartbeat learns: whether the database still knows us, who else is alive, and when nobody was.
-
-    `rank` is our place among the `live` daemons, from 0.
-    """
+    """What a heartbeat learns: whether the database still knows us, who else is alive, and when nobody was."""
 
     now: float
     known: bool
-    live: int
-    rank: int
+    members: tuple[Member, ...]
     downtimes: tuple[tuple[float, float], ...]
 
 
@@ -43,6 +43,15 @@ class Known(NamedTuple):
     foreign: Sequence[Foreign]
 
 
+class Joined(NamedTuple):
+    """A new daemon: an id that was never used before, and the batch up to which everything is done."""
+
+    daemon_id: int
+    low: int
+    has_company: bool  # another daemon is alive
+    known: Known
+
+
 class Reload(NamedTuple):
     """What a daemon made of its files: it runs on `config_hash`, and kept it because of `problem`, or took it."""
 
@@ -57,6 +66,7 @@ class Registry:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._sets: dict[str, frozenset[int]] = {}  # of endpoints, by their hash
 
     async def bind(self, environment: str) -> str:
         """The answer of `webhookd.place()`, once this database is known to belong here.
@@ -73,17 +83,36 @@ class Registry:
             raise OtherPlace(_other_place(server, deployment, here.partition("/")[0], environment))
         return here
 
-    async def register(self, host: str, version: str, config_hash: str) -> tuple[int, int]:
-        """A new daemon id, never used before, and the batch up to which everything is done."""
-        await self._database.fetch(QUERIES["downtime"], DOWNTIME_AFTER)
-        row = await self._database.fetch_row(QUERIES["register"], host, version, config_hash)
-        return row[0], row[1]
+    async def join(self, host: str, version: str, specs: Specs, config_hash: str, dead_after: float) -> Joined:
+        """Become a daemon that runs on these endpoints of its files, which are written; all or nothing.
+
+        It is alive from now on, and counts among those that share limits from its first heartbeat on.
+        """
+        tenants, names = _columns(specs)
+        texts = await asyncio.to_thread(_texts, specs)  # thousands of them would stall the loop
+        async with self._locked() as connection:
+            await connection.execute(QUERIES["downtime"], DOWNTIME_AFTER)
+            changed = await connection.execute(QUERIES["sync_endpoints"], tenants, names, texts)
+            own = await self._own(connection, specs, tenants, names)
+            row = await connection.fetchrow(QUERIES["register"], host, version, config_hash, *own, dead_after)
+            known = await self._known(connection, tenants, names, config_hash, dead_after, changed=_rows(changed) > 0)
+        return Joined(row[0], row[1], row[2], known)
 
     async def beat(self, daemon: int, low: int, dead_after: float, listen_pid: int | None = None) -> Beat:
         """Say that we are alive. `dead_after`: seconds of silence after which another daemon counts as dead."""
         await self._database.fetch(QUERIES["downtime"], DOWNTIME_AFTER)
         row = await self._database.fetch_row(QUERIES["beat"], daemon, low, dead_after, listen_pid)
-        return Beat(row[0], row[1], row[2], row[3], tuple(zip(row[4], row[5], strict=True)))
+        now, known, ids, hashes, down_from, down_to = row
+        await self._learn_sets({hash_ for hash_ in hashes if hash_ is not None})
+        members = tuple(Member(id_, self._sets.get(hash_)) for id_, hash_ in zip(ids, hashes, strict=True))
+        return Beat(now, known, members, tuple(zip(down_from, down_to, strict=True)))
+
+    async def _learn_sets(self, hashes: set[str]) -> None:
+        """Know the endpoints behind these hashes, and no others."""
+        self._sets = {hash_: ids for hash_, ids in self._sets.items() if hash_ in hashes}
+        if new := hashes - self._sets.keys():
+            rows = await self._database.fetch(QUERIES["endpoint_sets"], list(new))
+            self._sets |= {row[0]: frozenset(row[1]) for row in rows}
 
     async def low(self, low: int) -> int:
         """The last batch before which everything is done, looked for from `low`."""
@@ -120,15 +149,14 @@ class Registry:
         row = await self._database.fetch_row(QUERIES["versions"])
         return row[0], row[1]
 
-    async def sync_endpoints(
-        self, daemon: int, specs: Mapping[tuple[str, str], Mapping[str, Any]], config_hash: str, dead_after: float
-    ) -> Known:
+    async def sync_endpoints(self, daemon: int, specs: Specs, config_hash: str, dead_after: float) -> Known:
         """Write the endpoints of the files to the database, as what this daemon runs on; all that are there."""
         tenants, names = _columns(specs)
         texts = await asyncio.to_thread(_texts, specs)  # thousands of them would stall the loop
         async with self._locked() as connection:
-            await connection.fetch(QUERIES["loaded"], daemon, config_hash)
             changed = await connection.execute(QUERIES["sync_endpoints"], tenants, names, texts)
+            own = await self._own(connection, specs, tenants, names)
+            await connection.fetch(QUERIES["loaded"], daemon, config_hash, *own)
             return await self._known(connection, tenants, names, config_hash, dead_after, changed=_rows(changed) > 0)
 
     async def refresh_endpoints(self, keys: Iterable[tuple[str, str]], config_hash: str, dead_after: float) -> Known:
@@ -163,6 +191,15 @@ class Registry:
         async with self._database.transaction() as connection:
             await connection.fetch(QUERIES["sync_lock"])
             yield connection
+
+    async def _own(
+        self, connection: Any, specs: Specs, tenants: list[str], names: list[str]
+    ) -> tuple[list[int], list[int], str]:
+        """What this daemon tells the others of its endpoints: those that are active, the others, and a hash."""
+        ids = await connection.fetchval(QUERIES["own_endpoints"], tenants, names) or []
+        pairs = sorted(zip(ids, (bool(spec["active"]) for spec in specs.values()), strict=True))
+        active = [id_ for id_, is_active in pairs if is_active]
+        return active, [id_ for id_, is_active in pairs if not is_active], _hash(active)
 
     async def _known(
         self,
@@ -206,5 +243,9 @@ def _columns(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
     return tenants, names
 
 
-def _texts(specs: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
+def _hash(ids: Sequence[int]) -> str:
+    return hashlib.sha256(array("q", ids).tobytes()).hexdigest()[:32]
+
+
+def _texts(specs: Specs) -> list[str]:
     return [json.dumps(spec, sort_keys=True) for spec in specs.values()]
