@@ -30,6 +30,7 @@ from webhookd.turns import ASIDE_AFTER, FOREVER, STRANDED_SECONDS, Turns
 
 MOST_DELIVERIES = 20_000  # in memory, results that are not yet recorded included
 LEAST_DELIVERIES = 4_000  # in memory, however slow things go
+TENANTS_PART = 7  # times the room that is left: so much of the memory one tenant may hold
 PATIENCE = 3.0  # seconds a delivery may wait for its endpoint, or be in flight, before the backlog holds it
 LEASE_MARGIN = 25.0  # seconds of a lease beyond the timeout of the attempt
 SWEEP_SECONDS = 0.25
@@ -116,6 +117,7 @@ class Dispatcher:
             on_fed=self._fill_lanes,
         )
         self._held = 0  # deliveries in memory
+        self._held_of: dict[str, int] = {}  # the same by the tenant of their event
         self._still, self._still_until = 0, 0.0  # deliveries behind attempts without an answer; good until that moment
         self._landed = 0  # attempts answered since the last sweep
         self._rate = 0.0  # of answered attempts, per second
@@ -147,6 +149,15 @@ class Dispatcher:
             self._still_until = now + STILL_SECONDS / 2
             self._still = self._turns.still(now)
         return min(most - held + self._still, self._most_deliveries - held)
+
+    def room_for(self, tenant: str) -> int:
+        """Deliveries of this tenant's events that may still be offered.
+
+        What is left is for those who hold little: whoever holds many times as much as there is room waits, so that
+        there is some left, whoever floods us (dynamic thresholds, Choudhury and Hahne 1998).
+        """
+        room = self.room
+        return min(room, TENANTS_PART * room - self._held_of.get(tenant, 0))
 
     def _is_waiting_for_a_way_out(self, now: float) -> bool:
         # What is held can look whether it is open again, unless it all waits for its endpoints.
@@ -201,6 +212,8 @@ class Dispatcher:
             self._spill(queue, delivery)
             return
         self._held += 1
+        tenant = delivery.event.tenant
+        self._held_of[tenant] = self._held_of.get(tenant, 0) + 1
         queue.waiting.append(delivery)
         self._feeder.ask(queue)
 
@@ -344,7 +357,7 @@ class Dispatcher:
             now = time.monotonic()
             self._turns.land(flight)
             self._landed += 1
-            self._held -= 1
+            self._let_go(delivery)
             self._feeder.drop(delivery.event)
         if self._turns.hear(outcome.is_stranded(answer), flight.started, now):
             log.warning("proxy_away" if self._turns.stranded_at else "proxy_back")
@@ -355,12 +368,21 @@ class Dispatcher:
 
     # What leaves memory without an attempt.
 
-    def _reject(self, delivery: Delivery, reason: str) -> None:
+    def _let_go(self, delivery: Delivery) -> None:
         self._held -= 1
+        tenant = delivery.event.tenant
+        left = self._held_of[tenant] - 1
+        if left:
+            self._held_of[tenant] = left
+        else:
+            del self._held_of[tenant]
+
+    def _reject(self, delivery: Delivery, reason: str) -> None:
+        self._let_go(delivery)
         self._recorder.put(Result(delivery, None, Ended("rejected", reason)))
 
     def _leave(self, delivery: Delivery, payload: Payload | None) -> None:
-        self._held -= 1
+        self._let_go(delivery)
         if payload is not None:
             self._feeder.drop(delivery.event)
 

@@ -5,7 +5,7 @@ What is made once per delivery is a NamedTuple: it is frozen, and three times ch
 """
 
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -127,6 +127,25 @@ class Batch:
     parked: int  # the version of the parking when it was cut or adopted
     open: int = 1
     recorded: bool = False  # its end is in the database
+
+
+class Share(NamedTuple):
+    """What a cut may take: events of the log, and of the surplus of those that had more than their share."""
+
+    most: int  # events of one tenant; what it has beyond is surplus
+    read: int  # events of all
+    surplus: int  # events that become batches again; 0 for none
+    full: Sequence[str]  # tenants all of whose new events are surplus
+    busy: Sequence[str]  # tenants whose surplus waits
+    after: str | None  # the tenant whose surplus was drawn last: the next turn is the next one's
+
+
+class Cut(NamedTuple):
+    """New batches. `more`: the log has not been read to its end; `drawn`: whose surplus was drawn last."""
+
+    batches: Sequence[Batch] = ()
+    more: bool = False
+    drawn: str | None = None
 
 
 @dataclass(slots=True, eq=False)

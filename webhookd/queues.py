@@ -161,7 +161,9 @@ class EndpointQueue:
             return True
         if self.standing is Standing.STUCK or self.limit == 0 or not self.breaker.is_closed:
             return queued + len(self.flying) >= self.limit
-        return queued >= QUEUED and self._expected_wait(now) > patience
+        # Where the rate is known, so is what will not start in time: it holds no memory until then.
+        least = QUEUED if self.pace is None else min(QUEUED, 2 * patience * self.pace.rate)
+        return queued >= least and self._expected_wait(now) > patience
 
     def _expected_wait(self, now: float) -> float:
         if self.blocked_until > now:

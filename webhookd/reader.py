@@ -3,8 +3,9 @@
     wake ──▶ cut ──▶ heads ──▶ endpoints_for ──▶ dispatcher.offer
     every few seconds: adopt ──▶ known ──▶ heads ──▶ …
 
-Batches in hand take turns, and the reader cuts between them. Of a very large transaction it takes a piece when there is
-nothing else to hand out. So nobody waits for the events of another.
+Tenants take turns, and the reader cuts between them. What one has committed beyond its share stays in the log, as does
+the rest of a large transaction; of that it takes a piece when it has nothing else of that tenant to hand out. So nobody
+waits for the events of another.
 
 After an empty cut the daemon sleeps: it takes the sleep lock, cuts once more, and waits until a producer rings. Under
 load it never sleeps, and lets a few milliseconds pass between two cuts so that batches are worth their row.
@@ -13,24 +14,31 @@ load it never sleeps, and lets a few milliseconds pass between two cuts so that 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from datetime import datetime
 from typing import Literal, Protocol
 
 import structlog
 
 from webhookd.errors import SchemaMismatch, StoreUnavailable
+from webhookd.hand import Hand, Pairs, Portion
 from webhookd.matching import Matcher
-from webhookd.model import Batch, Delivery, Endpoint, Event, Postponed, Result
+from webhookd.model import Batch, Cut, Delivery, Endpoint, Event, Postponed, Result, Share
 from webhookd.tasks import wait_for
 
-MOST_PER_CUT = 1_000  # events; a transaction that has more is cut in pieces
-PIECE = 500
-MOST_IN_HAND = 5_000  # events that are ours and not yet offered, from which on nothing more is cut or adopted
+MOST_PER_CUT = 1_000  # events of one tenant that become batches at a time; what it has beyond is surplus
+MOST_READ = 10_000  # events of all that are read at a time
+PIECE = 500  # events of the surplus
+MOST_IN_HAND = 5_000  # events that are ours and not yet offered: the less is left of it, the less a tenant may have
+LEAST_PER_CUT = 50  # events of a tenant that it may have whatever others have
+HARD_LIMIT = 20_000  # events in hand, from which on nobody gets more
 MOST_ADOPTED = 20
 RESCUE_SECONDS = 3.0
-AT_A_TIME = 100  # deliveries that are offered before others have their turn on the loop, and other batches
+AT_A_TIME = 100  # deliveries that are offered before others have their turn on the loop, and other tenants
+LEAST_AT_A_TIME = 10  # of a tenant, when many take turns
+LOOKED_AT = 500  # the same of pairs that turn out to be no deliveries
 CUT_BETWEEN = 0.1  # seconds after which the reader cuts although it has not offered everything
+CUT_AGAIN = 0.02  # the same when the last cut has not come to the end of the log
 NO_ROOM = 0.02  # seconds after which a full memory is looked at again, whether or not anything left it
 NAP = 0.2  # seconds after which a sleeper looks, whether or not anybody rang
 POLL_FIRST, POLL_MOST = 0.003, 0.05
@@ -42,6 +50,7 @@ AWAY_FIRST, AWAY_MOST = 0.1, 5.0
 ONE_BY_ONE = 3  # claims beyond which a batch is opened event by event, since it may have killed its daemons
 ALL_TO_BACKLOG = 5  # claims beyond which nothing of it is tried from memory
 FOREVER = float("inf")
+DONE = None, None
 
 log = structlog.get_logger("webhookd.reader")
 
@@ -49,8 +58,8 @@ log = structlog.get_logger("webhookd.reader")
 class Batches(Protocol):
     """What the reader needs of the store."""
 
-    async def cut(self, owner: int, most: int, rest: int) -> list[Batch]:
-        """New batches, ours; also so many events of a transaction that is cut in pieces."""
+    async def cut(self, owner: int, share: Share) -> Cut:
+        """New batches, ours, and what is said of the rest."""
 
     async def adopt(
         self, owner: int, low: int, mine: Iterable[int], *, steady_until: float, dead_after: float, most: int
@@ -85,6 +94,9 @@ class Dispatcher(Protocol):
     def room(self) -> int:
         """Deliveries that may still be offered."""
 
+    def room_for(self, tenant: str) -> int:
+        """The same of events of this tenant."""
+
     def offer(self, delivery: Delivery) -> None:
         """Take a delivery."""
 
@@ -115,16 +127,6 @@ class Recorder(Protocol):
         """One thing less keeps the batch open."""
 
 
-class Opening:
-    """A batch in hand, and what of it has not been offered once it was read."""
-
-    __slots__ = ("batch", "owed")
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-        self.owed: Iterator[tuple[Event, Endpoint]] | None = None
-
-
 class Reader:
     """Turns the log into deliveries, as many as memory allows."""
 
@@ -152,9 +154,9 @@ class Reader:
         self._rescue_seconds = rescue_seconds
         self._next_rescue = 0.0
         self._open: dict[int, Batch] = {}
-        self._openings: deque[Opening] = deque()  # of the open ones, those not yet offered to the end
-        self._in_hand = 0  # events of these
-        self._blocked = 0  # of these, how many in a row had to wait
+        self._unread: deque[Batch] = deque()  # of the open ones, those whose events we do not know yet
+        self._hand = Hand()  # and those not yet offered to the end
+        self._drawn: str | None = None  # whose surplus was drawn last
         self._cut_again_at = 0.0
         self._dozing = False  # what is in hand was found when it had lain down
         self._poll = POLL_FIRST
@@ -196,33 +198,45 @@ class Reader:
         if self._stopped.is_set():
             return
         now = time.monotonic()
-        if self._openings and (now < self._cut_again_at or self._in_hand >= MOST_IN_HAND):
-            await self._hand_out()
-        elif now >= self._next_rescue:
-            await self._rescue()
-        else:
+        if not self._in_hand or now >= self._cut_again_at:
+            if now >= self._next_rescue:
+                await self._rescue()
             await self._look()
+        if self._unread:
+            await self._open_next()
+        if self._hand:
+            await self._hand_out()
 
     async def _look(self) -> None:
         self._bell.rung.clear()  # before the query: a ring that comes meanwhile must survive
-        if await self._cut() or self._openings:
-            await self._hand_out()
-        elif self._rate >= NEVER_SLEEP_ABOVE:
+        if await self._cut() or self._in_hand:
+            return
+        if self._rate >= NEVER_SLEEP_ABOVE:
             await self._pause()
         else:
             await self._rest()
 
+    @property
+    def _in_hand(self) -> int:
+        """Events that are ours and not yet offered."""
+        return self._hand.events + sum(len(batch.event_ids) for batch in self._unread)
+
     async def _cut(self) -> bool:
         """Cut; True when there was something new."""
-        # The rest of a large transaction waits while other things are handed out, and while an endpoint that it may
-        # be for is being parked, since from then on a cursor reads it.
-        rest = 0 if self._openings or self._parking.is_parking else PIECE
-        batches = await self._store.cut(self._owner, MOST_PER_CUT, rest)
+        in_hand = self._in_hand
+        most = min(max(MOST_IN_HAND - in_hand, LEAST_PER_CUT), MOST_PER_CUT) if in_hand < HARD_LIMIT else 0
+        # A surplus waits while an endpoint that it may be for is being parked, since from then on a cursor reads it.
+        can_draw = in_hand < HARD_LIMIT and not self._unread and not self._parking.is_parking
+        found = await self._store.cut(
+            self._owner,
+            Share(most, MOST_READ, PIECE if can_draw else 0, self._hand.full(most), self._hand.tenants, self._drawn),
+        )
         self._reached()
-        self._cut_again_at = time.monotonic() + CUT_BETWEEN
-        self._measure(sum(len(batch.event_ids) for batch in batches))
-        self._take_on(batches)
-        return bool(batches)
+        self._drawn = found.drawn or self._drawn
+        self._cut_again_at = time.monotonic() + (CUT_AGAIN if found.more else CUT_BETWEEN)
+        self._measure(sum(len(batch.event_ids) for batch in found.batches))
+        self._take_on(found.batches)
+        return bool(found.batches)
 
     async def _pause(self) -> None:
         await self._bell.get_up()
@@ -250,13 +264,16 @@ class Reader:
     async def _rescue(self) -> None:
         self._next_rescue = time.monotonic() + self._rescue_seconds
         self._open = {id_: batch for id_, batch in self._open.items() if not batch.recorded}
+        most = min((HARD_LIMIT - self._in_hand) // PIECE, MOST_ADOPTED)
+        if most <= 0:
+            return
         batches = await self._store.adopt(
             self._owner,
             self.low,
             self._open,
             steady_until=self.steady_until,
             dead_after=self._dead_after,
-            most=MOST_ADOPTED,
+            most=most,
         )
         if batches:
             log.info("batches_adopted", batches=len(batches), first=batches[0].id)
@@ -266,47 +283,70 @@ class Reader:
     def _take_on(self, batches: Sequence[Batch]) -> None:
         for batch in batches:
             self._open[batch.id] = batch
-            self._openings.append(Opening(batch))
-            self._in_hand += len(batch.event_ids)
+            self._unread.append(batch)
 
-    async def _hand_out(self) -> None:
-        """Offer some deliveries of the batch whose turn it is, which keeps its place if the database goes away."""
-        opening = self._openings[0]
-        batch = opening.batch
-        if opening.owed is None:
-            opening.owed = await self._owed(batch)
-        self._openings.rotate(-1)
-        if batch.claims > ONE_BY_ONE and batch.open > 1:
-            await self._wait_for_the_rest()
-            return
-        self._blocked = 0
-        for _ in range(1 if batch.claims > ONE_BY_ONE else AT_A_TIME):
-            if self._dispatcher.room <= 0 or self._stopped.is_set():
-                return  # the batch stays open, and is given back
-            if (pair := next(opening.owed, None)) is None:
-                await self._finish(opening)
-                return
-            self._offer(batch, *pair)
-        await asyncio.sleep(0)
-
-    async def _owed(self, batch: Batch) -> Iterator[tuple[Event, Endpoint]]:
+    async def _open_next(self) -> None:
+        """Have the events of the next batch in hand; it keeps its place if the database goes away."""
+        batch = self._unread[0]
         # A first claim has no past; of a later one, the ledger and the backlog know what is settled.
         known = await self._store.known(batch) if batch.claims > 1 else frozenset[tuple[int, int]]()
         events = await self._store.heads(batch.event_ids, batch.lo, batch.hi) if batch.event_ids else []
         await self._parking.catch_up(batch.parked)
-        aside = self._parking.aside(batch.id)
-        return (
-            (event, endpoint)
-            for event in events
-            for endpoint in self.endpoints_for(event)
-            if endpoint.id not in aside and (event.id, endpoint.id) not in known
-        )
+        self._unread.popleft()
+        by_tenant: dict[str, list[Event]] = {}
+        for event in events:
+            by_tenant.setdefault(event.tenant, []).append(event)
+        left_out = known, self._parking.aside(batch.id)
+        self._hand.take(batch, {key: (len(each), self._owed(each, *left_out)) for key, each in by_tenant.items()})
+        if not events:
+            await self._finish(batch)
 
-    async def _finish(self, opening: Opening) -> None:
-        self._openings.remove(opening)
-        self._in_hand -= len(opening.batch.event_ids)
-        self._recorder.settle(opening.batch)
-        if not self._openings:
+    def _owed(self, events: Sequence[Event], known: Set[tuple[int, int]], aside: Set[int]) -> Pairs:
+        looked_at = 0
+        for event in events:
+            for endpoint in self.endpoints_for(event):
+                if endpoint.id not in aside and (event.id, endpoint.id) not in known:
+                    yield event, endpoint
+                elif (looked_at := looked_at + 1) % LOOKED_AT == 0:
+                    yield None
+            if (looked_at := looked_at + 1) % LOOKED_AT == 0:
+                yield None
+
+    async def _hand_out(self) -> None:
+        """Offer some deliveries of whose turn it is, of all who have room."""
+        is_full = False
+        for _ in range(len(self._hand)):
+            portion = self._hand.turn()
+            one_by_one = portion.batch.claims > ONE_BY_ONE
+            room = self._dispatcher.room_for(portion.tenant)
+            is_full = is_full or room <= 0
+            if room > 0 and not (one_by_one and portion.batch.open > 1):
+                await self._hand_out_some(
+                    portion, 1 if one_by_one else min(room, max(AT_A_TIME // len(self._hand), LEAST_AT_A_TIME))
+                )
+                return
+        if is_full:
+            await self._wait_for_room_again()
+        else:  # all wait for the results of what has been offered
+            self._recorder.flushed.clear()
+            await wait_for(self._recorder.flushed, NAP)
+
+    async def _hand_out_some(self, portion: Portion, most: int) -> None:
+        for _ in range(most):
+            if self._dispatcher.room <= 0 or self._stopped.is_set():
+                return  # the batch stays open, and is given back
+            if (pair := next(portion.pairs, DONE)) is DONE:
+                if self._hand.finish(portion):
+                    await self._finish(portion.batch)
+                return
+            if pair is None:
+                break
+            self._offer(portion.batch, *pair)
+        await asyncio.sleep(0)
+
+    async def _finish(self, batch: Batch) -> None:
+        self._recorder.settle(batch)
+        if not self._hand and not self._unread:
             self._cut_again_at = 0.0
             if self._dozing:
                 self._dozing = False  # it lies down again at once, if that was all
@@ -323,16 +363,11 @@ class Reader:
 
     async def _wait_for_room(self) -> None:
         while self._dispatcher.room <= 0 and not self._stopped.is_set():
-            self._dispatcher.room_freed.clear()
-            await wait_for(self._dispatcher.room_freed, NO_ROOM)
+            await self._wait_for_room_again()
 
-    async def _wait_for_the_rest(self) -> None:
-        """Let other batches have their turn; when they all wait, until results are written."""
-        self._blocked += 1
-        if self._blocked >= len(self._openings):
-            self._blocked = 0
-            self._recorder.flushed.clear()
-            await wait_for(self._recorder.flushed, NAP)
+    async def _wait_for_room_again(self) -> None:
+        self._dispatcher.room_freed.clear()
+        await wait_for(self._dispatcher.room_freed, NO_ROOM)
 
     def _reached(self) -> None:
         if not self.connected:

@@ -166,6 +166,7 @@ async def finished(sql: Sql, timeout: float = HANGS) -> None:
     async def idle() -> bool:
         return not await sql.fetchval(
             """SELECT EXISTS (SELECT FROM webhookd.batch WHERE done_at IS NULL)
+                   OR EXISTS (SELECT FROM webhookd.surplus)
                    OR EXISTS (SELECT FROM webhookd.backlog WHERE state = 'retry')
                    OR EXISTS (SELECT FROM webhookd.parked
                                WHERE next_batch < COALESCE(to_batch, (SELECT max(id) + 1 FROM webhookd.batch)))

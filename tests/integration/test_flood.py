@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from random import Random
 
 import asyncpg
 import pytest
@@ -40,10 +41,11 @@ def is_slow(receiver: Receiver, path: str) -> asyncio.Event:
     return quick
 
 
-async def cut(sql: Sql, most: int, rest: int = 0) -> list[list[int]]:
+async def cut(sql: Sql, most: int, rest: int = 0, read: int | None = None, **asked: object) -> list[list[int]]:
     """The events of the batches, of ten at most, that this makes; numbered from 1."""
-    rows = await sql.fetch("SELECT o_ids FROM webhookd.cut($1, 10, 1, $2) ORDER BY batch_id", most, rest)
-    return [row["o_ids"] for row in rows]
+    more = "".join(f", p_{name} => ${at}" for at, name in enumerate(asked, start=4))
+    query = f"SELECT o_ids FROM webhookd.cut($1, 10, 1, $2, $3{more}) ORDER BY batch_id"
+    return [row["o_ids"] for row in await sql.fetch(query, most, rest, read, *asked.values())]
 
 
 def events(first: int, last: int) -> list[int]:
@@ -92,6 +94,31 @@ async def test_another_tenant_waits_for_no_flood(
             await finished(sql)
     print("waits", sorted(round(wait, 3) for wait in waits)[-3:])  # noqa: T201 - the figures are what the test is for
     assert max(waits) < 2.0
+
+
+@pytest.mark.parametrize("rate", [0, 1])
+async def test_another_tenant_waits_for_no_flood_of_transactions(
+    sql: Sql, receiver: Receiver, daemon: Running, rate: int
+) -> None:
+    """Its events, committed one after the other, are all there long before the flood is half delivered."""
+    keys: dict[str, object] = {"url": receiver.url("large"), "tenant": "large", "max_in_flight": 1}
+    if rate:
+        keys["rate_limit"] = f"{rate}/s"
+    config = configuration(
+        {f"large-{n}": keys for n in range(30)} | {"small": {"url": receiver.url("small"), "tenant": "small"}}
+    )
+    async with daemon(config):
+        await insert(sql, tenant="small")
+        await until(lambda: len(receiver.events("small")) == 1, "a first one")
+        for _ in range(80):
+            await sql.execute(FLOOD, 100)
+        for n in range(2, 12):
+            await insert(sql, tenant="small")
+            await until(lambda n=n: len(receiver.events("small")) == n, "the other's event", timeout=30.0)  # type: ignore[misc]
+        assert len(receiver.events("large")) < 80 * 100 * 30 / 2
+        in_hand = "SELECT sum(cardinality(outbox_ids)) FROM webhookd.batch WHERE done_at IS NULL"
+        assert (await sql.fetchval(in_hand) or 0) <= 2_500
+        assert await sql.fetchval("SELECT count(*) FROM webhookd.backlog") < 30 * 2_500
 
 
 async def test_a_flood_for_an_endpoint_that_cannot_keep_up_comes_once_each(
@@ -160,17 +187,19 @@ async def test_a_large_transaction_is_cut_in_pieces(sql: Sql) -> None:
     await insert_many(sql, 5)
     assert await cut(sql, 20) == [events(56, 60)]  # what is new does not wait for it
     await insert_many(sql, 3)
-    assert await cut(sql, 20, 15) == [events(61, 63), events(21, 30), events(31, 35)]  # and no batch holds both
-    assert await cut(sql, 20, 15) == [events(36, 45), events(46, 50)]
-    assert await cut(sql, 20, 15) == [events(51, 55)]
+    assert await cut(sql, 20, 10) == [events(61, 63), events(21, 30)]  # and no batch holds both
+    assert await cut(sql, 20, 10) == [events(31, 40)]
+    assert await cut(sql, 20, 10) == [events(41, 50)]
+    assert await cut(sql, 20, 10) == [events(51, 55)]
+    assert await cut(sql, 20, 10) == []
     assert await sql.fetchval("SELECT count(*) FROM webhookd.remainder") == 0
-    assert await cut(sql, 20, 15) == []
+    assert await sql.fetchval("SELECT count(*) FROM webhookd.surplus") == 0
 
 
 async def test_several_large_transactions_take_turns(sql: Sql) -> None:
     for _ in range(2):
         await insert_many(sql, 40)
-        await cut(sql, 10)
+        await cut(sql, 10, read=40)
     assert [await cut(sql, 10, 10) for _ in range(7)] == [
         [events(11, 20)],
         [events(51, 60)],
@@ -180,6 +209,102 @@ async def test_several_large_transactions_take_turns(sql: Sql) -> None:
         [events(71, 80)],
         [],
     ]
+
+
+async def insert_for(sql: Sql, tenant: str, count: int) -> None:
+    await sql.execute(
+        "INSERT INTO webhookd.outbox (type, tenant, payload) SELECT 'a.b', $1, '{}' FROM generate_series(1, $2)",
+        tenant,
+        count,
+    )
+
+
+async def test_a_tenant_gets_its_share_of_a_cut(sql: Sql) -> None:
+    for _ in range(6):
+        await insert_for(sql, "a", 8)
+    await insert_for(sql, "b", 2)
+    assert await cut(sql, 10, read=100) == [events(1, 10), events(49, 50)]
+    await insert_for(sql, "a", 8)
+    await insert_for(sql, "b", 2)
+    assert await cut(sql, 10, read=100) == [events(59, 60)]  # what came first goes first
+    assert await cut(sql, 10, 10, busy=["a"]) == []
+    drawn = [await cut(sql, 10, 10) for _ in range(6)]
+    assert [event for batches in drawn for batch in batches for event in batch] == [*events(11, 48), *events(51, 58)]
+    assert await sql.fetchval("SELECT count(*) FROM webhookd.surplus") == 0
+
+
+async def test_a_tenant_that_is_full_gets_nothing_more(sql: Sql) -> None:
+    await insert_for(sql, "a", 8)
+    await insert_for(sql, "b", 2)
+    assert await cut(sql, 10, read=100, full=["a"]) == [events(9, 10)]
+    await insert_for(sql, "a", 3)
+    assert await cut(sql, 10, read=100, full=["a"]) == [[]]  # the place in the log, and that it was read
+    assert await cut(sql, 10, read=100, full=["a"]) == []
+    assert await cut(sql, 10, 10) == [[*events(1, 8), 11, 12], [13]]  # of two pages
+
+
+async def test_tenants_take_turns_with_their_surplus(sql: Sql) -> None:
+    for tenant in ("a", "b", "c"):
+        await insert_for(sql, tenant, 20)
+    await cut(sql, 0, read=100)
+    after = None
+    found = []
+    for _ in range(6):
+        row = await sql.fetchrow("SELECT o_ids, o_after FROM webhookd.cut(0, 10, 1, 10, 100, p_after => $1)", after)
+        assert row is not None
+        after = row["o_after"]
+        found.append((after, row["o_ids"][0]))
+    assert found == [("a", 1), ("b", 21), ("c", 41), ("a", 11), ("b", 31), ("c", 51)]
+
+
+async def test_what_is_due_at_once_is_shared_too(sql: Sql) -> None:
+    for tenant, count in (("a", 30), ("b", 2)):
+        await sql.execute(
+            """INSERT INTO webhookd.outbox (type, tenant, payload, deliver_after)
+               SELECT 'a.b', $1, '{}', now() + interval '1 hour' FROM generate_series(1, $2)""",
+            tenant,
+            count,
+        )
+    assert await cut(sql, 10, read=100) == [[]]
+    await sql.execute("UPDATE webhookd.scheduled SET due = now()")
+    assert await cut(sql, 10, read=100) == [events(1, 10), events(31, 32)]
+    assert [await cut(sql, 10, 10) for _ in range(3)] == [[events(11, 20)], [events(21, 30)], []]
+    assert await sql.fetchval("SELECT count(*) FROM webhookd.scheduled") == 0
+
+
+async def test_random_transactions_are_cut_once_each(sql: Sql) -> None:
+    """Of tenants in all kinds of transactions, with anybody full or busy at any time."""
+    random = Random(7)
+    found: list[int] = []
+    for _ in range(150):
+        for tenant in random.choices("abc", k=random.randrange(3)):
+            await insert_for(sql, tenant, random.choice((1, 2, 3, 25, 90)))
+        if random.random() < 0.2:  # of several tenants at once
+            await sql.execute(
+                """INSERT INTO webhookd.outbox (type, tenant, payload)
+                   SELECT 'a.b', chr(97 + n % 3), '{}' FROM generate_series(1, $1) n""",
+                random.randrange(1, 80),
+            )
+        tenants = ["a", "b", "c"]
+        batches = await cut(
+            sql,
+            random.choice((0, 5, 10)),
+            random.choice((0, 10, 30)),
+            read=20,
+            full=random.sample(tenants, random.randrange(3)),
+            busy=random.sample(tenants, random.randrange(3)),
+            after=random.choice((None, *tenants)),
+        )
+        assert all(len(batch) <= 10 for batch in batches)
+        found += [event for batch in batches for event in batch]
+    for _ in range(1_000):
+        batches = await cut(sql, 10, 30, read=20)
+        found += [event for batch in batches for event in batch]
+        if not batches and not await sql.fetchval("SELECT EXISTS (SELECT FROM webhookd.remainder)"):
+            break
+    assert len(found) == len(set(found)) == await sql.fetchval("SELECT count(*) FROM webhookd.outbox")
+    assert await sql.fetchval("SELECT count(*) FROM webhookd.remainder") == 0
+    assert await sql.fetchval("SELECT count(*) FROM webhookd.surplus") == 0
 
 
 async def test_small_transactions_are_cut_whole(sql: Sql) -> None:
@@ -213,7 +338,7 @@ async def test_pieces_may_be_scheduled_for_later(sql: Sql) -> None:
              FROM generate_series(1, 30) n"""
     )
     assert await cut(sql, 10) == [events(1, 5)]
-    assert [await cut(sql, 10, 10) for _ in range(3)] == [[[]], [events(26, 30)], []]
+    assert [await cut(sql, 10, 10) for _ in range(3)] == [[], [events(26, 30)], []]
     assert await sql.fetchval("SELECT count(*) FROM webhookd.scheduled") == 20
 
 

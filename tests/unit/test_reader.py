@@ -14,7 +14,7 @@ from tests.endpoints import HOOK
 from tests.waiting import until
 from webhookd import reader
 from webhookd.errors import SchemaMismatch, StoreUnavailable
-from webhookd.model import Batch, Delivery, Endpoint, Event, Postponed, Result, Window
+from webhookd.model import Batch, Cut, Delivery, Endpoint, Event, Postponed, Result, Share, Window
 from webhookd.reader import Reader
 
 DAY = datetime(2021, 1, 27, tzinfo=UTC)
@@ -34,8 +34,9 @@ class Log:
         self.settled: set[tuple[int, int]] = set()
         self.troubles: dict[str, list[Exception]] = {}
         self.calls: list[str] = []
-        self.most: list[int] = []
-        self.rest: list[int] = []
+        self.shares: list[Share] = []
+        self.tenants: dict[int, str] = {}
+        self.drawn: str | None = None
         self.adopt_arguments: list[tuple[int, list[int], float]] = []
         self.during_cuts: list[Callable[[], None]] = []
 
@@ -44,16 +45,15 @@ class Log:
         if self.troubles.get(name):
             raise self.troubles[name].pop(0)
 
-    async def cut(self, owner: int, most: int, rest: int) -> list[Batch]:
+    async def cut(self, owner: int, share: Share) -> Cut:
         assert owner == 42
-        self.most.append(most)
-        self.rest.append(rest)
+        self.shares.append(share)
         self._call("cut")
-        found = self.cuts.pop(0) if self.cuts else []
+        found = self.cuts.pop(0) if self.cuts and share.most else []
         if self.during_cuts:
             self.during_cuts.pop(0)()  # committed behind the snapshot of this cut
         await asyncio.sleep(0)
-        return found
+        return Cut(found, drawn=self.drawn)
 
     async def adopt(
         self, owner: int, low: int, mine: Iterable[int], *, steady_until: float, dead_after: float, most: int
@@ -68,7 +68,10 @@ class Log:
 
     async def heads(self, ids: Sequence[int], lo: datetime, hi: datetime) -> list[Event]:
         self._call("heads")
-        return [Event(id_, f"evt_{id_}", DAY, "order.created", "", None, None, None, 2) for id_ in sorted(ids)]
+        return [
+            Event(id_, f"evt_{id_}", DAY, "order.created", self.tenants.get(id_, ""), None, None, None, 2)
+            for id_ in sorted(ids)
+        ]
 
 
 class Bell:
@@ -97,6 +100,10 @@ class Dispatcher:
         self.room_freed = asyncio.Event()
         self.room = room
         self.offered: list[Delivery] = []
+        self.full: set[str] = set()
+
+    def room_for(self, tenant: str) -> int:
+        return self.room if tenant not in self.full else 0
 
     def offer(self, delivery: Delivery) -> None:
         assert self.room > 0, "offered although there was no room"
@@ -259,7 +266,7 @@ async def test_a_ring_that_was_answered_leaves_the_reader_asleep(monkeypatch: py
         await until(lambda: parts.bell.asleep, "a sleeping reader")
         parts.bell.rung.set()
         await asyncio.sleep(0.1)
-        assert len(parts.log.most) < 20  # it does not spin
+        assert len(parts.log.shares) < 20  # it does not spin
 
 
 async def test_a_ring_is_answered_long_before_the_nap_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,13 +332,13 @@ async def test_no_room_stops_the_reading_and_freed_room_resumes_it() -> None:
     first, second = batch(1, 1, 2, 3), batch(2, 4, 5)
     async with reading([first, second], room=2) as parts:
         await until(lambda: len(parts.dispatcher.offered) == 2, "as many as there is room for")
-        cuts = len(parts.log.most)
+        cuts = len(parts.log.shares)
         parts.dispatcher.free(1)
         await until(lambda: len(parts.dispatcher.offered) == 3, "one more")
-        assert len(parts.log.most) == cuts  # what is cut but not opened is handed out first
+        assert len(parts.log.shares) == cuts  # what is cut but not opened is handed out first
         parts.dispatcher.free(7)
         await until(lambda: len(parts.dispatcher.offered) == 5, "the rest")
-        await until(lambda: len(parts.log.most) > cuts, "the next cut")
+        await until(lambda: len(parts.log.shares) > cuts, "the next cut")
 
 
 async def test_a_settled_delivery_of_an_adopted_batch_is_not_repeated() -> None:
@@ -403,39 +410,88 @@ async def test_a_large_cut_does_not_delay_what_is_cut_after_it(monkeypatch: pyte
         assert of_large == sorted(of_large)
 
 
-async def test_the_rest_of_a_large_transaction_waits_until_nothing_else_is_to_be_done(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_surplus_waits_until_nothing_else_of_its_tenant_is_to_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "CUT_BETWEEN", 0.0)
     async with reading([batch(1, *range(1000))], room=900) as parts:
+        shares = parts.log.shares
         await until(lambda: len(parts.dispatcher.offered) == 900, "as many as there is room for")
-        assert parts.log.rest[0] == reader.PIECE
-        assert set(parts.log.rest[1:]) == {0}
+        assert (shares[0].surplus, shares[0].busy) == (reader.PIECE, [])
+        assert {tuple(share.busy) for share in shares[2:]} == {("",)}
         parts.dispatcher.free(10_000)
-        await until(lambda: parts.log.rest[-1] == reader.PIECE, "it to be asked for")
+        await until(lambda: shares[-1].surplus == reader.PIECE and not shares[-1].busy, "it to be asked for")
         parts.parking.is_parking = True  # it may be for that endpoint, whose cursor will read it
-        await until(lambda: parts.log.rest[-1] == 0, "a cut that leaves it")
+        await until(lambda: shares[-1].surplus == 0, "a cut that leaves it")
         await asyncio.sleep(0.05)
-        assert set(parts.log.rest[-1:]) == {0}
+        assert shares[-1].surplus == 0
         parts.parking.is_parking = False
-        await until(lambda: parts.log.rest[-1] == reader.PIECE, "it to be asked for again")
+        await until(lambda: shares[-1].surplus == reader.PIECE, "it to be asked for again")
+
+
+async def test_tenants_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also within a batch, and whoever has no room stops nobody."""
+    mine = batch(1, *range(3000))
+    async with reading(room=0) as parts:
+        parts.log.tenants = {**dict.fromkeys(range(500, 3000), "b"), 2999: "c"}
+        parts.log.cuts.append([mine])
+        parts.dispatcher.free(400)
+        await until(lambda: parts.dispatcher.room == 0, "as many as there is room for")
+        assert (2999, 1) in parts.dispatcher.pairs[:200]
+        assert {event < 500 for event, _ in parts.dispatcher.pairs} == {True, False}
+        parts.dispatcher.full = {"b"}
+        offered = len(parts.dispatcher.offered)
+        parts.dispatcher.free(10_000)
+        await until(lambda: parts.log.shares[-1:] and parts.log.shares[-1].busy == ["b"], "all of the others")
+        assert {event < 500 for event, _ in parts.dispatcher.pairs[offered:]} == {True}
+        assert parts.log.shares[-1].full == ["b"]
+        parts.log.cuts.append([batch(2, 1)])
+        await until(lambda: parts.dispatcher.pairs[-1] == (1, 1), "what comes later")
+        parts.dispatcher.full = set()
+        await until(lambda: len(parts.dispatcher.offered) == 3001, "the rest")
+    assert mine.open == 3000
+    assert sorted(parts.dispatcher.pairs) == sorted([*((event, 1) for event in range(3000)), (1, 1)])
+
+
+async def test_it_draws_on_after_whose_surplus_was_drawn_last() -> None:
+    async with reading() as parts:
+        parts.log.drawn = "acme"
+        parts.log.cuts.append([batch(1, 1)])
+        parts.bell.rung.set()
+        await until(lambda: parts.log.shares[-1:] and parts.log.shares[-1].after == "acme", "a cut that knows")
+        parts.log.drawn = None
+        parts.bell.rung.set()
+        await until(lambda: len(parts.log.shares) > 5, "more cuts")
+        assert parts.log.shares[-1].after == "acme"
+
+
+async def test_adoption_and_cuts_stop_each_other_for_no_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "MOST_IN_HAND", 100)
+    orphans = [[batch(n, n, claims=2)] for n in range(1000, 1030)]
+    async with reading(batch_of_a_full_one := [batch(1, *range(500))], orphans=orphans, rescue_seconds=0.001) as parts:
+        parts.dispatcher.full = {"a"}
+        parts.log.tenants = dict.fromkeys(range(500), "a")
+        parts.log.cuts += [[batch(n, n)] for n in range(2000, 2020)]
+        await until(lambda: len(parts.dispatcher.offered) == 50, "all that is not for whoever has no room")
+        assert batch_of_a_full_one[0].open == 1
+        sizes = {share.most for share in parts.log.shares[2:]}
+        assert sizes == {reader.LEAST_PER_CUT}  # the more is in hand, the less anybody gets
 
 
 async def test_nothing_more_is_taken_while_enough_is_in_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "CUT_BETWEEN", 0.0)
-    monkeypatch.setattr(reader, "MOST_IN_HAND", 1500)
+    monkeypatch.setattr(reader, "HARD_LIMIT", 1500)
     cuts = [[batch(n, *range(n * 1000, n * 1000 + 1000))] for n in range(1, 5)]
     async with reading(*cuts, rescue_seconds=0.001, room=100) as parts:
         await until(lambda: len(parts.dispatcher.offered) == 100, "as many as there is room for")
         for _ in range(5):
             parts.dispatcher.free(100)
             await until(lambda: parts.dispatcher.room == 0, "more of it")
-        asked = len(parts.log.calls)
+        adopted, asked = parts.log.calls.count("adopt"), len(parts.log.shares)
         assert len(parts.log.cuts) == 2
         for _ in range(3):
             parts.dispatcher.free(100)
             await until(lambda: parts.dispatcher.room == 0, "more of it")
-        assert len(parts.log.calls) == asked
+        assert parts.log.calls.count("adopt") == adopted
+        assert {(share.most, share.surplus) for share in parts.log.shares[asked:]} == {(0, 0)}
         parts.dispatcher.free(10_000)
         await until(lambda: not parts.log.cuts, "the rest")
 
@@ -470,7 +526,7 @@ async def test_it_goes_on_when_the_database_comes_back(method: str, error: Excep
 
 async def test_after_a_lost_reply_it_looks_at_once_for_what_it_may_own() -> None:
     async with reading() as parts:  # the pause between two rescues is ten minutes
-        await until(lambda: len(parts.log.most) > 2, "some cuts")
+        await until(lambda: len(parts.log.shares) > 2, "some cuts")
         rescues = parts.log.calls.count("adopt")
         parts.log.orphans.append([batch(7, 71, claims=2)])
         parts.log.troubles["cut"] = [StoreUnavailable("the reply was lost")]

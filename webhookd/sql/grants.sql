@@ -18,7 +18,7 @@ GRANT EXECUTE ON FUNCTION webhookd.event_status(text) TO webhookd_reader;
 -- `webhookd run`. Events and attempts are facts, which it cannot change; partitions go through functions of the owner.
 GRANT SELECT ON ALL TABLES IN SCHEMA webhookd TO webhookd_daemon;
 GRANT INSERT ON webhookd.outbox, webhookd.attempt TO webhookd_daemon;
-GRANT INSERT, UPDATE, DELETE ON webhookd.batch, webhookd.remainder, webhookd.scheduled, webhookd.backlog, webhookd.binding, webhookd.endpoint,
+GRANT INSERT, UPDATE, DELETE ON webhookd.batch, webhookd.remainder, webhookd.surplus, webhookd.scheduled, webhookd.backlog, webhookd.binding, webhookd.endpoint,
       webhookd.parked, webhookd.missed, webhookd.replay, webhookd.daemon, webhookd.downtime, webhookd.secret
       TO webhookd_daemon;
 GRANT INSERT, DELETE ON webhookd.consent TO webhookd_daemon;

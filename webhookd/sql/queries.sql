@@ -2,8 +2,9 @@
 -- clock in predicates; keys are sorted before they are written, so that two daemons never deadlock.
 
 -- name: cut
--- Newly committed and newly due events become batches that the caller owns, and a piece of a large transaction.
-SELECT batch_id, o_nonce, o_cut_at, o_ids, o_lo, o_hi, o_claims, o_parked FROM webhookd.cut($1, $2, $3, $4);
+-- Newly committed and newly due events become batches that the caller owns, of each tenant its share, and a piece of the surplus.
+SELECT batch_id, o_nonce, o_cut_at, o_ids, o_lo, o_hi, o_claims, o_parked, o_more, o_after
+  FROM webhookd.cut($1, $2, $3, p_rest => $4, p_read => $5, p_full => $6, p_busy => $7, p_after => $8);
 
 -- name: heads
 -- Everything of the events but their payloads. The range prunes partitions.
@@ -411,7 +412,8 @@ fresh AS (
   UNION ALL
   SELECT o.created_at FROM webhookd.remainder r CROSS JOIN LATERAL
     (SELECT i.created_at FROM webhookd.outbox i WHERE i.xid = r.xid AND i.id > r.after_id OFFSET 0) o)
-SELECT count(*), extract(epoch FROM now() - min(created_at))::float8 FROM fresh;
+SELECT (SELECT count(*) FROM fresh) + (SELECT COALESCE(sum(cardinality(ids)), 0) FROM webhookd.surplus)::bigint,
+       extract(epoch FROM now() - LEAST((SELECT min(created_at) FROM fresh), (SELECT min(lo) FROM webhookd.surplus)))::float8;
 
 -- name: status_scheduled
 -- Events that are to be delivered later, and when the first is due.

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from webhookd.errors import StoreRefused, StoreUnavailable
-from webhookd.model import Batch, Event
+from webhookd.model import Batch, Cut, Event, Share
 from webhookd.sql import QUERIES
 from webhookd.store.database import Database
 
@@ -20,17 +20,20 @@ class Batches:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def cut(self, owner: int, most: int, rest: int) -> list[Batch]:
-        """New batches of up to `most` newly committed or newly due events, owned by `owner`.
+    async def cut(self, owner: int, share: Share) -> Cut:
+        """New batches of newly committed and newly due events, and of surplus ones, owned by `owner`.
 
-        What a transaction has beyond that remains, and is cut later, `rest` events at a time. An empty list means that
-        nothing is new, or that another daemon is cutting at this moment.
+        Without any, nothing is new, or another daemon is cutting at this moment.
         """
+        most, read, surplus, full, busy, after = share
+        arguments = most, EVENTS_PER_BATCH, owner, surplus, read, full, busy, after
         try:
-            rows = await self._database.fetch(QUERIES["cut"], most, EVENTS_PER_BATCH, owner, rest)
+            rows = await self._database.fetch(QUERIES["cut"], *arguments)
         except StoreRefused as error:  # another timeline gave the same batch id out; the next cut sees it
             raise StoreUnavailable(str(error)) from error
-        return sorted((_batch(row) for row in rows), key=lambda batch: batch.id)
+        batches = sorted((_batch(tuple(row)[:-2]) for row in rows), key=lambda batch: batch.id)
+        drawn = next((row["o_after"] for row in rows if row["o_after"] is not None), None)
+        return Cut(batches, any(row["o_more"] for row in rows), drawn)
 
     async def adopt(
         self, owner: int, low: int, mine: Iterable[int], *, steady_until: float, dead_after: float, most: int
