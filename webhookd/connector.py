@@ -5,10 +5,12 @@ import errno
 import functools
 import select
 import socket
+from collections import deque
 from typing import cast
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection
 from aiohttp.http import StreamWriter
 from aiohttp.tracing import Trace
@@ -25,6 +27,8 @@ SCARCE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 READ_BUFFER = 16 * 1024
 _RECEIVE_BUFFER = 32 * 1024  # bounds how many 1xx answers one wake-up of the loop can meet
 _NO_TIMEOUT = aiohttp.ClientTimeout()  # whoever sends has one deadline for everything
+_IDLE_SECONDS = 15.0  # for which a connection is kept that nobody uses
+_NEVER = float("inf")
 
 
 class Protocol(ResponseHandler):
@@ -33,6 +37,36 @@ class Protocol(ResponseHandler):
     used = False
     heard = False
     _poll: "select.poll | None" = None
+    _deadline = _NEVER
+    _alarm: asyncio.TimerHandle | None = None  # rings at the deadline or before: one timer for many requests
+    _alarm_at = _NEVER
+
+    def answer_by(self, deadline: float = _NEVER) -> None:
+        """Raise Verdict to whoever reads after that moment of the loop's clock, until the next call."""
+        self._deadline = deadline
+        if deadline < self._alarm_at:
+            self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        self._drop_alarm()
+        self._alarm_at = self._deadline
+        self._alarm = self._loop.call_at(self._alarm_at, self._ring)
+
+    def _drop_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm, self._alarm_at = None, _NEVER
+
+    def _ring(self) -> None:
+        self._drop_alarm()
+        if self._loop.time() >= self._deadline:
+            self.set_exception(Verdict("timeout"))
+        elif self._deadline < _NEVER:
+            self._set_alarm()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._drop_alarm()
+        super().connection_lost(exc)
 
     def has_unread(self) -> bool:
         """True when the kernel has bytes of the peer, or its end, that the loop has not read yet."""
@@ -56,11 +90,15 @@ class Protocol(ResponseHandler):
 
 
 class Connector(aiohttp.TCPConnector):
-    """A pool of connections for one set of allowed networks and one proxy; make another when these change."""
+    """Dials for one set of allowed networks and one proxy, and keeps idle connections; make another when these change.
+
+    aiohttp dials. Its own pool would take as long as a fifth of all that a request costs.
+    """
 
     def __init__(self, resolver: Resolver, allow_networks: tuple[Network, ...], proxy: Proxy | None) -> None:
         super().__init__(
             limit=0,  # waiting for a slot would eat the deadline; the dispatcher bounds concurrency
+            force_close=True,  # what is given back to aiohttp is not for further use
             resolver=resolver,
             use_dns_cache=False,
             socket_factory=self._socket,
@@ -70,34 +108,82 @@ class Connector(aiohttp.TCPConnector):
         self._names = resolver
         self._proxy = proxy
         self._has_tunnelled = False
+        self._retired = False
+        self._idle: dict[ConnectionKey, deque[tuple[Connection, float]]] = {}  # oldest first, with their moments
+        self._sweeping: asyncio.TimerHandle | None = None
 
-    async def open(self, request: aiohttp.ClientRequest, seconds: float, *, fresh: bool = False) -> Connection:
-        """A connection that can be asked: one of the pool, or, also when it must be `fresh`, a new one.
+    async def open(self, request: aiohttp.ClientRequest, deadline: float, seconds: float) -> Connection:
+        """A new connection; Verdict at that moment of the loop's clock, or what aiohttp and the system say.
 
-        `seconds` are those that the caller has for everything. Raises Verdict, or what aiohttp and the system say.
+        `seconds` are those that the caller has for everything.
         """
         patience = aiohttp.ClientTimeout(sock_connect=min(PROXY_SECONDS, seconds / 2)) if self._proxy else _NO_TIMEOUT
-        while True:  # each turn takes one connection out of the pool for good
-            connection = await self.connect(request, [], patience)
+        limit = asyncio.timeout_at(deadline)
+        try:
+            async with limit:
+                return await self.connect(request, [], patience)
+        except Exception:
+            if limit.expired():
+                raise Verdict("connect_timeout") from None
+            raise
+
+    def take(self, key: ConnectionKey) -> Connection | None:
+        """An idle connection that can be asked."""
+        idle = self._idle.get(key)
+        while idle:
+            connection, since = idle.popleft()
             protocol = protocol_of(connection)
             # Bytes that nobody asked for would answer the next request (aio-libs/aiohttp#13656), also those that the
             # kernel has and the loop has not read yet.
-            if not protocol.used or not (fresh or protocol.heard or protocol.should_close or protocol.has_unread()):
+            if not (protocol.heard or protocol.should_close or self._is_old(since) or protocol.has_unread()):
                 return connection
             abandon(connection)
+        return None
+
+    def keep(self, key: ConnectionKey, connection: Connection) -> None:
+        """Take back a connection whose answer is whole, for the next request if it can have one."""
+        protocol = protocol_of(connection)
+        if self._retired or protocol.should_close or protocol.writing_paused:  # answered, but did not read
+            connection.release()
+            return
+        protocol.answer_by()
+        protocol.used, protocol.heard = True, False
+        self._idle.setdefault(key, deque()).append((connection, self._loop.time()))
+        if self._sweeping is None:
+            self._sweeping = self._loop.call_later(_IDLE_SECONDS, self._sweep)
+
+    def _is_old(self, since: float) -> bool:
+        return since + _IDLE_SECONDS <= self._loop.time()
+
+    def _sweep(self) -> None:
+        self._sweeping = None
+        for key, idle in list(self._idle.items()):
+            while idle and self._is_old(idle[0][1]):
+                idle.popleft()[0].close()
+            if not idle:
+                del self._idle[key]
+        if self._idle:
+            self._sweeping = self._loop.call_later(_IDLE_SECONDS, self._sweep)
 
     @property
     def is_idle(self) -> bool:
-        """True when no connection of it is in use."""
+        """True when no connection of it is open."""
         return not self._acquired
 
     def retire(self) -> None:
-        """Keep no connection. There is no public way that would let those in use end."""
-        self._force_close = True
-        for idle in self._conns.values():
-            for protocol, _ in idle:
-                protocol.close()
-        self._conns.clear()
+        """Keep no connection; those in use end their request."""
+        self._retired = True
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        for idle in self._idle.values():
+            for connection, _ in idle:
+                connection.close()
+        self._idle.clear()
+
+    async def close(self, *, abort_ssl: bool = False) -> None:
+        """Close all connections, and wait for that."""
+        await super().close(abort_ssl=abort_ssl)
+        self.retire()
 
     def _socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
         """A socket for the very address that is dialled next, so a name that changes its mind gains nothing."""

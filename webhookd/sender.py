@@ -15,8 +15,10 @@ from contextlib import suppress
 from typing import NamedTuple, Self
 
 import aiohttp
+from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError, RawResponseMessage, StreamWriter
+from aiohttp.http_writer import _serialize_headers
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -54,7 +56,8 @@ _Answer = tuple[RawResponseMessage, aiohttp.StreamReader]  # a final head, and i
 
 
 class _Target(NamedTuple):
-    request: aiohttp.ClientRequest  # what aiohttp's pool and dialling go by; never sent itself
+    request: aiohttp.ClientRequest  # what aiohttp dials by; never sent itself
+    key: ConnectionKey
     line: str
     headers: CIMultiDict[str]
 
@@ -103,25 +106,28 @@ class Sender:
         target = self._target(request.url, request.tls)
         if target is None:
             return NoResponse("invalid_url")
-        connection = None
-        deadline = asyncio.timeout(request.timeout)
+        connector, deadline = self._connector, self._loop.time() + request.timeout
+        connection = connector.take(target.key)
         try:
-            async with deadline:
-                connection = await self._connector.open(target.request, request.timeout)
-                try:
-                    answer = await self._ask(connection, target, request)
-                except (aiohttp.ServerDisconnectedError, OSError):
-                    protocol = protocol_of(connection)
-                    if protocol.heard or not protocol.used:
-                        raise
-                    abandon(connection)
-                    connection = None
-                    connection = await self._connector.open(target.request, request.timeout, fresh=True)
-                    answer = await self._ask(connection, target, request)
-            return await self._response(connection, answer, request.whole)
+            if connection is None:
+                connection = await connector.open(target.request, deadline, request.timeout)
+            try:
+                message, body = await self._ask(connection, target, request, deadline)
+            except (aiohttp.ServerDisconnectedError, OSError) as error:
+                protocol = protocol_of(connection)
+                if protocol.heard or not protocol.used or isinstance(error, Verdict):
+                    raise
+                abandon(connection)
+                connection = None
+                connection = await connector.open(target.request, deadline, request.timeout)
+                message, body = await self._ask(connection, target, request, deadline)
+            good = 200 <= message.code < 300
+            start = b"" if good and body.is_eof() and not request.whole else await _start(body)
+            if body.is_eof() and body.exception() is None:
+                connector.keep(target.key, connection)
+                connection = None
+            return _response(message, start, request.whole)
         except Exception as error:  # a hostile answer can raise anything: UnicodeError, ValueError, AssertionError, ...
-            if deadline.expired():
-                return NoResponse("connect_timeout" if connection is None else "timeout")
             return _verdict(error)
         finally:
             if connection is not None:
@@ -136,11 +142,12 @@ class Sender:
         except (ValueError, aiohttp.InvalidURL):
             return None
         headers = CIMultiDict({"host": request.headers["host"], "user-agent": self._user_agent, "accept": "*/*"})
-        return _Target(request, f"POST {parsed.raw_path_qs} HTTP/1.1", headers)
+        return _Target(request, request.connection_key, f"POST {parsed.raw_path_qs} HTTP/1.1", headers)
 
-    async def _ask(self, connection: Connection, target: _Target, request: Request) -> _Answer:
+    async def _ask(self, connection: Connection, target: _Target, request: Request, deadline: float) -> _Answer:
         """Send the request; of the body of the answer only what came along with the head is there yet."""
         protocol = protocol_of(connection)
+        protocol.answer_by(deadline)
         # A new parser for each answer, as aiohttp does: what came behind the last one dies with the old parser.
         # Its limits for heads are 8190 bytes a line and 128 lines.
         protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=READ_BUFFER)
@@ -149,18 +156,21 @@ class Sender:
         headers.update(request.headers)
         headers["accept-encoding"] = "identity"
         headers["content-length"] = str(len(content))
-        writer = StreamWriter(protocol, self._loop)
-        try:
-            await writer.write_headers(target.line, headers)
-            if len(content) <= _PIECE:
-                await writer.write_eof(content)
-        except ConnectionResetError:
+        if len(content) > _PIECE:
+            return await self._ask_at_length(protocol, target.line, headers, content)
+        transport = protocol.transport
+        if transport is None or transport.is_closing():
             # Who speaks first, as SSH does, has been heard by now, and what it said may be why nothing can be written.
             said = protocol.exception()
-            raise said if isinstance(said, HttpProcessingError) else ConnectionResetError from None
-        if len(content) <= _PIECE:
-            first = await protocol.read()
-            return first if _is_final(first[0]) else await _head(protocol, _INFORMATIONAL)
+            raise said if isinstance(said, HttpProcessingError) else ConnectionResetError
+        # What StreamWriter does, but for two coroutines and a buffer; it refuses control characters.
+        transport.write(_serialize_headers(target.line, headers) + content)
+        first = await protocol.read()
+        return first if _is_final(first[0]) else await _head(protocol, _INFORMATIONAL)
+
+    async def _ask_at_length(self, protocol: Protocol, line: str, headers: CIMultiDict[str], content: bytes) -> _Answer:
+        writer = StreamWriter(protocol, self._loop)
+        await writer.write_headers(line, headers)
         # Beside the reading, because a receiver may answer without reading all. It needs no TaskGroup: it raises
         # nothing, does not outlive the connection, and the reader below is told when that is lost.
         upload = self._loop.create_task(_upload(writer, content))
@@ -171,20 +181,13 @@ class Sender:
                 upload.cancel()
                 protocol.force_close()
 
-    async def _response(self, connection: Connection, answer: _Answer, whole: bool) -> Response:
-        """What the status line said, whatever becomes of the body; the connection is pooled if that came whole."""
-        message, body = answer
-        status = message.code
-        good = 200 <= status < 300
-        start = b"" if good and body.is_eof() and not whole else await _start(body)
-        if body.is_eof() and body.exception() is None:
-            protocol = protocol_of(connection)
-            protocol.used = True
-            protocol.heard = False
-            connection.release()
-        retry_after = message.headers.get("Retry-After") if status in (429, 503) else None
-        kept = READ_BUFFER if whole else 0 if good else _BODY_KEPT
-        return Response(status, start[:kept], _plain(retry_after))
+
+def _response(message: RawResponseMessage, start: bytes, whole: bool) -> Response:
+    """What the status line said, whatever became of the body."""
+    status = message.code
+    retry_after = message.headers.get("Retry-After") if status in (429, 503) else None
+    kept = READ_BUFFER if whole else 0 if 200 <= status < 300 else _BODY_KEPT
+    return Response(status, start[:kept], _plain(retry_after))
 
 
 def _plain(value: str | None) -> str | None:

@@ -604,6 +604,55 @@ async def test_the_replacement_has_the_same_deadline(sender: Sender) -> None:
         assert len(there.peers) == 2
 
 
+@pytest.mark.parametrize("before", [1.0, 30.0], ids=["a shorter one", "a longer one"])
+async def test_a_reused_connection_has_the_deadline_of_its_own_request(sender: Sender, before: float) -> None:
+    """Also when the timer of the request before has still to ring, or would ring too late."""
+
+    async def behaviour(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(OK)
+        await peer.request()
+        await asyncio.sleep(1.1)
+        await peer.say(FAILED)
+        await peer.request()
+        await peer.gone()
+
+    async with receiver(behaviour) as there:
+        assert await sender.send(post(there.url, before)) == Response(200)
+        assert await sender.send(post(there.url, 5.0)) == Response(500, b"bad")
+        began = time.monotonic()
+        assert await sender.send(post(there.url, 0.3)) == NoResponse("timeout")
+        assert time.monotonic() - began < 2.0
+        assert len(there.peers) == 1
+
+
+async def test_an_idle_connection_is_closed_in_time(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("webhookd.connector._IDLE_SECONDS", 0.1)
+    left = asyncio.Event()
+
+    async def behaviour(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(OK)
+        await peer.gone()
+        left.set()
+
+    async with receiver(behaviour) as there:
+        assert await sender.send(post(there.url)) == Response(200)
+        await asyncio.wait_for(left.wait(), 5)
+        await until(lambda: sender._connector.is_idle, "nothing is open")
+
+
+async def test_a_connection_that_was_idle_for_too_long_is_not_used_again(
+    sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be closing, or a firewall between may have forgotten it."""
+    async with receiver(answering(OK)) as there:
+        assert await sender.send(post(there.url)) == Response(200)
+        monkeypatch.setattr("webhookd.connector._IDLE_SECONDS", 0.0)
+        assert await sender.send(post(there.url)) == Response(200)
+        assert len(there.peers) == 2
+
+
 async def test_cancelling_drops_the_connection(sender: Sender) -> None:
     async def behaviour(peer: Peer) -> None:
         await peer.request()
