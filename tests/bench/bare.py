@@ -1,15 +1,16 @@
 """What signing and sending alone costs: a loop of plain aiohttp POSTs.
 
-`python -m tests.bench.bare URL COUNT` prints the CPU time of one request in microseconds.
+`python -m tests.bench.bare URL` sends as many requests as each line of its input says, and prints a line when they are
+answered. Whoever asks measures its CPU time.
 """
 
 import asyncio
 import base64
 import hashlib
 import hmac
-import os
 import sys
 import time
+from collections.abc import Iterator
 
 import aiohttp
 import uvloop
@@ -19,33 +20,32 @@ BODY = b'{"type":"order.created","timestamp":"2026-01-01T00:00:00.000000Z","data
 KEY = b"this-is-a-fake-secret-for-benchmarks"
 
 
-async def main(url: str, count: int) -> None:
-    """Send `count` signed requests over kept-alive connections, and print the CPU time of one in microseconds."""
-    numbers = iter(range(count))
-
-    async def work(session: aiohttp.ClientSession) -> None:
-        for number in numbers:
-            id_, timestamp = f"msg-{number}", str(int(time.time()))
-            digest = hmac.digest(KEY, f"{id_}.{timestamp}.".encode() + BODY, hashlib.sha256)
-            headers = {
-                "content-type": "application/json",
-                "webhook-id": id_,
-                "webhook-timestamp": timestamp,
-                "webhook-signature": "v1," + base64.b64encode(digest).decode(),
-            }
-            async with session.post(url, data=BODY, headers=headers) as response:
-                await response.read()
-                assert response.status == 200
-
+async def main(url: str) -> None:
+    """Send signed requests over connections that are kept alive."""
     async with aiohttp.ClientSession() as session:
-        before = os.times()
-        async with asyncio.TaskGroup() as group:
-            for _ in range(CONCURRENT):
-                group.create_task(work(session))
-        after = os.times()
-    print((after.user + after.system - before.user - before.system) / count * 1e6)
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            numbers = iter(range(int(line)))
+            async with asyncio.TaskGroup() as group:
+                for _ in range(CONCURRENT):
+                    group.create_task(_work(session, url, numbers))
+            print("done", flush=True)
+
+
+async def _work(session: aiohttp.ClientSession, url: str, numbers: Iterator[int]) -> None:
+    for number in numbers:
+        id_, timestamp = f"msg-{number}", str(int(time.time()))
+        digest = hmac.digest(KEY, f"{id_}.{timestamp}.".encode() + BODY, hashlib.sha256)
+        headers = {
+            "content-type": "application/json",
+            "webhook-id": id_,
+            "webhook-timestamp": timestamp,
+            "webhook-signature": "v1," + base64.b64encode(digest).decode(),
+        }
+        async with session.post(url, data=BODY, headers=headers) as response:
+            await response.read()
+            assert response.status == 200
 
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main(sys.argv[1], int(sys.argv[2])))
+        runner.run(main(sys.argv[1]))
