@@ -8,7 +8,7 @@ import structlog
 
 from webhookd import outcome
 from webhookd.backoff import horizon
-from webhookd.model import Delivered, Delivery, Ended, NoResponse, Outcome, Postponed, Response, Result, Retry
+from webhookd.model import Delivered, Delivery, Ended, NoResponse, Outcome, Postponed, Response, Result
 from webhookd.queues import EndpointQueue, Flight
 
 GONE_MOST = 3  # answers of 410 in a row that disable an endpoint
@@ -53,8 +53,11 @@ class Answers:
             queue.succeeded(flight.started, now)
             self._recorder.put(Result(delivery, attempt, _DELIVERED))
             return
-        wait = outcome.retry_after(answer.retry_after, time.time()) if isinstance(answer, Response) else 0.0
+        wait = outcome.wait_of(answer, time.time())
         self._doubt(queue, answer, wait, flight.started, now)
+        if outcome.asks_for_less(answer, wait):  # the endpoint waits as long as was asked, and this delivery with it
+            wait = max(wait, queue.blocked_until - now)
+            queue.blocked_until = max(queue.blocked_until, now + wait)
         decided = outcome.decide(delivery, answer, at + seconds, self.last_start(delivery), wait, self._random)
         _log_failure(delivery, attempt.error, decided)
         if isinstance(decided, Postponed):
@@ -62,9 +65,6 @@ class Answers:
             return
         if not self.keep_response:
             attempt = attempt._replace(response=None)
-        if wait > 0:
-            pause = max(wait, decided.delay) if isinstance(decided, Retry) else wait
-            queue.blocked_until = time.monotonic() + min(pause, outcome.MAX_RETRY_AFTER)
         self._recorder.put(Result(delivery, attempt, decided))
 
     def _doubt(

@@ -39,15 +39,7 @@ def interval(policy: RetryPolicy, attempt: int, random: float) -> float:
     return base * (1 + policy.jitter * (2 * random - 1))
 
 
-def next_delay(
-    policy: RetryPolicy, attempt: int, now: float, last_start: float, random: float, at_least: float = 0.0
-) -> float | None:
-    """Seconds until the next attempt, or None when none may follow.
-
-    `last_start` is the horizon; an attempt that would start behind it starts on it. `at_least` is what the receiver
-    asked for.
-    """
+def within(delay: float, now: float, last_start: float) -> float | None:
+    """The delay, or what is left before `last_start`, the horizon, on which the last attempt is; None behind that."""
     remaining = last_start - now
-    if remaining <= 0:
-        return None
-    return min(max(interval(policy, attempt, random), at_least), remaining)
+    return min(delay, remaining) if remaining > 0 else None

@@ -180,11 +180,17 @@ class Delivery:
     clock_from: float  # the three days count from here
     since: float  # monotonic: when it was offered
     start_by: float  # monotonic: a claim from the backlog that has not started by then is forgotten
+    asked: int = 0  # of the attempts, those whose answer only asked for less
 
     @property
     def attempt(self) -> int:
         """The number of the next attempt, from 1."""
         return self.attempts + 1
+
+    @property
+    def step(self) -> int:
+        """Where the next attempt stands in the schedule, from 1."""
+        return self.attempts - self.asked + 1
 
     def follow(self, endpoint: Endpoint) -> None:
         """Go to this endpoint, which it was offered for before it changed; its attempt still ends within its lease."""
@@ -257,9 +263,10 @@ class Delivered(NamedTuple):
 
 
 class Retry(NamedTuple):
-    """The attempt failed; the next one is due `delay` seconds from now."""
+    """The attempt failed, or its answer `asked` for less; the next one is due `delay` seconds from now."""
 
     delay: float
+    asked: bool = False  # it uses up no step of the schedule
 
 
 class Postponed(NamedTuple):

@@ -10,11 +10,12 @@ from webhookd.limiter import Signal
 from webhookd.model import Attempt, Delivered, Delivery, Ended, NoResponse, Outcome, Postponed, Response, Retry
 
 OWN_FAULT_PAUSE = 5.0  # seconds until a delivery is tried again after a fault of this side
-MOST_ATTEMPTS = 30_000  # the attempt log counts in a smallint
+MOST_ATTEMPTS = 30_000  # the attempt log counts in a smallint; from half of them on they are spread up to the horizon
 MAX_RETRY_AFTER = 3600.0  # an hour: a receiver may slow itself down, not put its deliveries off for days
 _SECONDS = re.compile(r"[0-9]{1,10}")
 
-_BUSY = (429, 503)
+_SLOW_DOWN, _UNAVAILABLE = 429, 503
+_BUSY = (_SLOW_DOWN, _UNAVAILABLE)
 _GONE = 410
 _TIMEOUT = "timeout"
 _BUG = "internal"  # of this side, in one delivery
@@ -23,6 +24,13 @@ _FROM_AFAR = ("timeout", "tls_certificate", "tls_error", "malformed_response", "
 _NO_TOKEN = "auth_error"  # noqa: S105 - a code
 
 Answer = Response | NoResponse
+
+
+def wait_of(answer: Answer, wall_clock: float) -> float:
+    """Seconds that a 429 or a 503 asks us to wait; 0 for any other answer, whatever it says."""
+    if isinstance(answer, NoResponse) or answer.status not in _BUSY:
+        return 0.0
+    return retry_after(answer.retry_after, wall_clock)
 
 
 def retry_after(header: str | None, wall_clock: float) -> float:
@@ -61,14 +69,21 @@ def signal(answer: Answer) -> Signal:
     return Signal.BUSY if answer.status in _BUSY else Signal.PLAIN
 
 
-def is_failure(answer: Answer, wait: float) -> bool:
-    """True when an answer says that its endpoint does not work. One that only asks for less is none.
+def asks_for_less(answer: Answer, wait: float) -> bool:
+    """True when an answer says "not now": a 429, or a 503 that says until when. `wait`: what it asked for.
 
-    `wait` is what it asked for with Retry-After: a 503 that asks for nothing is a failure like any other.
+    A 503 that asks for nothing is a failure like any other.
     """
     if isinstance(answer, NoResponse):
+        return False
+    return answer.status == _SLOW_DOWN or (answer.status == _UNAVAILABLE and wait > 0)
+
+
+def is_failure(answer: Answer, wait: float) -> bool:
+    """True when an answer says that its endpoint does not work; `wait` is what it asked for."""
+    if isinstance(answer, NoResponse):
         return signal(answer) is not Signal.OURS
-    return not 200 <= answer.status < 300 and answer.status != 429 and not wait
+    return not 200 <= answer.status < 300 and not asks_for_less(answer, wait)
 
 
 def is_stranded(answer: Answer) -> bool | None:
@@ -90,8 +105,8 @@ def decide(
 ) -> Outcome:
     """What `answer` means for `delivery`.
 
-    `now` and `last_start` (the horizon) are on the database's clock; `wait` is what the receiver asked for with
-    Retry-After.
+    `now` and `last_start` (the horizon) are on the database's clock; `wait` is for how many seconds its endpoint is
+    left alone because this answer asked for less, 0 when it did not say for how long.
     """
     if isinstance(answer, Response) and 200 <= answer.status < 300:
         return Delivered()
@@ -99,7 +114,15 @@ def decide(
         answer.ours or (answer.code == _NO_TOKEN and now + OWN_FAULT_PAUSE <= last_start)
     ):
         return Postponed(OWN_FAULT_PAUSE, answer.code)
-    delay = backoff.next_delay(delivery.endpoint.retry, delivery.attempt, now, last_start, random(), wait)
-    if delay is None or delivery.attempt >= MOST_ATTEMPTS:
-        return Ended("exhausted", "the time to retry is over")
-    return Retry(delay)
+    policy, asked = delivery.endpoint.retry, asks_for_less(answer, wait)
+    if not asked:
+        delay = backoff.interval(policy, delivery.step, random())
+    elif wait:
+        delay = wait
+    else:
+        # Later each time, or thousands of deliveries would ask a receiver that always says 429 every few seconds.
+        delay = min(backoff.interval(policy, delivery.attempt, random()), MAX_RETRY_AFTER)
+    if delivery.attempt > MOST_ATTEMPTS // 2:
+        delay = max(delay, (last_start - now) / max(MOST_ATTEMPTS - delivery.attempt, 1))
+    left = backoff.within(delay, now, last_start)
+    return Ended("exhausted", "the time to retry is over") if left is None else Retry(left, asked)

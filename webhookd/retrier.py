@@ -33,6 +33,8 @@ class Claimed(Protocol):
     def event_at(self) -> datetime: ...
     @property
     def clock_from(self) -> float: ...
+    @property
+    def asked(self) -> int: ...
 
 
 class Backlog(Protocol):
@@ -157,7 +159,9 @@ class Retrier:
                 self._recorder.put(Result(delivery, None, Ended("rejected", "event_missing")))
                 continue
             # What is owed was due before its horizon, so it has this attempt, however late we or its endpoint are.
-            self._dispatcher.offer(Delivery(event, endpoint, None, row.attempts, row.clock_from, asked_at, start_by))
+            self._dispatcher.offer(
+                Delivery(event, endpoint, None, row.attempts, row.clock_from, asked_at, start_by, row.asked)
+            )
 
 
 def _gone(row: Claimed) -> Event:

@@ -1,6 +1,7 @@
 """Limits of endpoints: rates, slots that daemons share, and receivers that fall silent."""
 
 import asyncio
+import itertools
 
 from aiohttp import web
 
@@ -9,6 +10,7 @@ from tests.integration.conftest import (
     Receiver,
     Running,
     Sql,
+    attempts,
     configuration,
     eventually,
     finished,
@@ -108,3 +110,48 @@ async def test_429_narrows_an_endpoint_and_loses_nothing(sql: Sql, receiver: Rec
         await finished(sql)
     assert refused < 200  # about 80; nearly 400 a round when nothing follows the answers
     assert len(set(receiver.events("hook"))) == 400
+
+
+async def test_who_asks_for_less_uses_up_no_step_and_is_waited_for_as_long_as_was_asked(
+    sql: Sql, receiver: Receiver, daemon: Running
+) -> None:
+    """A second step of a schedule would be an hour away, for the old delivery and, behind it, for a new one."""
+    receiver.answers("hook", 500, 429, 503, 429, 200, headers={"Retry-After": "1"})
+    receiver.answers("fine", 200)
+    config = configuration(
+        {"hook": {"url": receiver.url("hook")}, "fine": {"url": receiver.url("fine")}},
+        retry={"schedule": ["100ms", "1h"]},
+    )
+    async with daemon(config):
+        old = await insert(sql)
+        await until(lambda: len(receiver.of("hook")) >= 2, "the first 429")
+        new = await insert(sql)
+        await settled(sql, old, {"hook": "delivered", "fine": "delivered"})
+        await eventually(lambda: _tried(sql, new, 1), "the new one to be sent when the endpoint may be asked again")
+    tried = await attempts(sql, old)
+    assert [(each["attempt"], each["code"]) for each in tried] == [(1, 500), (2, 429), (3, 503), (4, 429), (5, 200)]
+    assert [got.attempt for got in receiver.of("hook") if got.event_id == old] == [1, 2, 3, 4, 5]
+    moments = [each["at"].timestamp() for each in tried]
+    assert all(later - earlier > 0.98 for earlier, later in itertools.pairwise(moments[1:]))
+    fine = {each["attempt"] for event in (old, new) for each in await attempts(sql, event, "fine")}
+    assert fine == {1}
+
+
+async def _tried(sql: Sql, event: str, times: int) -> bool:
+    return len(await attempts(sql, event)) >= times
+
+
+async def test_the_next_daemon_knows_which_attempts_used_up_no_step(
+    sql: Sql, receiver: Receiver, daemon: Running
+) -> None:
+    receiver.answers("hook", 429, 429, 500, 200, headers={"Retry-After": "1"})
+    config = configuration({"hook": {"url": receiver.url("hook")}}, retry={"schedule": ["100ms", "1h"]})
+    async with daemon(config):
+        event = await insert(sql)
+        await eventually(lambda: _tried(sql, event, 1), "the first attempt")
+    assert await sql.fetchval("SELECT asked FROM webhookd.backlog") == 1
+    async with daemon(config), daemon(config):
+        await settled(sql, event, {"hook": "delivered"})
+    assert [(each["attempt"], each["code"]) for each in await attempts(sql, event)] == [
+        (1, 429), (2, 429), (3, 500), (4, 200)
+    ]  # fmt: skip

@@ -91,7 +91,19 @@ def arguments(batch: "asyncpg.Record", low: int) -> dict[str, Callable[[int], tu
     def inserted(n: int) -> tuple[Any, ...]:
         none: list[None] = [None] * 50
         endpoints, events = [3] * 50, list(range(1 + 50 * n, 51 + 50 * n))
-        return (endpoints, events, [now] * 50, [1] * 50, [5.0] * 50, ["retry"] * 50, none, none, none, [1.0] * 50)
+        return (
+            endpoints,
+            events,
+            [now] * 50,
+            [1] * 50,
+            [5.0] * 50,
+            ["retry"] * 50,
+            none,
+            none,
+            none,
+            [1.0] * 50,
+            [0] * 50,
+        )
 
     return {
         "cut": lambda _: (5_000, 500, ME, 1),
@@ -103,7 +115,7 @@ def arguments(batch: "asyncpg.Record", low: int) -> dict[str, Callable[[int], tu
         "backlog_delete": rows,
         "backlog_insert": inserted,
         "backlog_update": lambda n: (
-            *rows(n), [3] * 50, [1] * 50, [5.0] * 50, ["retry"] * 50, [500] * 50, ["http_500"] * 50
+            *rows(n), [3] * 50, [1] * 50, [5.0] * 50, ["retry"] * 50, [500] * 50, ["http_500"] * 50, [0] * 50
         ),
         "batch_done": lambda _: ([batch["id"]], [batch["nonce"]], [1], DEAD),
         "owing": lambda _: (),

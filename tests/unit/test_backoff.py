@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.backoff import horizon, interval, next_delay, over_before
+from webhookd.backoff import horizon, interval, over_before, within
 from webhookd.model import RetryPolicy
 
 DAY = 86400.0
@@ -22,6 +22,12 @@ policies = st.builds(
     give_up_after=st.floats(0.001, 30 * DAY),
     schedule=st.one_of(st.just(()), st.lists(st.floats(0.001, 30 * DAY), min_size=1, max_size=8).map(tuple)),
 )
+
+
+def next_delay(
+    policy: RetryPolicy, attempt: int, now: float, last_start: float, random: float, at_least: float = 0.0
+) -> float | None:
+    return within(max(interval(policy, attempt, random), at_least), now, last_start)
 
 
 def test_the_default_grows_threefold_from_five_seconds_to_six_hours() -> None:

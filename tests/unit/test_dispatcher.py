@@ -654,10 +654,47 @@ async def test_retry_after_delays_the_endpoint_and_nobody_else(status: int) -> N
         await until(lambda: len(parts.recorder.results) == 20, "what waits to be spilled")
         assert len(parts.network.events(hook(1))) == 1
         failed = [r for r in parts.recorder.results if isinstance(r.outcome, Retry)]
-        assert [r.outcome for r in failed] == [Retry(60.0)]
+        assert [r.outcome for r in failed] == [Retry(60.0, asked=True)]
         assert all(isinstance(r.outcome, Postponed) and 50 < r.outcome.delay <= 60 for r in parts.recorder.postponed)
         assert parts.dispatcher.claimable(1)[0] == 0
         assert parts.dispatcher.claimable(2)[0] > 0
+
+
+async def test_an_old_delivery_that_is_asked_to_wait_holds_up_its_endpoint_no_longer_than_that() -> None:
+    answers = iter([Response(429, b"", "1")])
+
+    async def once(request: Request) -> Answer:
+        return next(answers, Response(200))
+
+    async with running(hook(1)) as parts:
+        parts.network.answers["https://1.example.com/"] = once
+        parts.offer(0, claimed=True, attempts=8)  # the schedule would wait for hours
+        await until(lambda: parts.recorder.results, "the 429")
+        (asked,) = parts.recorder.results
+        assert asked.outcome == Retry(1.0, asked=True)
+        assert asked.attempt is not None
+        assert asked.attempt.number == 9
+        await until(lambda: parts.dispatcher.claimable(1)[0], "the endpoint to be asked again")
+        parts.offer(1)
+        await until(lambda: parts.recorder.delivered == [1], "a new one")
+
+
+async def test_the_longest_that_was_asked_for_holds_for_all_that_were_in_flight() -> None:
+    waits = iter(["60", "1", None])
+
+    async def busy(request: Request) -> Answer:
+        return Response(429, retry_after=next(waits))
+
+    async with running(hook(1)) as parts:
+        parts.network.answers["https://1.example.com/"] = busy
+        for event in range(3):
+            parts.offer(event)
+        await until(lambda: len(parts.recorder.results) == 3, "all three")
+        for result in parts.recorder.results:
+            assert isinstance(result.outcome, Retry)
+            assert result.outcome.asked
+            assert 59 < result.outcome.delay <= 60  # due when its endpoint is
+        assert parts.dispatcher.claimable(1)[0] == 0
 
 
 async def test_when_the_pause_is_over_what_waits_is_sent() -> None:

@@ -29,6 +29,7 @@ from webhookd.model import (
 )
 from webhookd.outcome import (
     MAX_RETRY_AFTER,
+    MOST_ATTEMPTS,
     OWN_FAULT_PAUSE,
     attempt_of,
     decide,
@@ -36,6 +37,7 @@ from webhookd.outcome import (
     is_stranded,
     retry_after,
     signal,
+    wait_of,
 )
 from webhookd.sender import CODES
 from webhookd.signing import SCHEMES
@@ -44,7 +46,7 @@ NOW = 1_700_000_000.0
 FAILURES = [status for status in range(101, 1000) if not 200 <= status < 300]
 
 
-def delivery(attempts: int = 0, **policy: Any) -> Delivery:
+def delivery(attempts: int = 0, asked: int = 0, **policy: Any) -> Delivery:
     event = Event(1, "evt_1", datetime(2021, 1, 27, tzinfo=UTC), "order.created", "", None, None, None, 2)
     endpoint = Endpoint(
         id=1,
@@ -59,11 +61,13 @@ def delivery(attempts: int = 0, **policy: Any) -> Delivery:
         timeout=20.0,
         max_in_flight=10,
     )
-    return Delivery(event, endpoint, None, attempts, NOW, 0.0, 0.0)
+    return Delivery(event, endpoint, None, attempts, NOW, 0.0, 0.0, asked)
 
 
-def decided(answer: Response | NoResponse, *, attempts: int = 0, left: float = 1e6, wait: float = 0.0) -> object:
-    return decide(delivery(attempts), answer, NOW, NOW + left, wait, lambda: 0.5)
+def decided(
+    answer: Response | NoResponse, *, attempts: int = 0, asked: int = 0, left: float = 1e6, wait: float = 0.0
+) -> object:
+    return decide(delivery(attempts, asked), answer, NOW, NOW + left, wait, lambda: 0.5)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +141,7 @@ def test_every_2xx_is_delivered(status: int) -> None:
 
 @pytest.mark.parametrize("status", FAILURES)
 def test_every_other_status_is_tried_again(status: int) -> None:
-    assert decided(Response(status, b"no")) == Retry(5.0)
+    assert decided(Response(status, b"no")) == Retry(5.0, asked=status == 429)
     assert decided(Response(status, b"no"), left=0.0) == Ended("exhausted", "the time to retry is over")
     assert attempt_of(Response(status, b"no"), 1, NOW, 12) == Attempt(
         NOW, 1, False, status, 12, f"http_{status}", b"no"
@@ -204,10 +208,49 @@ def test_what_an_answer_says_about_its_endpoint(answer: Response | NoResponse, e
     assert signal(answer) is expected
 
 
-def test_what_the_receiver_asks_for_delays_within_schedule_and_horizon() -> None:
-    assert decided(Response(429), wait=60.0) == Retry(60.0)
-    assert decided(Response(503), wait=60.0, attempts=4) == Retry(405.0)  # the schedule is later
-    assert decided(Response(503), wait=3600.0, left=100.0) == Retry(100.0)  # never past the horizon
+@pytest.mark.parametrize("status", [429, 503])
+def test_who_asks_for_less_is_waited_for_as_long_as_was_asked_and_no_longer(status: int) -> None:
+    for attempts in (0, 4, 8, 9_000):  # however old the delivery is
+        assert decided(Response(status), wait=60.0, attempts=attempts) == Retry(60.0, asked=True)
+    assert decided(Response(status), wait=3600.0, left=100.0) == Retry(100.0, asked=True)  # never past the horizon
+    assert decided(Response(status), wait=60.0, left=0.0) == Ended("exhausted", "the time to retry is over")
+
+
+def test_what_was_only_asked_for_uses_up_no_step_of_the_schedule() -> None:
+    assert decided(Response(500), attempts=4, asked=4) == Retry(5.0)
+    assert decided(NoResponse("timeout"), attempts=6, asked=4) == Retry(45.0)
+    assert decided(Response(503), attempts=4, asked=3) == Retry(15.0)  # it asks for nothing
+
+
+def test_a_429_that_does_not_say_for_how_long_is_asked_later_each_time_but_within_the_hour() -> None:
+    delays = [decided(Response(429), attempts=n, asked=n) for n in (0, 1, 2, 6, 50)]
+    assert delays == [Retry(seconds, asked=True) for seconds in (5.0, 15.0, 45.0, 3600.0, 3600.0)]
+
+
+@pytest.mark.parametrize("status", FAILURES)
+def test_only_429_and_503_are_heard_when_they_ask_for_time(status: int) -> None:
+    answer = Response(status, retry_after="60")
+    assert wait_of(answer, NOW) == (60.0 if status in (429, 503) else 0.0)
+    assert is_failure(answer, wait_of(answer, NOW)) == (status not in (429, 503))
+    assert wait_of(NoResponse("timeout"), NOW) == 0.0
+
+
+@pytest.mark.parametrize("policy", [{}, {"schedule": (1.0,), "give_up_after": 30 * 86400.0}])
+@pytest.mark.parametrize(("status", "wait"), [(429, 1.0), (500, 0.0)])
+def test_the_numbers_of_attempts_last_until_the_horizon(status: int, wait: float, policy: dict[str, Any]) -> None:
+    """A second between two attempts would need 259,200 numbers in three days, and the log has 32,767."""
+    owed = delivery(**policy)
+    last_start, now, pauses = NOW + owed.endpoint.retry.give_up_after, NOW, []
+    while isinstance(outcome := decide(owed, Response(status), now, last_start, wait, lambda: 0.5), Retry):
+        pauses.append(outcome.delay)
+        now += outcome.delay
+        owed.attempts += 1
+        owed.asked += outcome.asked
+    assert now == pytest.approx(last_start)  # the last attempt is on the horizon
+    assert owed.attempt <= MOST_ATTEMPTS + 1
+    if wait:
+        assert pauses[:10_000] == [wait] * 10_000
+        assert max(pauses) < 600
 
 
 @given(st.integers(0, 40), st.floats(0.001, 1e6), st.floats(0, 3600))

@@ -27,6 +27,7 @@ class Row(NamedTuple):
     attempts: int
     event_at: datetime
     clock_from: float
+    asked: int = 0
 
 
 def row(event: int, endpoint: int = 1, attempts: int = 1, **changes: Any) -> Row:
@@ -141,13 +142,14 @@ async def running(parts: Parts) -> AsyncIterator[Parts]:
 
 
 async def test_a_due_row_is_offered_with_its_past(parts: Parts) -> None:
-    parts.store.rows = [row(7, attempts=3, clock_from=123.5)]
+    parts.store.rows = [row(7, attempts=3, clock_from=123.5, asked=2)]
     before = time.monotonic()
     async with running(parts):
         await until(lambda: parts.dispatcher.offered, "the delivery")
     (delivery,) = parts.dispatcher.offered
     assert (delivery.event.id, delivery.endpoint, delivery.batch) == (7, HOOK, None)
     assert (delivery.attempts, delivery.attempt, delivery.clock_from) == (3, 4, 123.5)
+    assert (delivery.asked, delivery.step) == (2, 2)
     assert before <= delivery.since <= time.monotonic()
     # An attempt that starts then is over before the lease is.
     assert delivery.start_by == pytest.approx(delivery.since + LEASE - HOOK.timeout - START_MARGIN)

@@ -53,20 +53,20 @@ DELETE FROM webhookd.backlog d USING unnest($1::int[], $2::bigint[]) u(endpoint_
 -- name: backlog_insert
 -- A first failure, a spill, a straggler's lease, or an end that was not a delivery.
 INSERT INTO webhookd.backlog
-       (endpoint_id, outbox_id, outbox_at, attempts, due, state, last_code, last_error, ordering_key, clock_from)
-SELECT u.p, u.o, u.at, u.a, now() + u.d * interval '1 s', u.s, u.c, u.x, u.k, to_timestamp(u.f)
+       (endpoint_id, outbox_id, outbox_at, attempts, due, state, last_code, last_error, ordering_key, clock_from, asked)
+SELECT u.p, u.o, u.at, u.a, now() + u.d * interval '1 s', u.s, u.c, u.x, u.k, to_timestamp(u.f), u.q
   FROM unnest($1::int[], $2::bigint[], $3::timestamptz[], $4::smallint[], $5::float8[], $6::text[], $7::smallint[], $8::text[],
-              $9::text[], $10::float8[]) u(p, o, at, a, d, s, c, x, k, f)
+              $9::text[], $10::float8[], $11::smallint[]) u(p, o, at, a, d, s, c, x, k, f, q)
  ORDER BY u.p, u.o
 ON CONFLICT DO NOTHING;
 
 -- name: backlog_update
 -- A further failure, or no attempt at all (then `made` is 0); fenced by the number of attempts the writer knew of.
 UPDATE webhookd.backlog d
-   SET attempts = u.a + u.made, due = now() + u.d * interval '1 s', state = u.s,
+   SET attempts = u.a + u.made, asked = u.q, due = now() + u.d * interval '1 s', state = u.s,
        last_code = CASE WHEN u.made > 0 THEN u.c ELSE d.last_code END, last_error = COALESCE(u.x, d.last_error)
-  FROM unnest($1::int[], $2::bigint[], $3::smallint[], $4::smallint[], $5::float8[], $6::text[], $7::smallint[], $8::text[])
-       u(p, o, a, made, d, s, c, x)
+  FROM unnest($1::int[], $2::bigint[], $3::smallint[], $4::smallint[], $5::float8[], $6::text[], $7::smallint[], $8::text[],
+              $9::smallint[]) u(p, o, a, made, d, s, c, x, q)
  WHERE d.endpoint_id = u.p AND d.outbox_id = u.o AND d.attempts = u.a AND d.state = 'retry';
 
 -- name: batch_done
@@ -108,7 +108,8 @@ WITH pick AS MATERIALIZED (
 UPDATE webhookd.backlog d SET due = now() + p.lease * interval '1 s'
   FROM pick p WHERE d.endpoint_id = p.endpoint_id AND d.outbox_id = p.outbox_id
 RETURNING d.outbox_id, d.endpoint_id, d.attempts, d.outbox_at,
-          extract(epoch FROM GREATEST(d.clock_from, (SELECT e.resumed_at FROM webhookd.endpoint e WHERE e.id = d.endpoint_id)))::float8 AS clock_from;
+          extract(epoch FROM GREATEST(d.clock_from, (SELECT e.resumed_at FROM webhookd.endpoint e WHERE e.id = d.endpoint_id)))::float8 AS clock_from,
+          d.asked;
 
 -- name: parked
 -- Which endpoints are parked where, and how often that has changed: one snapshot.

@@ -18,6 +18,7 @@ class Claimed(NamedTuple):
     attempts: int
     event_at: datetime  # outbox.created_at
     clock_from: float
+    asked: int
 
 
 class Backlog:

@@ -10,7 +10,7 @@ import asyncpg
 
 from webhookd.errors import StoreUnavailable
 from webhookd.matching import OWN_TYPES
-from webhookd.model import Batch, Delivered, Delivery, Ended, Postponed, Result, Window
+from webhookd.model import Batch, Delivered, Delivery, Ended, Postponed, Result, Retry, Window
 from webhookd.sql import QUERIES
 from webhookd.store.database import Database
 
@@ -98,6 +98,7 @@ class _Flush:
                 None,
                 d.event.ordering_key,
                 d.clock_from,
+                d.asked,
             )
             for d, seconds in leases
         ]
@@ -121,6 +122,7 @@ class _Flush:
             return
         state, delay = (outcome.state, 0.0) if isinstance(outcome, Ended) else ("retry", outcome.delay)
         made = 0 if attempt is None else 1
+        asked = delivery.asked + (isinstance(outcome, Retry) and outcome.asked)
         if state == "exhausted" and not delivery.event.type.startswith(OWN_TYPES):
             last = None if attempt is None else attempt.error
             event = delivery.event
@@ -133,7 +135,7 @@ class _Flush:
         else:
             error = outcome.why if isinstance(outcome, Postponed) else None
         if has_row:
-            self._updates.append((endpoint_id, event_id, delivery.attempts, made, delay, state, code, error))
+            self._updates.append((endpoint_id, event_id, delivery.attempts, made, delay, state, code, error, asked))
         else:
             self._inserts.append(
                 (
@@ -147,6 +149,7 @@ class _Flush:
                     error,
                     delivery.event.ordering_key,
                     delivery.clock_from,
+                    asked,
                 )
             )
 
