@@ -47,6 +47,7 @@ class Answers:
     def take(self, flight: Flight, answer: Response | NoResponse, at: float, now: float) -> None:
         """Decide what it means, and have it recorded. `at`: when the attempt began, on the database's clock."""
         queue, delivery, seconds = flight.queue, flight.delivery, now - flight.started
+        delivery.deaths = 0
         queue.learn(outcome.signal(answer), flight.started, now)
         attempt = outcome.attempt_of(answer, delivery.attempt, at, round(seconds * 1000))
         if attempt.ok:
@@ -66,6 +67,14 @@ class Answers:
         if not self.keep_response:
             attempt = attempt._replace(response=None)
         self._recorder.put(Result(delivery, attempt, decided))
+
+    def blame(self, delivery: Delivery, at: float) -> None:
+        """Count an attempt that is not made: too many daemons died with this delivery in hand. The next one is made."""
+        delivery.deaths -= 1
+        answer = NoResponse("internal")
+        decided = outcome.decide(delivery, answer, at, self.last_start(delivery), 0.0, self._random)
+        log.error("attempt_too_dangerous", endpoint=delivery.endpoint.label, event_id=delivery.event.event_id)
+        self._recorder.put(Result(delivery, outcome.attempt_of(answer, delivery.attempt, at, 0), decided))
 
     def _doubt(
         self, queue: EndpointQueue, answer: Response | NoResponse, wait: float, started: float, now: float

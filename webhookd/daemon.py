@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import structlog
 
-from webhookd import __version__, dispatcher, follower, janitor, reader, recorder, reloader, retrier
+from webhookd import __version__, dispatcher, follower, janitor, neighbours, reader, recorder, reloader, retrier
 from webhookd.backoff import over_before
 from webhookd.clock import Clock
 from webhookd.config import Config
@@ -27,6 +27,7 @@ from webhookd.model import Endpoint
 from webhookd.notify import Notifier
 from webhookd.pages import Pages
 from webhookd.parking import Parking
+from webhookd.processes import ourselves, see
 from webhookd.sender import Sender
 from webhookd.store.backlog import Backlog
 from webhookd.store.batches import Batches
@@ -56,6 +57,7 @@ class Pace:
     look: float = retrier.LOOK_SECONDS
     flush: float = recorder.FLUSH_SECONDS
     patience: float = dispatcher.PATIENCE
+    neighbours: float = neighbours.LOOK_SECONDS
 
 
 NORMAL = Pace()
@@ -161,9 +163,17 @@ class Daemon:
                     async with database.transaction() as connection:
                         await check_schema(connection)
                     database.place = await registry.bind(config.daemon.environment)
+                    around = self._neighbours(registry)
+                    await around.ask()
+                    await around.bury()  # what a predecessor had in hand is ours, and nobody waits for it to agree
                     parking = await ParkingStore(database).parking()
                     joined = await registry.join(
-                        socket.gethostname(), __version__, config.specs, config.config_hash, self._dead_after
+                        socket.gethostname(),
+                        __version__,
+                        config.specs,
+                        config.config_hash,
+                        self._dead_after,
+                        ourselves(),
                     )
                     if joined.has_company:
                         await asyncio.sleep(self._pace.beat * janitor.SETTLE_BEATS)
@@ -183,6 +193,16 @@ class Daemon:
             else:
                 log.info("started", daemon=joined.daemon_id, endpoints=len(config.endpoints), version=__version__)
                 return _Joined(joined.daemon_id, joined.low, beat, joined.known, parking)
+
+    def _neighbours(self, registry: Registry, on_buried: Callable[[], None] = lambda: None) -> neighbours.Neighbours:
+        return neighbours.Neighbours(
+            registry,
+            ourselves(),
+            see,
+            lambda: max((e.timeout for e in self._config.endpoints), default=0.0) + dispatcher.LEASE_MARGIN,
+            on_buried=on_buried,
+            look_seconds=self._pace.neighbours,
+        )
 
     async def _deliver(
         self,
@@ -212,7 +232,8 @@ class Daemon:
         )
         # Known before anything is claimed, or what an outage left would look as if its time were over.
         sending.answers.downtimes = first_beat.downtimes
-        retrying = retrier.Retrier(Backlog(database), batches, sending, results, own.get, look_seconds=pace.look)
+        backlog = Backlog(database, daemon_id, self._dead_after)
+        retrying = retrier.Retrier(backlog, batches, sending, results, own.get, look_seconds=pace.look)
         parking_store = ParkingStore(database)
         pages = Pages(parking_store, batches)
         following = follower.Follower(
@@ -292,6 +313,7 @@ class Daemon:
             listen_pid=lambda: bell.pid,
             beat_seconds=pace.beat,
         )
+        around = self._neighbours(registry, reading.rescue)
         reloading = reloader.Reloader(
             registry,
             daemon_id,
@@ -309,6 +331,7 @@ class Daemon:
 
         async with asyncio.TaskGroup() as parts:
             parts.create_task(keeping.run())
+            burying = parts.create_task(around.run(daemon_id))
             watching = parts.create_task(watch(self._watch, self.reload, self._stopped))
             changing = parts.create_task(reloading.run())
             recording = parts.create_task(results.run())
@@ -324,6 +347,7 @@ class Daemon:
             log.info("stopping", in_flight=sending.in_flight)
             watching.cancel()
             changing.cancel()
+            burying.cancel()
             reading.stop()
             retrying.stop()
             following.stop()

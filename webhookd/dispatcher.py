@@ -33,6 +33,7 @@ LEAST_DELIVERIES = 4_000  # in memory, however slow things go
 TENANTS_PART = 7  # times the room that is left: so much of the memory one tenant may hold
 PATIENCE = 3.0  # seconds a delivery may wait for its endpoint, or be in flight, before the backlog holds it
 LEASE_MARGIN = 25.0  # seconds of a lease beyond the timeout of the attempt
+DEATHS_MOST = 6  # of daemons that had a delivery in hand, from which on it is not tried, but waits for its next step
 SWEEP_SECONDS = 0.25
 UNSEEN_SECONDS = 5.0  # without a look at our way out, from which on more is taken into memory that can have one
 
@@ -207,6 +208,9 @@ class Dispatcher:
             return
         if delivery.event.size > self._max_payload:
             self._recorder.put(Result(delivery, None, Ended("rejected", "payload_too_large")))
+            return
+        if delivery.deaths > DEATHS_MOST:
+            self.answers.blame(delivery, self._clock.now())
             return
         if delivery.batch is not None and queue.is_full(time.monotonic(), self._patience):
             self._spill(queue, delivery)

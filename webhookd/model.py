@@ -181,6 +181,7 @@ class Delivery:
     since: float  # monotonic: when it was offered
     start_by: float  # monotonic: a claim from the backlog that has not started by then is forgotten
     asked: int = 0  # of the attempts, those whose answer only asked for less
+    deaths: int = 0  # of daemons that had it in hand, since its last result
 
     @property
     def attempt(self) -> int:

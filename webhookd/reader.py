@@ -174,6 +174,10 @@ class Reader:
         """Ids of the batches whose end is not in the database."""
         return [batch.id for batch in self._open.values() if not batch.recorded]
 
+    def rescue(self) -> None:
+        """Look for batches without an owner with the next turn, rather than in some seconds."""
+        self._next_rescue = 0.0
+
     def stop(self) -> None:
         """Cut and adopt nothing more."""
         self._stopped.set()

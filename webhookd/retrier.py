@@ -35,6 +35,8 @@ class Claimed(Protocol):
     def clock_from(self) -> float: ...
     @property
     def asked(self) -> int: ...
+    @property
+    def deaths(self) -> int: ...
 
 
 class Backlog(Protocol):
@@ -159,9 +161,8 @@ class Retrier:
                 self._recorder.put(Result(delivery, None, Ended("rejected", "event_missing")))
                 continue
             # What is owed was due before its horizon, so it has this attempt, however late we or its endpoint are.
-            self._dispatcher.offer(
-                Delivery(event, endpoint, None, row.attempts, row.clock_from, asked_at, start_by, row.asked)
-            )
+            past = row.attempts, row.clock_from, asked_at, start_by, row.asked, row.deaths
+            self._dispatcher.offer(Delivery(event, endpoint, None, *past))
 
 
 def _gone(row: Claimed) -> Event:

@@ -143,7 +143,7 @@ async def _claim(connection: Any, endpoints: list[int], samples: Samples) -> Non
     await transaction.start()
     owing = dict(await connection.fetch(QUERIES["owing"]))
     overdue = [SLACK - owing.get(id_, 0.0) for id_ in endpoints]
-    arguments = endpoints, [10] * len(endpoints), [45.0] * len(endpoints), overdue
+    arguments = endpoints, [10] * len(endpoints), [45.0] * len(endpoints), overdue, 0, 15.0, 3
     samples.claim.append(await _timed(connection, "claim", *arguments))
     await transaction.rollback()
 

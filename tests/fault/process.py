@@ -10,20 +10,22 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import structlog
 import uvloop
 
-from webhookd import breaker, dispatcher, janitor, loader, reader, recorder, retrier
+from webhookd import breaker, dispatcher, janitor, loader, neighbours, reader, recorder, request, retrier
 from webhookd.daemon import Daemon, Pace
-from webhookd.model import Batch
+from webhookd.model import Batch, Delivery, Request
 from webhookd.sql import QUERIES
 from webhookd.store import bell, database, results
 from webhookd.store.batches import Batches
 from webhookd.store.database import Database
 
+DEADLY = "deadly"  # the id of an event that kills whoever tries it
 BROKEN = ("no_rescue", "no_ledger", "no_fence", "no_place")
 DATABASE_TIMES = (
     (database, "COMMAND_TIMEOUT"),
@@ -42,6 +44,7 @@ def pace(factor: float, patience: float | None) -> Pace:
         look=retrier.LOOK_SECONDS * factor,
         flush=recorder.FLUSH_SECONDS,
         patience=patience or dispatcher.PATIENCE * factor,
+        neighbours=neighbours.LOOK_SECONDS * factor,
     )
 
 
@@ -64,6 +67,15 @@ def break_it(how: str) -> None:
             "backlog_update": _without(QUERIES["backlog_update"], "AND d.attempts = u.a ", ""),
         }
         setattr(results, "QUERIES", unfenced)  # noqa: B010 - the same
+
+
+def _deadly(build: Callable[..., Request]) -> Callable[..., Request]:
+    def made(delivery: Delivery, *rest: Any) -> Request:
+        if delivery.event.event_id == DEADLY:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return build(delivery, *rest)
+
+    return made
 
 
 async def _adopt_nothing(
@@ -136,6 +148,7 @@ def main() -> None:
         reader.NAP = reader.POLL_FIRST = reader.POLL_MOST = arguments.poll
     for module, name in DATABASE_TIMES:
         setattr(module, name, getattr(module, name) * arguments.database_pace)
+    request.build = _deadly(request.build)
     if arguments.broken:
         break_it(arguments.broken)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -115,11 +115,11 @@ def arguments(batch: "asyncpg.Record", low: int) -> dict[str, Callable[[int], tu
         "backlog_delete": rows,
         "backlog_insert": inserted,
         "backlog_update": lambda n: (
-            *rows(n), [3] * 50, [1] * 50, [5.0] * 50, ["retry"] * 50, [500] * 50, ["http_500"] * 50, [0] * 50
+            *rows(n), [3] * 50, [1] * 50, [5.0] * 50, ["retry"] * 50, [500] * 50, ["http_500"] * 50, [0] * 50, [0] * 50
         ),
         "batch_done": lambda _: ([batch["id"]], [batch["nonce"]], [1], DEAD),
         "owing": lambda _: (),
-        "claim": lambda _: (wanted, [200] + [10] * 20, [45.0] * len(wanted), [LONG_AGO] * len(wanted)),
+        "claim": lambda _: (wanted, [200] + [10] * 20, [45.0] * len(wanted), [LONG_AGO] * len(wanted), ME, 15.0, 3),
         "low": lambda _: (low,),
     }  # fmt: skip
 

@@ -15,7 +15,7 @@ import pytest
 from tests.waiting import until
 from webhookd import feeder
 from webhookd.clock import Clock
-from webhookd.dispatcher import UNSEEN_SECONDS, Dispatcher
+from webhookd.dispatcher import DEATHS_MOST, UNSEEN_SECONDS, Dispatcher
 from webhookd.errors import StoreUnavailable
 from webhookd.formats import FORMATS
 from webhookd.members import Shares, alone
@@ -1024,3 +1024,33 @@ async def test_nothing_more_is_taken_while_results_cannot_be_written() -> None:
         assert parts.dispatcher.room > 0
         parts.recorder.stuck = True
         assert parts.dispatcher.room == 0
+
+
+async def test_what_too_many_daemons_died_with_is_not_tried_but_waits_for_its_next_step() -> None:
+    async with running() as parts:
+        parts.offer(1, claimed=True, attempts=2, deaths=DEATHS_MOST + 1)
+        (blamed,) = parts.recorder.results
+        assert blamed.attempt is not None
+        assert (blamed.attempt.number, blamed.attempt.ok, blamed.attempt.error) == (3, False, "internal")
+        assert blamed.outcome == Retry(45.0)
+        assert blamed.delivery.deaths == DEATHS_MOST  # so it is tried when that is due
+        parts.offer(2, claimed=True, deaths=DEATHS_MOST)
+        await until(lambda: parts.recorder.delivered == [2], "what did no harm")
+        assert parts.recorder.results[-1].delivery.deaths == 0
+        assert [event for _, event in parts.network.sent] == ["evt_2"]
+        assert parts.empty
+
+
+async def test_what_many_daemons_died_with_ends_on_its_horizon_too() -> None:
+    async with running() as parts:
+        parts.offer(1, claimed=True, deaths=DEATHS_MOST + 1, clock_from=time.time() - 30 * 86400)
+        (blamed,) = parts.recorder.results
+        assert isinstance(blamed.outcome, Ended)
+        assert blamed.attempt is not None
+
+
+async def test_what_was_never_tried_keeps_the_count_of_the_dead() -> None:
+    async with running() as parts:
+        parts.dispatcher.hold(True)
+        parts.offer(1, claimed=True, deaths=5)
+    assert [result.delivery.deaths for result in parts.recorder.postponed] == [5]

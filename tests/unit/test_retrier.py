@@ -28,6 +28,7 @@ class Row(NamedTuple):
     event_at: datetime
     clock_from: float
     asked: int = 0
+    deaths: int = 0
 
 
 def row(event: int, endpoint: int = 1, attempts: int = 1, **changes: Any) -> Row:

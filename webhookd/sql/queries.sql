@@ -17,13 +17,14 @@ SELECT id, CASE WHEN size <= $4 THEN payload END
   FROM webhookd.outbox WHERE id = ANY($1::bigint[]) AND created_at BETWEEN $2 AND $3;
 
 -- name: adopt
--- Batches that nobody handles: given back, ours by a reply that was lost, or of a daemon that is dead. That we judge only while we
--- are steady, until $4: after an outage every living daemon looks dead, and this very statement may have been held up in the network.
+-- Batches that nobody handles: given back, ours by a reply that was lost, or of a daemon that stopped or is dead. By its beats we judge that only
+-- while we are steady, until $4: after an outage every living daemon looks dead, and this very statement may have been held up in the network.
 WITH orphan AS MATERIALIZED (
   SELECT b.id FROM webhookd.batch b
    WHERE b.id > $1 AND b.done_at IS NULL
      AND (b.owner IS NULL
           OR b.owner = $2 AND b.id <> ALL($3::bigint[])
+          OR b.owner <> $2 AND EXISTS (SELECT FROM webhookd.daemon d WHERE d.id = b.owner AND d.stopped_at IS NOT NULL)
           OR now() < to_timestamp($4::float8) AND b.owner <> $2 AND NOT EXISTS (
                SELECT FROM webhookd.daemon d
                 WHERE d.id = b.owner AND d.stopped_at IS NULL AND d.beat_at > now() - $5 * interval '1 s'))
@@ -53,20 +54,20 @@ DELETE FROM webhookd.backlog d USING unnest($1::int[], $2::bigint[]) u(endpoint_
 -- name: backlog_insert
 -- A first failure, a spill, a straggler's lease, or an end that was not a delivery.
 INSERT INTO webhookd.backlog
-       (endpoint_id, outbox_id, outbox_at, attempts, due, state, last_code, last_error, ordering_key, clock_from, asked)
-SELECT u.p, u.o, u.at, u.a, now() + u.d * interval '1 s', u.s, u.c, u.x, u.k, to_timestamp(u.f), u.q
+       (endpoint_id, outbox_id, outbox_at, attempts, due, state, last_code, last_error, ordering_key, clock_from, asked, owner)
+SELECT u.p, u.o, u.at, u.a, now() + u.d * interval '1 s', u.s, u.c, u.x, u.k, to_timestamp(u.f), u.q, u.w
   FROM unnest($1::int[], $2::bigint[], $3::timestamptz[], $4::smallint[], $5::float8[], $6::text[], $7::smallint[], $8::text[],
-              $9::text[], $10::float8[], $11::smallint[]) u(p, o, at, a, d, s, c, x, k, f, q)
+              $9::text[], $10::float8[], $11::smallint[], $12::int[]) u(p, o, at, a, d, s, c, x, k, f, q, w)
  ORDER BY u.p, u.o
 ON CONFLICT DO NOTHING;
 
 -- name: backlog_update
 -- A further failure, or no attempt at all (then `made` is 0); fenced by the number of attempts the writer knew of.
 UPDATE webhookd.backlog d
-   SET attempts = u.a + u.made, asked = u.q, due = now() + u.d * interval '1 s', state = u.s,
+   SET attempts = u.a + u.made, asked = u.q, owner = NULL, deaths = u.w, due = now() + u.d * interval '1 s', state = u.s,
        last_code = CASE WHEN u.made > 0 THEN u.c ELSE d.last_code END, last_error = COALESCE(u.x, d.last_error)
   FROM unnest($1::int[], $2::bigint[], $3::smallint[], $4::smallint[], $5::float8[], $6::text[], $7::smallint[], $8::text[],
-              $9::smallint[]) u(p, o, a, made, d, s, c, x, q)
+              $9::smallint[], $10::smallint[]) u(p, o, a, made, d, s, c, x, q, w)
  WHERE d.endpoint_id = u.p AND d.outbox_id = u.o AND d.attempts = u.a AND d.state = 'retry';
 
 -- name: batch_done
@@ -99,17 +100,22 @@ SELECT e.id, extract(epoch FROM f.due - now())::float8 AS due_in
 -- name: claim
 -- Lease what is due, of each endpoint as much as it has room for; `due` becomes the end of the lease. It begins at
 -- what `owing` found to be the first, `overdue` seconds ago: before that there are only dead rows, which a long snapshot keeps.
+-- Who had a row leased and died may have died of it. Of those that too many died with, one at a time.
 WITH pick AS MATERIALIZED (
   SELECT d.*, w.lease FROM unnest($1::int[], $2::int[], $3::float8[], $4::float8[]) w(id, room, lease, overdue) CROSS JOIN LATERAL (
-    SELECT x.endpoint_id, x.outbox_id FROM webhookd.backlog x
+    SELECT x.endpoint_id, x.outbox_id, x.due, x.deaths + (x.owner IS NOT NULL AND x.owner <> $5 AND NOT EXISTS (
+             SELECT FROM webhookd.daemon a WHERE a.id = x.owner AND a.stopped_at IS NULL AND a.beat_at > now() - $6 * interval '1 s'))::int AS deaths
+      FROM webhookd.backlog x
      WHERE x.endpoint_id = w.id AND x.state = 'retry' AND x.due <= now() AND x.due >= now() - w.overdue * interval '1 s'
      ORDER BY x.due LIMIT w.room FOR UPDATE SKIP LOCKED) d
-  LIMIT 500)
-UPDATE webhookd.backlog d SET due = now() + p.lease * interval '1 s'
+  LIMIT 500),
+suspect AS (SELECT p.endpoint_id, p.outbox_id FROM pick p WHERE p.deaths > $7 ORDER BY p.deaths, p.due LIMIT 1)
+UPDATE webhookd.backlog d SET due = now() + p.lease * interval '1 s', owner = $5, deaths = p.deaths
   FROM pick p WHERE d.endpoint_id = p.endpoint_id AND d.outbox_id = p.outbox_id
+   AND (p.deaths <= $7 OR (p.endpoint_id, p.outbox_id) = (SELECT s.endpoint_id, s.outbox_id FROM suspect s))
 RETURNING d.outbox_id, d.endpoint_id, d.attempts, d.outbox_at,
           extract(epoch FROM GREATEST(d.clock_from, (SELECT e.resumed_at FROM webhookd.endpoint e WHERE e.id = d.endpoint_id)))::float8 AS clock_from,
-          d.asked;
+          d.asked, d.deaths;
 
 -- name: parked
 -- Which endpoints are parked where, and how often that has changed: one snapshot.
@@ -149,13 +155,14 @@ SELECT webhookd.pause($1);
 SELECT webhookd.resume($1);
 
 -- name: take_parked
--- Cursors without a daemon, or of a dead one, which we judge as with batches. All of an endpoint have the same daemon, its only sender.
+-- Cursors without a daemon, or of one that stopped or is dead, which we judge as with batches. All of an endpoint have the same daemon, its only sender.
 WITH free AS MATERIALIZED (
   SELECT p.endpoint_id, p.from_batch FROM webhookd.parked p
    WHERE p.endpoint_id = ANY($2::int[]) AND p.reason <> 'disabled' AND p.owner IS DISTINCT FROM $1
      AND (p.to_batch IS NULL OR p.next_batch < p.to_batch)
      AND NOT EXISTS (SELECT FROM webhookd.parked q WHERE q.endpoint_id = p.endpoint_id AND q.owner IS NOT NULL AND q.owner <> $1
                       AND (q.to_batch IS NULL OR q.next_batch < q.to_batch)
+                      AND NOT EXISTS (SELECT FROM webhookd.daemon d WHERE d.id = q.owner AND d.stopped_at IS NOT NULL)
                       AND (now() >= to_timestamp($3::float8) OR EXISTS (
                              SELECT FROM webhookd.daemon d WHERE d.id = q.owner AND d.stopped_at IS NULL
                                 AND d.beat_at > now() - $4 * interval '1 s')))
@@ -229,8 +236,8 @@ SELECT u.outbox_id, u.endpoint_id FROM unnest($1::bigint[], $2::int[]) u(outbox_
 -- name: register
 -- A new daemon; it begins to look for orphans where the others have everything done. It lives, but counts for nothing before its
 -- first heartbeat. Is there another that lives?
-INSERT INTO webhookd.daemon (id, low, host, version, config_hash, endpoint_ids, inactive_ids, endpoints_hash, counts)
-SELECT nextval('webhookd.daemon_id_seq')::int, COALESCE(max(low), 0), $1, $2, $3, $4, $5, $6, false FROM webhookd.daemon
+INSERT INTO webhookd.daemon (id, low, host, version, config_hash, endpoint_ids, inactive_ids, endpoints_hash, machine, pid, started, counts)
+SELECT nextval('webhookd.daemon_id_seq')::int, COALESCE(max(low), 0), $1, $2, $3, $4, $5, $6, $8, $9, $10, false FROM webhookd.daemon
 RETURNING id, low, EXISTS (SELECT FROM webhookd.daemon d WHERE d.stopped_at IS NULL AND d.beat_at > now() - $7 * interval '1 s');
 
 -- name: downtime
@@ -241,7 +248,8 @@ ON CONFLICT (started_at) DO NOTHING;
 
 -- name: beat
 -- We are alive; what the clock says, who else is alive and counts, with a hash of its endpoints, and when nobody was.
-WITH me AS (UPDATE webhookd.daemon SET beat_at = now(), low = GREATEST(low, $2), listen_pid = $4, counts = true WHERE id = $1 RETURNING id),
+WITH me AS (UPDATE webhookd.daemon SET beat_at = now(), low = GREATEST(low, $2), listen_pid = $4, counts = true
+                     WHERE id = $1 AND stopped_at IS NULL RETURNING id),
 others AS MATERIALIZED (
   SELECT id, endpoints_hash FROM webhookd.daemon WHERE stopped_at IS NULL AND beat_at > now() - $3 * interval '1 s' AND counts AND id <> $1)
 SELECT extract(epoch FROM clock_timestamp())::float8 AS now,
@@ -254,6 +262,30 @@ SELECT extract(epoch FROM clock_timestamp())::float8 AS now,
 -- name: endpoint_sets
 -- What daemons have, of those hashes that are new to us.
 SELECT DISTINCT ON (endpoints_hash) endpoints_hash, endpoint_ids FROM webhookd.daemon WHERE endpoints_hash = ANY($1::text[]);
+
+-- name: neighbours
+-- The daemons of this machine that have not stopped.
+SELECT id, machine, pid, started FROM webhookd.daemon WHERE stopped_at IS NULL AND machine = $1 AND id <> $2;
+
+-- name: bury
+-- These died: their processes are no more. An id is never given again, so that stays true.
+UPDATE webhookd.daemon SET stopped_at = now() WHERE id = ANY($1::int[]) AND stopped_at IS NULL RETURNING id;
+
+-- name: end_leases
+-- What dead daemons had in hand is due. A lease ends soon, so only what is due within its time is looked at, of each endpoint that owes.
+WITH RECURSIVE e(id) AS (
+  (SELECT endpoint_id FROM webhookd.backlog WHERE state = 'retry' ORDER BY endpoint_id LIMIT 1)
+  UNION ALL
+  SELECT (SELECT b.endpoint_id FROM webhookd.backlog b WHERE b.state = 'retry' AND b.endpoint_id > e.id
+           ORDER BY b.endpoint_id LIMIT 1)
+    FROM e WHERE e.id IS NOT NULL),
+leased AS MATERIALIZED (
+  SELECT x.endpoint_id, x.outbox_id FROM e CROSS JOIN LATERAL (
+    SELECT b.endpoint_id, b.outbox_id FROM webhookd.backlog b
+     WHERE b.endpoint_id = e.id AND b.state = 'retry' AND b.due > now() AND b.due <= now() + $2 * interval '1 s'
+       AND b.owner = ANY($1::int[]) ORDER BY b.due FOR UPDATE SKIP LOCKED) x
+   WHERE e.id IS NOT NULL)
+UPDATE webhookd.backlog d SET due = now() FROM leased l WHERE d.endpoint_id = l.endpoint_id AND d.outbox_id = l.outbox_id;
 
 -- name: silence
 -- A daemon that is dead, or only stopped, pins the queue of NOTIFY with the connection it listens on. Only ours, and only if

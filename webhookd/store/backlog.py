@@ -7,6 +7,7 @@ from typing import NamedTuple
 from webhookd.sql import QUERIES
 from webhookd.store.database import Database
 
+ALONE_AFTER = 3  # deaths: who was merely in hand when a daemon died is rarely there so often
 SLACK = 60.0  # seconds: more than ever passes between the question what is owed and the claim
 
 
@@ -19,13 +20,16 @@ class Claimed(NamedTuple):
     event_at: datetime  # outbox.created_at
     clock_from: float
     asked: int
+    deaths: int
 
 
 class Backlog:
-    """What the retrier asks of the backlog."""
+    """What the retrier of one daemon asks; another that has not beaten for `dead_after` seconds is dead to it."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, owner: int, dead_after: float) -> None:
         self._database = database
+        self._owner = owner
+        self._dead_after = dead_after
 
     async def owing(self) -> dict[int, float]:
         """Endpoint id -> seconds until its first delivery is due; negative when it is overdue."""
@@ -33,8 +37,13 @@ class Backlog:
         return dict(rows)  # type: ignore[arg-type]  # a Record of two columns is a pair
 
     async def claim(self, wanted: Sequence[tuple[int, int, float, float]]) -> list[Claimed]:
-        """Lease what is due: `wanted` are (endpoint id, most rows, seconds of the lease, seconds it is overdue)."""
+        """Lease what is due: `wanted` are (endpoint id, most rows, seconds of the lease, seconds it is overdue).
+
+        Of those with which more daemons died than chance explains, there is one at most.
+        """
         ids, rooms, leases, overdue = zip(*wanted, strict=True)
         since = [seconds + SLACK for seconds in overdue]
-        rows = await self._database.fetch(QUERIES["claim"], ids, rooms, leases, since)
+        rows = await self._database.fetch(
+            QUERIES["claim"], ids, rooms, leases, since, self._owner, self._dead_after, ALONE_AFTER
+        )
         return [Claimed._make(row) for row in rows]

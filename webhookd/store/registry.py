@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from webhookd.alive import Process
 from webhookd.difference import Specs
 from webhookd.errors import OtherPlace
 from webhookd.members import Member
@@ -83,7 +84,15 @@ class Registry:
             raise OtherPlace(_other_place(server, deployment, here.partition("/")[0], environment))
         return here
 
-    async def join(self, host: str, version: str, specs: Specs, config_hash: str, dead_after: float) -> Joined:
+    async def join(
+        self,
+        host: str,
+        version: str,
+        specs: Specs,
+        config_hash: str,
+        dead_after: float,
+        process: Process | None = None,
+    ) -> Joined:
         """Become a daemon that runs on these endpoints of its files, which are written; all or nothing.
 
         It is alive from now on, and counts among those that share limits from its first heartbeat on.
@@ -94,7 +103,8 @@ class Registry:
             await connection.execute(QUERIES["downtime"], DOWNTIME_AFTER)
             changed = await connection.execute(QUERIES["sync_endpoints"], tenants, names, texts)
             own = await self._own(connection, specs, tenants, names)
-            row = await connection.fetchrow(QUERIES["register"], host, version, config_hash, *own, dead_after)
+            who = process or (None, None, None)
+            row = await connection.fetchrow(QUERIES["register"], host, version, config_hash, *own, dead_after, *who)
             known = await self._known(connection, tenants, names, config_hash, dead_after, changed=_rows(changed) > 0)
         return Joined(row[0], row[1], row[2], known)
 
@@ -117,6 +127,18 @@ class Registry:
     async def low(self, low: int) -> int:
         """The last batch before which everything is done, looked for from `low`."""
         return int((await self._database.fetch_row(QUERIES["low"], low))[0])
+
+    async def neighbours(self, machine: str, daemon: int) -> list[tuple[int, Process]]:
+        """The other daemons of this machine that are not known to have stopped, by their ids."""
+        rows = await self._database.fetch(QUERIES["neighbours"], machine, daemon)
+        return [(row[0], Process(row[1], row[2], row[3])) for row in rows]
+
+    async def bury(self, daemons: Sequence[int], longest_lease: float) -> list[int]:
+        """Know these daemons to be dead, so that all they had in hand is free at once; those that nobody had buried."""
+        buried = [row[0] for row in await self._database.fetch(QUERIES["bury"], daemons)]
+        if buried:
+            await self._database.fetch(QUERIES["end_leases"], buried, longest_lease)
+        return buried
 
     async def silence(self, daemon: int, dead_after: float) -> int:
         """End the listening connections of daemons that are dead or stopped; how many there were."""

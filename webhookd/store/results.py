@@ -99,6 +99,7 @@ class _Flush:
                 d.event.ordering_key,
                 d.clock_from,
                 d.asked,
+                owner,
             )
             for d, seconds in leases
         ]
@@ -135,7 +136,9 @@ class _Flush:
         else:
             error = outcome.why if isinstance(outcome, Postponed) else None
         if has_row:
-            self._updates.append((endpoint_id, event_id, delivery.attempts, made, delay, state, code, error, asked))
+            self._updates.append(
+                (endpoint_id, event_id, delivery.attempts, made, delay, state, code, error, asked, delivery.deaths)
+            )
         else:
             self._inserts.append(
                 (
@@ -150,6 +153,7 @@ class _Flush:
                     delivery.event.ordering_key,
                     delivery.clock_from,
                     asked,
+                    None,
                 )
             )
 
