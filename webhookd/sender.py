@@ -226,7 +226,9 @@ async def _start(body: aiohttp.StreamReader) -> bytes:
 
 def _verdict(error: Exception) -> NoResponse:
     """The code of an error that is not the deadline's."""
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    cause: BaseException = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(error.__cause__, ssl.SSLError):  # what ended a connection that was there
+        cause = error.__cause__
     if isinstance(cause, OSError) and cause.errno in SCARCE:
         return NoResponse("internal", ours=True)
     if isinstance(cause, Verdict):

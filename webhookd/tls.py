@@ -7,6 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
+from webhookd.handshake import Client
+
+# What clients of today offer: ECDHE alone. Whoever gets a key later cannot read what was recorded, and no server
+# chooses the size of a group, as with DHE. CBC with SHA-2 stays for Windows Server 2012 R2, which has no ECDHE-RSA with
+# GCM; RSA key exchange and CBC with SHA-1 are not in Python's own list either. TLS 1.3 has ciphers of its own.
+_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES:!aNULL:!SHA1:!AESCCM"
+_NO_COMPRESSED_CERTIFICATES = 1 << 33  # SSL_OP_NO_RX_CERTIFICATE_COMPRESSION; OpenSSL before 3.2 has none anyway
+
 
 @lru_cache(maxsize=1024)  # a connection is only used again with the very same context, also after a reload
 def tls_context(authorities: str = "", certificate: str = "", key: str = "") -> ssl.SSLContext:
@@ -15,7 +23,10 @@ def tls_context(authorities: str = "", certificate: str = "", key: str = "") -> 
     The environment has no say: SSL_CERT_FILE is not trusted, and SSLKEYLOGFILE gets no keys. Raises ValueError, the
     rest of a sentence that begins with the table.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = Client(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(_CIPHERS)
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | _NO_COMPRESSED_CERTIFICATES
     context.set_alpn_protocols(["http/1.1"])
     if authorities:
         try:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from email.utils import formatdate
 
 from tests.fault.peer import Peer
+from tests.tls13 import FFDHE8192, HANDSHAKE, record, retry
 
 LOOT = b"planted-by-the-receiver"
 BANNER = b"SSH-2.0-OpenSSH_9.9p7-planted-banner\r\n"
@@ -130,6 +131,13 @@ async def tls_plain(peer: Peer) -> None:
     await peer.gone()
 
 
+async def tls_finite_field(peer: Peer) -> None:
+    """Want a group of TLS 1.3 that costs 190 ms; a loop that computes it stands still."""
+    hello = await peer.heard()
+    await peer.say(record(HANDSHAKE, retry(hello, FFDHE8192)))
+    await peer.gone()
+
+
 # Connections that are kept, or not
 
 
@@ -242,6 +250,8 @@ ATTACKS: dict[str, Behaviour] = {
     "tls_stall": tls_stall,
     "tls_reset": tls_reset,
     "tls_plain": tls_plain,
+    "tls_finite_field": tls_finite_field,
+    "tls_long_chain": answering(OK),
     "tls_expired": answering(OK),
     "tls_self_signed": answering(OK),
     "tls_wrong_host": answering(OK),

@@ -13,11 +13,10 @@ import ssl
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from tempfile import NamedTemporaryFile
 
 import uvloop
 
-from tests.certificates import self_signed
+from tests.certificates import chained, self_signed, serving
 from tests.fault.attacks import ATTACKS, Behaviour
 from tests.fault.peer import LONGEST_HEAD, Ledger, Peer
 
@@ -32,18 +31,9 @@ def certified() -> dict[str, tuple[str, str]]:
         "tls_self_signed": self_signed(),
         "tls_wrong_host": self_signed(address="127.0.0.2"),
         "tls_mute": self_signed(),
+        "tls_long_chain": chained(200),
         "tls_good": self_signed(),
     }
-
-
-def context(certificate: str, key: str) -> ssl.SSLContext:
-    """The TLS of a server."""
-    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with NamedTemporaryFile("w") as both:
-        both.write(certificate + key)
-        both.flush()
-        made.load_cert_chain(both.name)
-    return made
 
 
 @asynccontextmanager
@@ -108,7 +98,7 @@ async def serve() -> None:
     async with AsyncExitStack() as stack:
         ports = {"unaccepted": stack.enter_context(unaccepted()), "refusing": stack.enter_context(refusing())}
         for name, behaviour in {**ATTACKS, "ledger": told(ledger)}.items():
-            tls = context(*certificates[name]) if name in certificates else None
+            tls = serving(*certificates[name]) if name in certificates else None
             ports[name] = await stack.enter_async_context(served(behaviour, ledger, tls))
         authorities = {name: certificate for name, (certificate, _) in certificates.items()}
         sys.stdout.write(json.dumps({"ports": ports, "authorities": authorities}) + "\n")

@@ -31,6 +31,8 @@ GROUPS: Mapping[str, Mapping[str, int | str]] = {
         "tls_stall": "connect_timeout",
         "tls_reset": "connection_reset",
         "tls_plain": "tls_error",
+        "tls_finite_field": "tls_error",
+        "tls_long_chain": "tls_error",
         "tls_expired": "tls_certificate",
         "tls_self_signed": "tls_certificate",
         "tls_wrong_host": "tls_certificate",

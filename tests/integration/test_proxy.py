@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.certificates import self_signed
+from tests.certificates import self_signed, serving
 from tests.integration.conftest import Running, Sql, configuration, finished, insert_many, states
-from tests.integration.test_sender import serving
 from tests.sockets import (
     FAILED,
     LOOPBACK,

@@ -5,17 +5,15 @@ import datetime
 import errno
 import os
 import socket
-import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import pytest
 
-from tests.certificates import self_signed
+from tests.certificates import self_signed, serving
 from tests.sockets import (
     FAILED,
     LOOPBACK,
@@ -776,19 +774,6 @@ async def test_what_is_no_longer_allowed_is_not_connected_to_any_longer(sender: 
 
 
 # TLS
-
-
-def serving(certificate: str, key: str, clients: str = "") -> ssl.SSLContext:
-    """The TLS of a receiver; with `clients` it wants a certificate of theirs."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with NamedTemporaryFile("w") as both:
-        both.write(certificate + key)
-        both.flush()
-        context.load_cert_chain(both.name)
-    if clients:
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(cadata=clients)
-    return context
 
 
 @pytest.fixture(scope="module")
