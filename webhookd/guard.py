@@ -81,13 +81,15 @@ def host_mistake(host: str, port: int, allow_networks: tuple[Network, ...]) -> s
     A name whose last label is a number is an address to most resolvers, as `0x7f.1` and `2130706433` are (WHATWG URL
     3.5); `localhost` is wherever they run (RFC 6761 6.3).
     """
+    if ":" in host:  # a mapped address may end in a quad, and is none of the names below
+        return address_mistake(host, port, allow_networks)
     name = host.removesuffix(".").lower()
     last = name.rpartition(".")[2]
     if last == "localhost":
         return address_mistake("127.0.0.1", port, allow_networks)
     if _NUMBER.fullmatch(last) and not _QUAD.fullmatch(name):
         return "a host that ends in a number is an address in disguise; write the address itself"
-    if ":" in name or _NUMBER.fullmatch(last):
+    if _NUMBER.fullmatch(last):
         return address_mistake(name, port, allow_networks)
     return None
 

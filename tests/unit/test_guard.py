@@ -1,5 +1,6 @@
 """The table of addresses and the rules for URLs, against the list of what must never be reached."""
 
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_network
 
 import pytest
@@ -198,6 +199,44 @@ def test_what_is_allowed_may_be_looked_up() -> None:
     assert host_mistake("10.1.2.3", 443, (ip_network("10.0.0.0/8"),)) is None
 
 
-@given(st.ip_addresses())
+def spellings(address: IPv4Address | IPv6Address) -> set[str]:
+    """How one address may be written, by Python before 3.13, by it, and by others."""
+    if isinstance(address, IPv4Address):
+        number = int(address)
+        return {
+            str(address),
+            f"::ffff:{address}",
+            f"::FFFF:{address}",
+            f"::ffff:{number >> 16:x}:{number & 0xFFFF:x}",
+            f"0:0:0:0:0:ffff:{address}",
+            f"::{address}",
+            f"64:ff9b::{address}",
+        }
+    number = int(address)
+    quad = IPv4Address(number & 0xFFFFFFFF)
+    above = IPv6Address(number >> 32 << 32).exploded.rsplit(":", 2)[0]
+    return {str(address), address.compressed.upper(), address.exploded, f"{above}:{quad}"}
+
+
+MAPPED = st.one_of(st.just(IPv4Address(0)), st.ip_addresses(v=4))
+
+
+@given(st.one_of(st.ip_addresses(), within("::ffff:0:0/96", "::/96", "64:ff9b::/96"), MAPPED))
 def test_an_address_is_judged_alike_with_and_without_a_proxy(address: IPv4Address | IPv6Address) -> None:
-    assert host_mistake(str(address), 443, NONE) == address_mistake(str(address), 443, NONE)
+    for host in spellings(address):
+        assert host_mistake(host, 443, NONE) == address_mistake(host, 443, NONE), host
+
+
+@given(st.one_of(st.ip_addresses(v=6), within("::ffff:0:0/96", "::/96", "64:ff9b::/96")))
+def test_an_address_is_judged_alike_however_it_is_written(address: IPv6Address) -> None:
+    assert len({address_mistake(host, 443, NONE) for host in spellings(address)}) == 1
+
+
+@pytest.mark.parametrize("host", ["::ffff:0.0.0.0", "::ffff:0:0", "::ffff:127.0.0.1", "::ffff:7f00:1"])
+@pytest.mark.parametrize("judge", [address_mistake, host_mistake])
+def test_a_mapped_address_is_named_as_what_it_is(
+    host: str, judge: Callable[[str, int, tuple[Network, ...]], str | None]
+) -> None:
+    """Python 3.13 writes mapped addresses in another way, and no part may go by that."""
+    inner = "127.0.0.1" if host.endswith((".1", ":1")) else "0.0.0.0"  # noqa: S104 - an address that must be refused
+    assert judge(host, 443, NONE) == address_mistake(inner, 443, NONE)
