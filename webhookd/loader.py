@@ -15,6 +15,7 @@ from webhookd.errors import ConfigError
 
 _PLACES: Final = (Path("/etc/webhookd/webhookd.toml"), Path("config/webhookd.toml"))
 _MAX_FILE: Final = 8 * 1024 * 1024
+_LONG_NUMBER: Final = re.compile(r"[0-9_]{4000}")
 _MAX_SECRET: Final = 64 * 1024  # a short-lived database token may be some KiB
 
 
@@ -107,9 +108,12 @@ def _endpoint_files(directory: Path, mistakes: list[str]) -> Iterator[Path]:
 
 def _parsed(file: Path, texts: dict[str, str]) -> dict[str, Any]:
     """The document in a file, whose text is kept for the lines of its mistakes."""
+    text = ""
     try:
         content = _content(file, _MAX_FILE)
         text = texts[str(file)] = content.decode("utf-8-sig")
+        if locator.may_be_endless(text) and (excess := locator.excess(text)):
+            raise ConfigError([f"{file}:{excess[0]}: {excess[1]}"])
         return tomllib.loads(text)
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
@@ -120,8 +124,17 @@ def _parsed(file: Path, texts: dict[str, str]) -> dict[str, Any]:
         found = re.match(r"line (\d+)", place)
         last = text.rstrip("\n").count("\n") + 1
         raise ConfigError([f"{file}:{found[1] if found else last}: is not TOML: {what}"]) from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError([f"{file}: {error}"]) from None
+    except RecursionError:
+        line, what = locator.excess(text) or (1, "has more in each other than can be read")
+        raise ConfigError([f"{file}:{line}: {what}"]) from None
+    except ValueError as error:
+        raise ConfigError([f"{file}{_number_mistake(text) or f': {error}'}"]) from None
+
+
+def _number_mistake(text: str) -> str | None:
+    """What is wrong in a text with a number that Python refuses to read for its length, from the line on."""
+    number = _LONG_NUMBER.search(text)
+    return f":{text.count(chr(10), 0, number.start()) + 1}: has a number of thousands of digits" if number else None
 
 
 def _read_secret(path: str, origin: str) -> str:

@@ -17,6 +17,30 @@ _TOKEN: Final = re.compile(
 )
 
 
+MOST_PARTS: Final = 32  # of a key, between its dots; the longest of ours has 5
+MOST_DEPTH: Final = 32  # of arrays and inline tables in each other
+_MANY_DOTS: Final = re.compile(rf"^(?:[^.\n]*+\.){{{MOST_PARTS}}}", re.MULTILINE)
+
+
+def may_be_endless(text: str) -> bool:
+    """True when a key may have more parts than any needs, each of which costs tomllib as much as all before it."""
+    return _MANY_DOTS.search(text) is not None
+
+
+def excess(text: str) -> tuple[int, str] | None:
+    """The line, and the rest of a sentence, of the first key or value that goes deeper than any setting needs."""
+    scanner = _Scanner()
+    line = 1
+    for found in _TOKEN.finditer(text):
+        scanner.take(found[0], line)
+        if scanner.parts > MOST_PARTS:
+            return line, f"has a key of more than {MOST_PARTS} parts; no setting has so many"
+        if scanner.depth > MOST_DEPTH:
+            return line, f"has more than {MOST_DEPTH} arrays or tables in each other; no setting has so many"
+        line += found[0].count("\n")
+    return None
+
+
 def lines(text: str) -> Mapping[Path, int]:
     """The line, from 1, of each key and table of a document that tomllib accepts, by its path from the top.
 
@@ -41,6 +65,16 @@ class _Scanner:
         self._keys: list[str] = []
         self._in_header = False
         self._in_value = False  # or in what is left of a line
+
+    @property
+    def parts(self) -> int:
+        """Of the key that is being read."""
+        return len(self._keys)
+
+    @property
+    def depth(self) -> int:
+        """Brackets of values that are open."""
+        return len(self._open)
 
     def take(self, word: str, line: int) -> None:
         if word == "\n":

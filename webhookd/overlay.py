@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any, Final, get_args, get_origin
 
+from webhookd import locator
 from webhookd.mistakes import Mistake, unknown
 from webhookd.shapes import SECTIONS
 
@@ -62,13 +63,15 @@ def _typed(annotation: object, text: str) -> object:
     """A variable's text as the file would have given it; what does not parse is left for the validator."""
     if get_origin(annotation) is tuple:
         if text.lstrip().startswith("["):  # as in the file, for lists of tables
-            with suppress(tomllib.TOMLDecodeError):
+            with suppress(ValueError, RecursionError):  # TOMLDecodeError, and numbers of thousands of digits
+                if locator.excess(f"list = {text}"):
+                    return text
                 return tomllib.loads(f"list = {text}")["list"]
         return [each.strip() for each in text.split(",") if each.strip()]
     if {bool, int, float}.intersection(get_args(annotation) or (annotation,)):
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
         return value if isinstance(value, (bool, int, float)) else text
     return text

@@ -5,9 +5,12 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from webhookd.errors import ConfigError
 from webhookd.loader import dsn, find, load
@@ -250,3 +253,99 @@ def test_dsn_file_is_read_anew(main: Path) -> None:
     assert dsn(config) == "postgresql:///b"
     (main.parent / "dsn").write_text("postgresql:///c\n")
     assert dsn(config) == "postgresql:///c"
+
+
+MANY = 100_000
+PARTS = "has a key of more than 32 parts; no setting has so many"
+DEPTH = "has more than 32 arrays or tables in each other; no setting has so many"
+DIGITS = "has a number of thousands of digits"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "mistake"),
+    [
+        ("a" + ".a" * MANY + " = 1", 1, PARTS),
+        ("a" + ".a" * 33 + " = 1", 1, PARTS),
+        ("a" + ".a" * MANY, 1, PARTS),
+        ("\n[" + "a." * MANY + "a]\nb = 1", 2, PARTS),
+        ("\n\n[[" + "a." * 3000 + "a]]", 3, PARTS),
+        ("[a]\n" + "'a' . " * MANY + '"a" = 1', 2, PARTS),
+        ('a = """\n\n"""\nb = { c = 1, ' + "d." * MANY + "d = 1 }", 4, PARTS),
+        ("a = [\n  { " + "d." * MANY + "d = 1 } ]", 2, PARTS),
+        ("a = 1\nb = " + "[" * 1000 + "]" * 1000, 2, DEPTH),
+        ("a = 1\nb = " + "{ a = " * 1000 + "1" + " }" * 1000, 2, DEPTH),
+        ("a = " + "[\n" * MANY, 33, DEPTH),
+        ("a = 1\nb = " + "1" * MANY, 2, DIGITS),
+        ("a = 1\nb = -" + "1_1" * MANY, 2, DIGITS),
+    ],
+)
+def test_what_goes_deeper_than_anybody_needs_is_refused_before_it_is_read(
+    main: Path, text: str, line: int, mistake: str
+) -> None:
+    """Each part of a key costs tomllib as much as all before it, and each bracket a frame of its stack."""
+    for file in (main, main.parent / "endpoints.d" / "deep.toml"):
+        file.write_text(text)
+        assert f"{file}:{line}: {mistake}" in mistakes(main)
+        file.write_text("")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# " + "a." * MANY,
+        'description = "' + "a." * 400 + '"',
+        "description = '''\n" + "a." * 400 + "'''",
+        "headers = { x = '" + "a." * 400 + "' } # " + "." * MANY,
+    ],
+)
+def test_dots_that_are_no_key_are_none_of_it(main: Path, text: str) -> None:
+    (main.parent / "endpoints.d" / "orders.toml").write_text(WITH_SECRET + text)
+    assert load(main, {}).endpoints[0].name == "orders"
+
+
+TOO_DEEP = ("[" * MANY, "[" + "1" * MANY + "]", "[{" + "a." * 50_000 + "a = 1}]", "[" * 100 + "]" * 100)
+
+
+@pytest.mark.parametrize("text", TOO_DEEP)
+@pytest.mark.parametrize("name", ["WEBHOOKD_EGRESS__ALLOW_NETWORKS", "WEBHOOKD_DELIVERY__MAX_IN_FLIGHT"])
+def test_a_variable_that_goes_as_deep_is_a_mistake_too(main: Path, name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        load(main, {name: text})
+
+
+_PIECES = st.sampled_from(
+    [
+        "a",
+        ".",
+        "'a'",
+        '"a"',
+        " = ",
+        "=",
+        "[",
+        "]",
+        "[[",
+        "]]",
+        "{",
+        "}",
+        ",",
+        "\n",
+        '"""',
+        "'''",
+        '\\"',
+        "#",
+        "1",
+        "1_1",
+        " ",
+    ]
+)
+
+
+@given(st.lists(st.tuples(_PIECES, st.sampled_from([1, 1, 1, 2, 31, 33, 5000])), max_size=12))
+def test_any_text_is_a_configuration_or_a_mistake(pieces: list[tuple[str, int]]) -> None:
+    text = "".join(piece * count for piece, count in pieces)
+    with TemporaryDirectory() as directory:
+        file = Path(directory) / "webhookd.toml"
+        file.write_text(text)
+        with pytest.raises(ConfigError) as caught:  # one without an endpoint is a mistake in any case
+            load(file, {})
+        assert all(len(mistake) < 100_000 for mistake in caught.value.mistakes)
