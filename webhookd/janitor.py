@@ -185,7 +185,7 @@ class Janitor:
         return TIDY_SECONDS
 
     def _heard(self, at: float) -> None:
-        """Fall silent so long after it, and not only when a beat is missed: what is sent then may be others' already."""
+        """Fall silent so long after it, not only when a beat is missed: what is sent then may be others' already."""
         if self._silence is not None:
             self._silence.cancel()
         left = at + self._beat_seconds * SILENT_AFTER_BEATS - time.monotonic()
