@@ -9,9 +9,7 @@ import structlog
 from webhookd import outcome
 from webhookd.backoff import horizon
 from webhookd.model import Delivered, Delivery, Ended, NoResponse, Outcome, Postponed, Response, Result
-from webhookd.queues import EndpointQueue, Flight
-
-GONE_MOST = 3  # answers of 410 in a row that disable an endpoint
+from webhookd.queues import GONE_MOST, EndpointQueue, Flight
 
 Trouble = Literal["failing", "saturated", "gone"]
 
@@ -55,7 +53,7 @@ class Answers:
             self._recorder.put(Result(delivery, attempt, _DELIVERED))
             return
         wait = outcome.wait_of(answer, time.time())
-        self._doubt(queue, answer, wait, flight.started, now)
+        self._doubt(queue, answer, wait, at, flight.started, now)
         if outcome.asks_for_less(answer, wait):  # the endpoint waits as long as was asked, and this delivery with it
             wait = max(wait, queue.blocked_until - now)
             queue.blocked_until = max(queue.blocked_until, now + wait)
@@ -77,13 +75,16 @@ class Answers:
         self._recorder.put(Result(delivery, outcome.attempt_of(answer, delivery.attempt, at, 0), decided))
 
     def _doubt(
-        self, queue: EndpointQueue, answer: Response | NoResponse, wait: float, started: float, now: float
+        self, queue: EndpointQueue, answer: Response | NoResponse, wait: float, at: float, started: float, now: float
     ) -> None:
         """Count an answer that was not good against its endpoint, if it is the endpoint's fault."""
         endpoint = queue.endpoint
-        queue.gone = queue.gone + 1 if outcome.is_gone(answer) else 0
-        if queue.gone >= GONE_MOST:
-            self.on_trouble(endpoint.id, "gone")
+        if not outcome.is_gone(answer):
+            queue.gone.clear()
+        else:
+            queue.gone.append(at)
+            if len(queue.gone) == GONE_MOST:
+                self.on_trouble(endpoint.id, "gone")
         if outcome.is_failure(answer, wait) and queue.failed(started, now, self._random()):
             log.warning("endpoint_failing", endpoint=endpoint.label)
             self.on_trouble(endpoint.id, "failing")

@@ -24,7 +24,7 @@ from webhookd.limiter import share
 from webhookd.members import Shares, alone
 from webhookd.model import Delivery, Ended, Endpoint, NoResponse, Postponed, Request, Response, Result
 from webhookd.payloads import Payload
-from webhookd.queues import SPILLED_MOST, STILL_SECONDS, EndpointQueue, Fed, Feed, Flight, Host, Standing
+from webhookd.queues import GONE_MOST, SPILLED_MOST, STILL_SECONDS, EndpointQueue, Fed, Feed, Flight, Host, Standing
 from webhookd.tasks import wait_for
 from webhookd.turns import ASIDE_AFTER, FOREVER, STRANDED_SECONDS, Turns
 
@@ -199,6 +199,11 @@ class Dispatcher:
         if queue is None:
             return 0, 0.0
         return queue.breaker.fails, max(queue.breaker.retry_at - time.monotonic(), 0.0)
+
+    def gone_since(self, endpoint_id: int) -> float | None:
+        """When the first of three attempts in a row began that met a 410, on the database's clock; None of fewer."""
+        queue = self._queues.get(endpoint_id)
+        return min(queue.gone) if queue is not None and len(queue.gone) == GONE_MOST else None
 
     def offer(self, delivery: Delivery) -> None:
         """Attempt this delivery when its turn comes, or spill it when its endpoint cannot keep up."""

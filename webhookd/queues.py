@@ -11,6 +11,7 @@ from webhookd.model import Delivery, Endpoint
 from webhookd.payloads import Payload
 from webhookd.rotation import Rotation
 
+GONE_MOST = 3  # answers of 410 in a row that disable an endpoint
 QUEUED = 200  # deliveries that may wait for an endpoint whatever its pace
 SPILLED_MOST = 1_000  # deliveries that an endpoint may have in the backlog because it cannot keep up
 PACE_WEIGHT = 0.05  # of the newest latency in its moving average
@@ -110,7 +111,7 @@ class EndpointQueue:
         self.breaker = Breaker()
         self.feed = Feed.MEMORY
         self.spilled = 0  # deliveries put off because it could not keep up; how many are left, the backlog knows
-        self.gone = 0  # answers of 410 in a row
+        self.gone: deque[float] = deque(maxlen=GONE_MOST)  # when attempts began, in a row, that met a 410
         self.limit = endpoint.max_in_flight  # attempts at one time, as things stand
         self._width = Width(endpoint.max_in_flight)
         self._good_at = 0.0
@@ -227,7 +228,7 @@ class EndpointQueue:
 
     def succeeded(self, started: float, now: float) -> None:
         """Let the breaker know of an attempt that went well."""
-        self.gone = 0
+        self.gone.clear()
         if not self.breaker.is_closed or self.breaker.has_failures:
             self.breaker.succeeded(started, now, self._width.most)
             self._recount()

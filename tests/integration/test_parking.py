@@ -21,6 +21,8 @@ from tests.integration.conftest import (
 )
 from tests.waiting import until
 from webhookd import breaker, dispatcher, follower
+from webhookd.store.database import Database
+from webhookd.store.parking import ParkingStore
 
 
 @pytest.fixture(autouse=True)
@@ -302,6 +304,50 @@ async def test_three_times_410_disables_and_resume_says_what_was_missed(
         assert set(receiver.events("hook")[asked:]) == {owed, new}
         await live(sql)
     assert await told(sql) == ["endpoint.disabled"]
+
+
+async def test_after_a_resume_it_takes_three_times_410_again(sql: Sql, receiver: Receiver, daemon: Running) -> None:
+    """Resumed in the very moment that it is disabled, before the daemon can look."""
+    receiver.answers("hook", 410)
+    config = configuration({"hook": {"url": receiver.url("hook")}}, retry={"schedule": ["1h"]})
+    tried = "SELECT count(*) FROM webhookd.attempt"
+
+    async def is_disabled() -> bool:
+        return bool(await sql.fetchval("SELECT disabled_at IS NOT NULL FROM webhookd.endpoint"))
+
+    async with daemon(config):
+        for times in (3, 6, 9):
+            for number in range(times - 2, times + 1):
+                await insert(sql)
+                await eventually(lambda n=number: _is(sql, tried, n), f"410 number {number}")  # type: ignore[misc]
+            await eventually(is_disabled, "it to be disabled")
+            assert await sql.fetchval(f"{tried} WHERE at < (SELECT disabled_at FROM webhookd.endpoint)") == times
+            await sql.execute("SELECT webhookd.resume('{1}')")
+    assert await told(sql) == ["endpoint.disabled"] * 3
+
+
+async def _is(sql: Sql, question: str, answer: int) -> bool:
+    return bool(await sql.fetchval(question) == answer)
+
+
+async def test_what_was_answered_before_a_resume_disables_nothing(
+    sql: Sql, receiver: Receiver, daemon: Running, dsn: str
+) -> None:
+    """By whichever daemon, also one that has seen neither the one nor the other."""
+    async with daemon(configuration({"hook": {"url": receiver.url("hook")}})):
+        pass
+    before, clock = "SELECT extract(epoch FROM clock_timestamp())::float8", []
+    async with Database(dsn) as database:
+        store = ParkingStore(database)
+        clock.append(await sql.fetchval(before))
+        assert await store.disable(1, "http_410", clock[0])
+        assert not await store.disable(1, "http_410", clock[0])  # it is already
+        await sql.execute("SELECT webhookd.resume('{1}')")
+        assert not await store.disable(1, "http_410", clock[0])
+        clock.append(await sql.fetchval(before))
+        await sql.execute("SELECT webhookd.pause('{1}')")
+        await sql.execute("SELECT webhookd.resume('{1}')")  # of a pause, which is another thing
+        assert await store.disable(1, "http_410", clock[1])
 
 
 async def test_what_waits_too_long_behind_a_dead_endpoint_is_a_range(

@@ -1054,3 +1054,26 @@ async def test_what_was_never_tried_keeps_the_count_of_the_dead() -> None:
         parts.dispatcher.hold(True)
         parts.offer(1, claimed=True, deaths=5)
     assert [result.delivery.deaths for result in parts.recorder.postponed] == [5]
+
+
+async def test_three_times_410_in_a_row_is_trouble_and_what_lies_between_begins_anew() -> None:
+    statuses = iter([410, 410, 200, 410, 410, 500, 410, 410, 410, 410])
+    troubles: list[str] = []
+
+    async def once(_: Request) -> Answer:
+        return Response(next(statuses))
+
+    async with running(HOOK) as parts:
+        parts.network.answers[HOOK.url] = once
+        parts.dispatcher.answers.on_trouble = lambda _, trouble: troubles.append(trouble)
+        starts = []
+        for number in range(1, 11):
+            parts.offer(number)
+            await until(lambda n=number: len(parts.recorder.results) == n, "its answer")  # type: ignore[misc]
+            attempt = parts.recorder.results[-1].attempt
+            assert attempt is not None
+            starts.append(attempt.at)
+            assert len(troubles) == max(0, number - 8)
+            assert parts.dispatcher.gone_since(1) == (starts[-3] if number > 8 else None)
+    assert set(troubles) == {"gone"}
+    assert parts.dispatcher.gone_since(99) is None

@@ -143,8 +143,8 @@ SELECT id, until FROM webhookd.unpark($1, $2, $3);
 SELECT id FROM webhookd.unpark($1);
 
 -- name: disable
--- The receiver has said that it is gone.
-SELECT webhookd.disable($1, $2);
+-- The receiver has said that it is gone, since $3 and so since it was last resumed, whoever of us knows of that.
+SELECT webhookd.disable(e.id, $2) FROM webhookd.endpoint e WHERE e.id = $1 AND (e.revived_at IS NULL OR e.revived_at < to_timestamp($3::float8));
 
 -- name: pause
 -- An operator's word.

@@ -49,9 +49,10 @@ class ParkingStore:
         """End the cursors of endpoints that are owed nothing new."""
         await self._database.fetch(QUERIES["unpark_idle"], endpoint_ids)
 
-    async def disable(self, endpoint_id: int, why: str) -> bool:
-        """Owe this endpoint nothing new; False when it was disabled before."""
-        return bool((await self._database.fetch_row(QUERIES["disable"], endpoint_id, why))[0])
+    async def disable(self, endpoint_id: int, why: str, since: float) -> bool:
+        """Owe this endpoint nothing new; False when it is disabled already, or was resumed after `since`."""
+        rows = await self._database.fetch(QUERIES["disable"], endpoint_id, why, since)
+        return bool(rows and rows[0][0])
 
     async def pause(self, endpoint_ids: Sequence[int]) -> list[int]:
         """Send nothing to these endpoints, and keep what arrives; those that were not paused before."""
