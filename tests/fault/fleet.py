@@ -94,6 +94,11 @@ class Receiver:
         """Where an endpoint of that behaviour is; `dead…` is on the port that refuses."""
         return f"http://127.0.0.1:{self.dead_port if path.startswith('dead') else self.port}/{path}"
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._started.process.pid
+
     def heal(self) -> None:
         """All endpoints answer 200 from now on."""
         self._started.send(signal.SIGUSR1)

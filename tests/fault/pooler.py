@@ -94,6 +94,12 @@ class Pooler:
         """The way through the pooler."""
         return f"postgresql://{role}@{self._database}?host={quote(str(self._directory), safe='')}&port={PORT}"
 
+    @property
+    def pid(self) -> int:
+        """Its process, once it was started."""
+        assert self._process is not None
+        return self._process.pid
+
     def log(self) -> str:
         """What it wrote since it was started first."""
         return (self._directory / "log").read_text()

@@ -16,6 +16,7 @@ from tests.conftest import connected
 from tests.fault.fleet import ROOT
 from tests.integration.conftest import Receiver, Sql, eventually, insert, insert_many
 from tests.planted import SECRET
+from tests.stopwatch import Stopwatch, family
 from tests.waiting import HANGS, until
 from webhookd.config import Config, build
 
@@ -105,7 +106,13 @@ class Siege:
         self._dsn = dsn
         self._receiver = receiver
         self._hostile = hostile
+        self._watch = Stopwatch(*family(sql.get_server_pid()))
         self.paths = paths
+
+    @property
+    def noise(self) -> float:
+        """Seconds of other work on this machine since it began."""
+        return self._watch.left_out
 
     async def attack(self, count: int = 1, payload: str = "{}") -> list[str]:
         """Owe each hostile endpoint so many events more; their ids."""
@@ -171,21 +178,22 @@ async def others_flow(dsn: str, receiver: Receiver) -> AsyncIterator[Others]:
 
 
 async def _flow(connection: Sql, receiver: Receiver, others: Others, over: asyncio.Event) -> None:
+    server = family(connection.get_server_pid())
     while not over.is_set():
         event_id = await insert(connection, type="good")
-        committed = time.monotonic()
+        watch = Stopwatch(*server)
         await until(lambda: event_id in receiver.events("good"), "the good endpoint has it")  # noqa: B023
-        others.latencies.append(time.monotonic() - committed)
+        others.latencies.append(watch.seconds)
         await asyncio.sleep(0.02)
 
 
 async def _watch(others: Others) -> None:
     process, looked = psutil.Process(), 0.0
     while True:
-        began = time.monotonic()
+        watch = Stopwatch()
         await asyncio.sleep(PROBE)
+        others.lag = max(others.lag, watch.seconds - PROBE)
         now = time.monotonic()
-        others.lag = max(others.lag, now - began - PROBE)
         if now - looked > LOOK:
             looked = now
             others.memory = max(others.memory, process.memory_info().rss / 2**20)

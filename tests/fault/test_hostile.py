@@ -13,7 +13,7 @@ pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
 
 TIMEOUT_MS = 500
 BODY_MS = 1000  # that the body of an answer may take
-NOISE_MS = 500  # of a machine with other work
+NOISE_MS = 500  # of ours, in bad moments
 KEPT = 1024
 
 # What each attack comes to: the status of what is delivered, the error of what is not.
@@ -131,7 +131,7 @@ async def test_a_hostile_answer_is_recorded_by_its_code_and_others_flow(
         if isinstance(expected[name], int):
             assert sorted(each.event_id for each in attempts) == sorted(events), f"{name} has each event once"
         for each in attempts:
-            check(each)
+            check(each, siege.noise)
     said = capsys.readouterr()
     logged = said.out + said.err + caplog.text
     assert ("attempt_failed" in logged) == any(isinstance(verdict, str) for verdict in expected.values())
@@ -143,10 +143,10 @@ async def test_a_hostile_answer_is_recorded_by_its_code_and_others_flow(
     assert await tables_with(sql, LOOT) == ({"webhookd.attempt"} if group == "texts" else set())
 
 
-def check(attempt: Attempt) -> None:
-    """Hold an attempt against what is promised of every one."""
+def check(attempt: Attempt, noise: float) -> None:
+    """Hold an attempt against what is promised of every one; `noise` are seconds of other work on this machine."""
     late = TIMEOUT_MS if attempt.error in ("timeout", "connect_timeout") else BODY_MS
-    assert attempt.ms < late + NOISE_MS, attempt
+    assert attempt.ms < late + NOISE_MS + noise * 1000, attempt
     if attempt.ok:
         assert attempt.error is None
     elif attempt.code is None:
@@ -194,11 +194,12 @@ async def test_an_endpoint_that_asks_for_less_waits_within_bounds(besiege: Besie
             list(patient),
         )
         requests = {name: len((await siege.asked(name)).requests) for name in patient}
+        noise = siege.noise
     assert {each.verdict for attempts in found.values() for each in attempts} == {"http_429", "http_503"}
     assert requests == dict.fromkeys(patient, 1), "a pause is one of the endpoint, whatever else it is owed"
     waits = {row["name"]: row["seconds"] for row in due}
     assert waits.keys() == patient.keys()
-    outside = {name: waits[name] for name, (least, most) in patient.items() if not least <= waits[name] < most}
+    outside = {name: waits[name] for name, (least, most) in patient.items() if not least <= waits[name] < most + noise}
     assert not outside
 
 

@@ -17,6 +17,7 @@ from tests.conftest import database, execute
 from tests.fault.verdict import Connection
 from tests.integration.test_cli import PLAIN
 from tests.integration.test_retention import at, make_day, old_event, part, parts
+from tests.waiting import HANGS
 from webhookd.sql import MIGRATIONS, Migration
 from webhookd.store.database import Database
 from webhookd.store.migrations import migrate
@@ -185,7 +186,7 @@ async def change(dsn: str, sql: Connection, day: int) -> list[str]:
             await asyncio.sleep(OPEN_SECONDS)
             unfinished = {each.get_name() for each in working if not each.done()}
         ended = time.monotonic()
-        await asyncio.wait_for(asyncio.gather(*working), 30)
+        await asyncio.wait_for(asyncio.gather(*working), HANGS)
         await asyncio.sleep(0.5)
         applications.stop()
     applications.met("before", opened - QUIET_SECONDS, opened)

@@ -8,6 +8,7 @@ import time
 from tests.fault.fleet import Fleet
 from tests.fault.verdict import ROLES, Connection, judge, wait_until_settled
 from tests.fault.writers import insert, payload
+from tests.stopwatch import Stopwatch, family
 from tests.waiting import until
 
 # Who asks producers to ring, as webhookd.wake() sees it.
@@ -22,15 +23,15 @@ MOST_OF_THE_QUEUE = 1e-4
 
 
 async def latencies(processes: Fleet, sql: Connection, first: int, count: int) -> list[float]:
-    """Seconds from commit to request of so many events, one after the other, each when the daemon rests."""
-    found = []
+    """Seconds of a stopwatch from commit to request of so many events, one by one, each when the daemon rests."""
+    found, receiver = [], processes.receiver
+    others = [*family(sql.get_server_pid()), receiver.pid, *(each.process.pid for each in processes.daemons.values())]
     for number in range(first, first + count):
         await asyncio.sleep(0.03 + number % 7 * 0.01)  # at any moment between two polls
         (event_id,) = await insert(sql, {f"e{number}": payload(0, number)})
-        committed = time.time()
-        receiver = processes.receiver
+        committed, watch = time.time(), Stopwatch(*others)
         got = await until(lambda: [r for r in receiver.receipts() if r.id == event_id], "it arrives")  # noqa: B023
-        found.append(got[0].at - committed)
+        found.append(got[0].at - committed - watch.left_out)
     return found
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -17,7 +16,7 @@ import asyncpg
 import pytest
 from typer.main import get_command
 
-from tests.waiting import until
+from tests.waiting import HANGS, until
 from webhookd import __version__
 from webhookd.cli import app
 from webhookd.sink import Received, sink
@@ -88,7 +87,7 @@ async def running(config: Path) -> AsyncIterator[tuple[asyncio.subprocess.Proces
         reading = tasks.create_task(read())
         try:
             yield daemon, log
-            await asyncio.wait_for(daemon.wait(), 10)
+            await asyncio.wait_for(daemon.wait(), HANGS)
             await reading
         finally:
             if daemon.returncode is None:
@@ -343,15 +342,13 @@ async def test_a_second_signal_ends_it_at_once(dsn: str, tmp_path: Path) -> None
         async with running(config) as (daemon, log):
             await until(lambda: said(log, "started"), "the daemon runs")
             await asyncio.to_thread(webhookd, "emit", "-c", config, "order.created", "{}")
-            await asyncio.wait_for(asked.wait(), 10)
+            await asyncio.wait_for(asked.wait(), HANGS)
             daemon.send_signal(signal.SIGTERM)
             await until(lambda: said(log, "stopping"), "it begins to stop")
             assert daemon.returncode is None
-            asked_again = time.monotonic()
             daemon.send_signal(signal.SIGTERM)
-            await asyncio.wait_for(daemon.wait(), 5)
-            assert time.monotonic() - asked_again < 1
-    assert daemon.returncode == 1
+            await asyncio.wait_for(daemon.wait(), HANGS)
+    assert daemon.returncode == 1, "it has not stopped in order, which takes what is in flight"
 
 
 async def test_a_dead_part_is_a_traceback_in_the_log_and_1(

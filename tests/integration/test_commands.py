@@ -3,10 +3,10 @@
 import base64
 import json
 import re
+import resource
 import stat
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,6 +55,12 @@ async def deploy(sql: "asyncpg.Connection[asyncpg.Record]", loaded: Config, conf
         "INSERT INTO webhookd.daemon (id, host, version, config_hash) VALUES (7, 'here', '0', $1)",
         config_hash or loaded.config_hash,
     )
+
+
+def cpu_of_commands() -> float:
+    """Seconds of a CPU that the commands have had so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 # init
@@ -196,9 +202,9 @@ async def test_check_of_many_endpoints_is_quick_and_refuses_a_wrong_push(
     await deploy(sql, load(config, {}), "0123456789abcdef")
     for number in range(2):
         (files / f"{number}.toml").unlink()
-    started = time.monotonic()
+    before = cpu_of_commands()
     found = webhookd("check", "-c", config)
-    took = time.monotonic() - started
+    took = cpu_of_commands() - before
     assert found.returncode == 1
     lines = found.stdout.splitlines()
     assert lines[0].startswith(f"{config}: no mistake; 7800 endpoints; ")

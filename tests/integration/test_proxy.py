@@ -27,6 +27,7 @@ from tests.sockets import (
     receiver,
     resolving_to,
 )
+from tests.stopwatch import within
 from tests.waiting import until
 from webhookd.connector import Connector
 from webhookd.model import Egress, NoResponse, Proxy, Response
@@ -226,7 +227,7 @@ async def test_a_receiver_that_the_proxy_cannot_reach_in_time() -> None:
     left = asyncio.Event()
     async with receiver(behaviour) as proxy, sender_through(proxy) as sender:
         assert await sender.send(post("http://name.invalid/", 0.3)) == NoResponse("connect_timeout")
-        await asyncio.wait_for(left.wait(), 2)  # nothing of it stays open
+        await within(2, left.wait())  # nothing of it stays open
 
 
 async def test_what_comes_before_the_tunnel_is_used_answers_nothing() -> None:

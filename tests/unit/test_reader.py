@@ -11,7 +11,7 @@ from typing import Literal
 import pytest
 
 from tests.endpoints import HOOK
-from tests.waiting import until
+from tests.waiting import HANGS, until
 from webhookd import reader
 from webhookd.errors import SchemaMismatch, StoreUnavailable
 from webhookd.model import Batch, Cut, Delivery, Endpoint, Event, Postponed, Result, Share, Window
@@ -556,7 +556,7 @@ async def test_stop_leaves_what_is_not_handed_out_unfinished() -> None:
 @pytest.mark.parametrize("rest", ["sleep", "listen", "poll"])
 async def test_stop_wakes_a_sleeper(rest: Literal["sleep", "listen", "poll"], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "NAP", 600.0)
-    async with asyncio.timeout(10), reading() as parts:
+    async with asyncio.timeout(HANGS), reading() as parts:
         parts.bell.rest = rest
         await until(lambda: parts.bell.calls, "a look")
         await asyncio.sleep(0.05)

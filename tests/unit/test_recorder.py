@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tests.waiting import until
+from tests.waiting import HANGS, until
 from webhookd import recorder
 from webhookd.errors import StoreRefused, StoreUnavailable
 from webhookd.formats import FORMATS
@@ -163,7 +163,7 @@ async def test_no_transaction_is_spent_on_nothing(store: Store) -> None:
         for number in range(3):
             recording.flushed.clear()
             recording.put(delivered(number, batch()))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(HANGS):
                 await recording.flushed.wait()
             await asyncio.sleep(0.03)  # several times the pause between flushes
     assert [flush.ids for flush in store.asked] == [[0], [1], [2]]
@@ -461,6 +461,6 @@ async def test_each_flush_tells_who_waits(store: Store) -> None:
         for number in range(3):
             recording.flushed.clear()
             recording.put(delivered(number, batch()))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(HANGS):
                 await recording.flushed.wait()
             assert number in store.ids

@@ -4,7 +4,6 @@ import asyncio
 import socket
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -13,6 +12,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from tests.stopwatch import Stopwatch
+from tests.waiting import HANGS
 from webhookd import resolver
 from webhookd.resolver import Resolver, Verdict
 
@@ -76,9 +77,9 @@ async def test_one_denied_address_refuses_the_whole_name(resolving: Resolver, na
 
 async def test_a_lookup_ends_in_time_though_its_thread_does_not(resolving: Resolver, names: Names) -> None:
     names.dead = {"dead.example"}
-    began = time.monotonic()
+    watch = Stopwatch()
     assert await fails(resolving, "dead.example") == "dns_timeout"
-    assert time.monotonic() - began < 2.0
+    assert watch.seconds < 2.0
 
 
 async def test_any_number_of_dead_names_does_not_delay_one_that_works(resolving: Resolver, names: Names) -> None:
@@ -89,9 +90,9 @@ async def test_any_number_of_dead_names_does_not_delay_one_that_works(resolving:
             group.create_task(fails(resolving, name))
         await asyncio.sleep(0.1)
         for _ in range(20):
-            began = time.monotonic()
+            watch = Stopwatch()
             await resolving.resolve("good.example", 443)
-            assert time.monotonic() - began < 0.3
+            assert watch.seconds < 0.3
     assert len(names.asked) == resolver.FOR_NEW + 1  # the others had no thread
 
 
@@ -101,9 +102,9 @@ async def test_two_hundred_dead_names_do_not_delay_one_that_is_as_new(resolving:
         for name in sorted(names.dead):
             group.create_task(fails(resolving, name))
         await asyncio.sleep(0.1)
-        began = time.monotonic()
+        watch = Stopwatch()
         await resolving.resolve("good.example", 443)
-        assert time.monotonic() - began < 0.3
+        assert watch.seconds < 0.3
 
 
 async def test_a_dead_name_takes_one_thread_however_often_it_is_wanted(resolving: Resolver, names: Names) -> None:
@@ -112,9 +113,9 @@ async def test_a_dead_name_takes_one_thread_however_often_it_is_wanted(resolving
         async with asyncio.TaskGroup() as group:
             for name in sorted(names.dead) * 3:
                 group.create_task(_impatient(resolving, name))
-    began = time.monotonic()
+    watch = Stopwatch()
     await resolving.resolve("good.example", 443)
-    assert time.monotonic() - began < 0.3
+    assert watch.seconds < 0.3
     assert sum(names.asked.values()) == 200 + 1
 
 
@@ -139,7 +140,7 @@ STUCK = """
 import asyncio, socket, time
 from webhookd import resolver
 resolver.SECONDS = 0.1
-socket.getaddrinfo = lambda *_, **__: time.sleep(60)
+socket.getaddrinfo = lambda *_, **__: time.sleep(600)
 async def main():
     found = resolver.Resolver(())
     try:
@@ -171,7 +172,7 @@ async def test_where_no_thread_can_start_those_that_there_are_have_to_do(
 
 async def test_a_process_ends_though_a_lookup_is_stuck() -> None:
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", STUCK, stdout=asyncio.subprocess.PIPE)
-    said, _ = await asyncio.wait_for(process.communicate(), 20)
+    said, _ = await asyncio.wait_for(process.communicate(), HANGS)
     assert (said, process.returncode) == (b"dns_timeout\n", 0)
 
 
