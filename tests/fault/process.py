@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from webhookd.sql import QUERIES
 from webhookd.store import bell, database, results
 from webhookd.store.batches import Batches
 from webhookd.store.database import Database
+from webhookd.turns import Turns
 
 DEADLY = "deadly"  # the id of an event that kills whoever tries it
 BROKEN = ("no_rescue", "no_ledger", "no_fence", "no_place")
@@ -92,6 +94,10 @@ async def _anywhere(_self: Database, _connection: object, _first: str) -> None:
     return None
 
 
+def _turns(aside: float, *, aside_after: float) -> Turns:
+    return Turns(aside_after=aside)
+
+
 def _without(statement: str, fence: str, instead: str) -> str:
     if fence not in statement:
         raise SystemExit(f"the statement has changed, so there is nothing to break: {fence}")
@@ -120,6 +126,9 @@ def main() -> None:
     parser.add_argument("--pace", type=float, default=0.1, help="1 is the normal pace; a tenth is the default")
     parser.add_argument("--lease-margin", type=float, help="seconds; by default the normal ones at the same pace")
     parser.add_argument("--patience", type=float, help="seconds; by default the normal ones at the same pace")
+    parser.add_argument(
+        "--aside-after", type=float, help="seconds until an attempt without an answer gives its slot away"
+    )
     parser.add_argument("--poll", type=float, help="seconds until who was not woken looks; by default the normal ones")
     parser.add_argument(
         "--database-pace", type=float, default=1.0, help="of the times it waits for an answer of Postgres"
@@ -144,6 +153,8 @@ def main() -> None:
     retrier.AWAY_SECONDS *= arguments.pace
     breaker.PROBE_FIRST *= arguments.pace
     breaker.PROBE_MOST *= arguments.pace
+    if arguments.aside_after:
+        setattr(dispatcher, "Turns", partial(_turns, arguments.aside_after))  # noqa: B010 - mypy knows no other way
     if arguments.poll:
         reader.NAP = reader.POLL_FIRST = reader.POLL_MOST = arguments.poll
     for module, name in DATABASE_TIMES:

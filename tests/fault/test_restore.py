@@ -26,18 +26,21 @@ ORIGINAL = 20_000
 AGES = {"younger": 0, "older": 2 * ORIGINAL}
 UNTIL_THEY_COME_AGAIN = 2 * ORIGINAL
 SOME = 20  # events of each kind
-LATER = timedelta(seconds=10)
+LATER = timedelta(hours=1)
+IT_IS_LATER = "UPDATE webhookd.scheduled SET due = now()"
 BURN = "DO $$ BEGIN FOR n IN 1..{} LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$"
 ENDPOINTS: Mapping[str, Mapping[str, Any]] = {
     "healthy": {},
-    "failing": {"events": ["bad.*"], "retry": {"schedule": ["1s"]}},
+    # With a retry owed all the time, however long the test takes.
+    "failing": {"events": ["bad.*"], "retry": {"schedule": ["1s"] * 100}},
     "hold": {"events": ["held.*"], "timeout": "60s", "max_in_flight": SOME},
 }
+# But for what daemons tell of themselves, as that an endpoint fails: it may have been told and not be in a batch yet.
 FATE = """
 SELECT (SELECT count(*) FROM webhookd.attempt WHERE ok) AS delivered,
        (SELECT count(*) FROM webhookd.backlog WHERE state = 'retry') AS retry,
        (SELECT count(*) FROM webhookd.scheduled) AS scheduled,
-       (SELECT count(*) FROM webhookd.outbox o WHERE deliver_after IS NULL
+       (SELECT count(*) FROM webhookd.outbox o WHERE deliver_after IS NULL AND type NOT LIKE 'webhookd.%'
            AND NOT EXISTS (SELECT FROM webhookd.batch WHERE o.id = ANY (outbox_ids))) AS unread,
        (SELECT COALESCE(sum(cardinality(outbox_ids)), 0) FROM webhookd.batch WHERE done_at IS NULL) AS in_hand
 """
@@ -139,7 +142,7 @@ async def refused(processes: Fleet, sql: Connection, dsn: str) -> None:
     """The real command ends at once, says the way out, and leaves no trace."""
     before, traces = len(processes.receiver.receipts()), await sql.fetchrow(TRACES)
     daemon = await processes.command(ROLES[1], dsn=dsn)
-    assert await daemon.ended(30) == 78, daemon.log()
+    assert await daemon.ended() == 78, daemon.log()
     assert "webhookd migrate --rebase --owed=" in daemon.log()
     assert len(processes.receiver.receipts()) == before
     assert await sql.fetchrow(TRACES) == traces
@@ -148,7 +151,7 @@ async def refused(processes: Fleet, sql: Connection, dsn: str) -> None:
 async def rebase(processes: Fleet, owed: str, dsn: str) -> None:
     """What the refusal said."""
     command = await processes.command("rebase", "migrate", "--rebase", "--owed", owed, dsn=dsn)
-    assert await command.ended(30) == 0, command.log()
+    assert await command.ended() == 0, command.log()
 
 
 async def go_on(processes: Fleet, dsn: str) -> int:
@@ -157,6 +160,8 @@ async def go_on(processes: Fleet, dsn: str) -> int:
     processes.receiver.heal()
     processes.receiver.release()
     await processes.start(ROLES[2], dsn=dsn)
+    async with connected(dsn) as sql:
+        await sql.execute(IT_IS_LATER)
     return before
 
 
