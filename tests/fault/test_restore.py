@@ -46,6 +46,8 @@ SELECT (SELECT count(*) FROM webhookd.attempt WHERE ok) AS delivered,
 """
 TRACES = """SELECT (SELECT count(*) FROM webhookd.attempt), (SELECT count(*) FROM webhookd.batch),
                    (SELECT count(*) FROM webhookd.daemon)"""
+NOBODY = """SELECT NOT EXISTS (
+  SELECT FROM pg_stat_activity WHERE application_name = 'webhookd' AND datname = current_database())"""
 QUIET = """SELECT NOT EXISTS (SELECT FROM webhookd.batch WHERE done_at IS NULL)
               AND NOT EXISTS (SELECT FROM webhookd.backlog WHERE state = 'retry')
               AND NOT EXISTS (SELECT FROM webhookd.scheduled)"""
@@ -115,6 +117,7 @@ async def leave_much_undone(processes: Fleet, dsn: str) -> dict[tuple[str, str],
         late = await insert(sql, events_of(0, SOME, "late"), "good.event", LATER)
         await until(lambda: sql.fetchval("SELECT count(*) = $1 FROM webhookd.scheduled", SOME), "they wait")
         await daemon.kill()
+        await until(lambda: sql.fetchval(NOBODY), "the server has ended the statement that it was killed in")
         unread = await insert(sql, events_of(0, SOME, "unread"), "good.event")
         delivered, *owed, in_hand = (await sql.fetch(FATE))[0]
         assert (delivered, owed) == (3 * SOME, [SOME, SOME, SOME])
