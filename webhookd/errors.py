@@ -17,6 +17,10 @@ class StoreUnavailable(WebhookdError):
     """Postgres did not answer, or refused for a reason that passes. Nothing is known about the statement's effect."""
 
 
+class StoreConflict(StoreUnavailable):
+    """Postgres ended a transaction for another one. It had no effect, and may be tried again at once."""
+
+
 class StoreRefused(WebhookdError):
     """Postgres refused a value. The statement had no effect, and repeating it will not help."""
 

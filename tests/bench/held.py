@@ -124,17 +124,18 @@ async def _sampled(dsn: str, connection: Any, endpoints: list[int]) -> Samples:
 async def _cuts(connection: Any, samples: Samples) -> None:
     """Time a cut of a few events and one of none, and take them back."""
     # A cut gives nothing while another runs, so the lock is ours before it begins.
-    if not await connection.fetchval("SELECT pg_try_advisory_lock(7301, 1)"):
-        return
-    await asyncio.sleep(FILL)
-    transaction = connection.transaction(
-        isolation="repeatable_read"
-    )  # what comes meanwhile is not there for the second
+    transaction = connection.transaction()
     await transaction.start()
-    for times in (samples.loaded, samples.idle):
-        times.append(await _timed(connection, "cut", 5_000, 500, 0))
-    await transaction.rollback()
-    await connection.execute("SELECT pg_advisory_unlock(7301, 1)")
+    try:
+        if await connection.fetchval("SELECT webhookd.try_lock_log()"):
+            await asyncio.sleep(FILL)
+            samples.loaded.append(await _timed(connection, "cut", 5_000, 500, 0, 0))
+            # Nothing comes between the last two, so that the second of these finds nothing.
+            await connection.execute("LOCK TABLE webhookd.outbox IN SHARE MODE")
+            await connection.fetch(QUERIES["cut"], 5_000, 500, 0, 0)
+            samples.idle.append(await _timed(connection, "cut", 5_000, 500, 0, 0))
+    finally:
+        await transaction.rollback()
 
 
 async def _claim(connection: Any, endpoints: list[int], samples: Samples) -> None:

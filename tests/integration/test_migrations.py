@@ -18,11 +18,11 @@ from tests.integration.conftest import as_user
 from webhookd.embedded import _programs, postgres
 from webhookd.errors import SchemaMismatch, StoreUnavailable
 from webhookd.sql import MIGRATIONS, parse
-from webhookd.store.migrations import as_sql, check_schema, migrate
+from webhookd.store.migrations import _BEGIN, as_sql, check_schema, migrate
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
-ON_THEIR_WAY = (10, 11, 12)  # numbers of changes that are written at the same time; to be emptied when they are in
+ON_THEIR_WAY = (11,)  # numbers of changes that are written at the same time; to be emptied when they are in
 VECTOR = Path(__file__).parents[1] / "vectors" / "schema.txt"
 CATALOGUE = r"""
 WITH relation AS (
@@ -133,12 +133,10 @@ async def test_a_database_that_does_not_exist_is_named_as_the_trouble(server: st
 
 
 async def test_a_lock_in_the_way_is_waited_for(dsn: str, sql: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "webhookd.store.migrations._BEGIN", "SET LOCAL lock_timeout = '20ms'; SELECT pg_advisory_xact_lock(7301, 0)"
-    )
+    monkeypatch.setattr("webhookd.store.migrations._BEGIN", _BEGIN.replace("'2s'", "'20ms'"))
     monkeypatch.setattr("webhookd.store.migrations._TRIES", 3)
     async with sql.transaction():
-        await sql.execute("SELECT pg_advisory_xact_lock(7301, 0)")
+        await sql.execute("SELECT webhookd.lock_tables()")
         with pytest.raises(StoreUnavailable, match="a lock of another transaction"):
             await migrate(dsn)
     assert await migrate(dsn) == []
@@ -431,6 +429,25 @@ def test_versions_count_from_one_without_a_gap() -> None:
     versions = [migration.version for migration in MIGRATIONS]
     assert len(set(versions)) == len(versions)
     assert sorted({*versions, *ON_THEIR_WAY}) == list(range(1, max(*versions, *ON_THEIR_WAY) + 1))
+
+
+async def test_every_function_depends_on_no_default_and_no_lock_that_a_stranger_can_take(sql: Connection) -> None:
+    """Whoever redefines one says so again: its settings are part of its definition."""
+    wanted = {
+        "row_security=off",
+        "DateStyle=ISO",
+        "IntervalStyle=postgres",
+        "TimeZone=UTC",
+        "standard_conforming_strings=on",
+    }
+    often = {"cut": {"row_security=off"}, "place": set(), "emit": set(), "wake": None, "try_lock_log": None}
+    rows = await sql.fetch("SELECT * FROM pg_proc WHERE pronamespace = 'webhookd'::regnamespace")
+    for row in rows:
+        name, settings = row["proname"], set(row["proconfig"] or ())
+        least = often.get(name, set() if "lock_" in name or name.startswith("expect") else wanted)
+        if least is not None:
+            assert least | {"search_path=pg_catalog, pg_temp"} <= settings, name
+        assert "advisory" not in row["prosrc"] or name == "wake"
 
 
 async def regenerate() -> None:

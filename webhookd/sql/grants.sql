@@ -22,7 +22,7 @@ GRANT INSERT, UPDATE, DELETE ON webhookd.batch, webhookd.remainder, webhookd.sur
       webhookd.parked, webhookd.missed, webhookd.replay, webhookd.daemon, webhookd.downtime, webhookd.secret
       TO webhookd_daemon;
 GRANT INSERT, DELETE ON webhookd.consent TO webhookd_daemon;
-GRANT UPDATE ON webhookd.config_version TO webhookd_daemon;
+GRANT UPDATE ON webhookd.config_version, webhookd.lock_log, webhookd.lock_endpoints TO webhookd_daemon;  -- the last two are locked, never written
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA webhookd TO webhookd_daemon;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA webhookd TO webhookd_daemon;
 REVOKE EXECUTE ON FUNCTION webhookd.erase(text, text, bigint, boolean), webhookd.rebase(text, text) FROM webhookd_daemon;

@@ -339,7 +339,7 @@ SELECT p.endpoint_id, extract(epoch FROM now() - b.cut_at)::float8
 
 -- name: sync_lock
 -- One configuration is written at a time.
-SELECT pg_advisory_xact_lock(7301, 3);
+SELECT webhookd.lock_endpoints();
 
 -- name: sync_endpoints
 -- The files, as the database knows them; an endpoint that returns has its old number and its backlog.

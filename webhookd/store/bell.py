@@ -10,6 +10,7 @@ import structlog
 from webhookd.errors import StoreUnavailable, WebhookdError
 from webhookd.sql import QUERIES
 from webhookd.store.database import Dsn, connect, is_pooled, translated
+from webhookd.store.session import pins
 
 CHANNEL = "webhookd"
 # A listening daemon that hangs pins the NOTIFY queue and the sleep lock, so its silence must end by itself.
@@ -109,7 +110,7 @@ class Bell:
                     self._tell(why)
                     connection.terminate()
                     return None
-                await connection.execute(SILENCE)
+                await connection.execute(pins(connection) + SILENCE)
                 await connection.add_listener(CHANNEL, self._ring)
         except WebhookdError:
             connection.terminate()

@@ -13,8 +13,9 @@ from typing import Any, Self
 
 import asyncpg
 
-from webhookd.errors import ConfigError, Moved, SchemaMismatch, StoreRefused, StoreUnavailable
+from webhookd.errors import ConfigError, Moved, SchemaMismatch, StoreConflict, StoreRefused, StoreUnavailable
 from webhookd.store.migrations import check_schema
+from webhookd.store.session import pins
 
 POOL_SIZE = 5  # with the listening connection six: more only queue up behind each other
 APPLICATION_NAME = "webhookd"
@@ -24,8 +25,16 @@ CONNECT_TIMEOUT = 10.0
 RELEASE_TIMEOUT = 0.5
 IDLE_SECONDS = 10.0  # within a transaction, whose rows a daemon that froze would keep; shorter than it takes to be dead
 
+CONFLICTS_MOST = 3  # times that a statement which was ended for another is tried again at once
+NO_ROW_SECURITY = (
+    "No policy helps: `ALTER TABLE … DISABLE ROW LEVEL SECURITY`, or `ALTER ROLE … BYPASSRLS` for the daemon's role, "
+    "and for the owner of the schema where it is FORCED."
+)
+
 # Where the database is, None for the PG* variables. A function is asked at each connect: passwords may be short-lived.
 Dsn = str | None | Callable[[], str | None]
+
+COMMITTED: dict[str, Any] = {"isolation": "read_committed"}  # whatever the default of the role or the database is
 
 _MISSING = (
     asyncpg.UndefinedTableError,
@@ -34,6 +43,7 @@ _MISSING = (
     asyncpg.UndefinedColumnError,
 )
 _REFUSED = (asyncpg.DataError, asyncpg.exceptions.DataError, asyncpg.IntegrityConstraintViolationError)
+_CONFLICTS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 _UNAVAILABLE = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 
 
@@ -48,7 +58,11 @@ def translated() -> Iterator[None]:
         ) from error
     except _REFUSED as error:
         raise StoreRefused(_sentence(error)) from error
+    except _CONFLICTS as error:
+        raise StoreConflict(f"Another transaction was in the way: {_sentence(error)}.") from error
     except asyncpg.InsufficientPrivilegeError as error:
+        if error.server_source_function == "check_enable_rls":
+            raise StoreUnavailable(f"Row security would hide events: {error}. {NO_ROW_SECURITY}") from error
         raise StoreUnavailable(
             f"The database refuses us: {error}. Grant the daemon's role what sql/grants.sql lists."
         ) from error
@@ -57,7 +71,10 @@ def translated() -> Iterator[None]:
     except asyncpg.InvalidCatalogNameError as error:
         raise StoreUnavailable(f"{error}. Check the name of the database in the DSN.") from error
     except (asyncpg.ReadOnlySQLTransactionError, asyncpg.TargetServerAttributeNotMatched) as error:
-        raise StoreUnavailable("The server is read-only, as a standby is: waiting for the primary.") from error
+        raise StoreUnavailable(
+            "The server is read-only, as a standby is: waiting for the primary. (If it is the primary, "
+            "default_transaction_read_only is on for the server, the database or the role: switch that off.)"
+        ) from error
     except _UNAVAILABLE as error:
         raise StoreUnavailable(f"The database does not answer: {_sentence(error)}.") from error
 
@@ -120,7 +137,8 @@ async def is_pooled(connection: "asyncpg.Connection[Any] | asyncpg.pool.PoolConn
 
     By the simple protocol, which leaves no prepared statement on whatever connection it reaches.
     """
-    return await connection.execute(f"SELECT WHERE pg_backend_pid() = {connection.get_server_pid()}") == "SELECT 0"
+    pid = connection.get_server_pid()
+    return await connection.execute(f"SELECT WHERE pg_catalog.pg_backend_pid() = {pid}") == "SELECT 0"
 
 
 async def connect(dsn: Dsn) -> "asyncpg.Connection[Any]":
@@ -203,7 +221,7 @@ class Database:
     @asynccontextmanager
     async def transaction(self, **options: Any) -> AsyncIterator["asyncpg.pool.PoolConnectionProxy[Any]"]:
         """A connection in a transaction, with asyncpg's options for one."""
-        async with self.connection() as connection, connection.transaction(**options):
+        async with self.connection() as connection, connection.transaction(**{**COMMITTED, **options}):
             await self.check_place(connection)
             yield connection
 
@@ -217,7 +235,7 @@ class Database:
     async def check_place(self, connection: "asyncpg.pool.PoolConnectionProxy[Any]") -> None:
         """Raise Moved if this transaction is elsewhere. Without a pooler that was seen when it was connected."""
         if self._pooled:
-            await self._same_place(connection, f"SET LOCAL {_idle()};")
+            await self._same_place(connection, f"{pins(connection, local=True)}SET LOCAL {_idle()};")
 
     async def _same_place(self, connection: Any, first: str) -> None:
         """Do `first`, and raise Moved if we are elsewhere: in one round trip, by the simple protocol."""
@@ -262,20 +280,26 @@ class Database:
             if await is_pooled(connection):
                 raise _Pooled
             _expect_primary(connection)
+        await self._same_place(connection, "" if pooled else f"{pins(connection)}SET {_idle()};")
         await _prepare(connection)
         if pooled:
             await _learn_types(connection)  # after the codecs above, which make it forget
-        await self._same_place(connection, "" if pooled else f"SET {_idle()};")
 
     async def fetch(self, query: str, *arguments: object) -> Sequence["asyncpg.Record"]:
         """The rows of one statement, which is a transaction of its own."""
+        for _ in range(CONFLICTS_MOST):
+            with suppress(StoreConflict):
+                return await self._fetch(query, *arguments)
+        return await self._fetch(query, *arguments)
+
+    async def _fetch(self, query: str, *arguments: object) -> Sequence["asyncpg.Record"]:
         rows: list[asyncpg.Record]
         async with self.connection() as connection:
             if not self._pooled:
                 rows = await connection.fetch(query, *arguments)
                 return rows
             # Only a transaction keeps what asyncpg sends, and the look at the place, on one connection of the server.
-            async with connection.transaction():
+            async with connection.transaction(**COMMITTED):
                 await self.check_place(connection)
                 rows = await connection.fetch(query, *arguments)
                 return rows

@@ -9,11 +9,26 @@ import asyncpg
 
 from webhookd.errors import SchemaMismatch, StoreUnavailable
 from webhookd.sql import MIGRATIONS, Migration
+from webhookd.store.session import pins
 
 _CONNECT_SECONDS = 10.0
 _TRIES, _PAUSE = 240, 0.5  # an application's long transaction, or another migration, may be in the way
 # INSERTs queue up behind a lock that we wait for, so it is waited for briefly. No session state: poolers.
-_BEGIN = "SET LOCAL lock_timeout = '2s'; SELECT pg_advisory_xact_lock(7301, 0); SET LOCAL lock_timeout = '50ms';"
+_BEGIN = """SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL standard_conforming_strings = on;
+SET LOCAL DateStyle = 'ISO'; SET LOCAL IntervalStyle = 'postgres'; SET LOCAL TimeZone = 'UTC';
+SET LOCAL row_security = off;
+SET LOCAL statement_timeout = 0;
+SET LOCAL lock_timeout = '2s';
+DO $$ BEGIN
+  IF to_regclass('webhookd.lock_tables') IS NULL THEN PERFORM pg_advisory_xact_lock(7301, 0); END IF;
+  -- Another may have made it while we waited, of which to_regclass would not hear.
+  IF EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+              WHERE n.nspname = 'webhookd' AND c.relname = 'lock_tables') THEN
+    LOCK TABLE webhookd.lock_tables IN SHARE UPDATE EXCLUSIVE MODE;
+  END IF;
+END $$;
+SET LOCAL lock_timeout = '50ms';"""
 _MAKE_PARTITIONS = "SELECT * FROM webhookd.make_partitions(30);"
 _WAKE = """CREATE OR REPLACE TRIGGER wake AFTER INSERT ON webhookd.outbox
   FOR EACH STATEMENT EXECUTE FUNCTION webhookd.wake();"""
@@ -52,7 +67,8 @@ async def migrate(dsn: str, *, wake: bool | None = None) -> list[str]:
 
 async def rebase(dsn: str, environment: str, owed: Owed) -> Rebased | None:
     """Bind a copy to the server it is on, and send or end what it owes; None if it is bound there already."""
-    async with _connected(dsn) as connection, connection.transaction():
+    async with _connected(dsn) as connection, connection.transaction(isolation="read_committed"):
+        await connection.execute(pins(connection, local=True))
         await check_schema(connection)
         if await connection.fetchval(_BOUND, environment):
             return None
@@ -80,7 +96,10 @@ def as_sql(*, wake: bool | None = None) -> dict[str, str]:
     scripts["partitions"] = _MAKE_PARTITIONS
     if wake is not None:
         scripts["wake"] = _WAKE if wake else _NO_WAKE
-    return {f"{name}.sql": f"BEGIN;\n{_BEGIN}\n{script}\nCOMMIT;\n" for name, script in scripts.items()}
+    return {
+        f"{name}.sql": f"BEGIN ISOLATION LEVEL READ COMMITTED;\n{_BEGIN}\n{script}\nCOMMIT;\n"
+        for name, script in scripts.items()
+    }
 
 
 def _script(migration: Migration) -> str:
@@ -99,7 +118,7 @@ async def _retried(connection: "asyncpg.Connection[asyncpg.Record]", script: str
     """Run the script in a transaction of its own; False if its version has been applied before."""
     for last in (*[False] * (_TRIES - 1), True):
         try:
-            async with connection.transaction():
+            async with connection.transaction(isolation="read_committed"):
                 await connection.execute(_BEGIN)
                 if version is not None and version in await _versions(connection):
                     return False

@@ -8,11 +8,11 @@ from typing import Any
 
 import asyncpg
 
-from webhookd.errors import StoreUnavailable
+from webhookd.errors import StoreConflict, StoreUnavailable
 from webhookd.matching import OWN_TYPES
 from webhookd.model import Batch, Delivered, Delivery, Ended, Postponed, Result, Retry, Window
 from webhookd.sql import QUERIES
-from webhookd.store.database import Database
+from webhookd.store.database import COMMITTED, CONFLICTS_MOST, Database
 
 ATTEMPT_COLUMNS = ("at", "outbox_id", "endpoint_id", "attempt", "ok", "code", "ms", "error", "response")
 ASK_AGAIN = 0.5  # seconds between two questions for the fate of a commit
@@ -38,10 +38,16 @@ class Results:
         of batches is fenced.
         """
         flush = _Flush(owner, results, leases, done)
+        for _ in range(CONFLICTS_MOST):
+            with suppress(StoreConflict):
+                return await self._write(flush)
+        return await self._write(flush)
+
+    async def _write(self, flush: "_Flush") -> None:
         xact_id: str | None = None
         try:
             async with self._database.connection() as connection:
-                transaction = connection.transaction()
+                transaction = connection.transaction(**COMMITTED)
                 await transaction.start()
                 try:
                     await self._database.check_place(connection)
