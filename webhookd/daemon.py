@@ -20,7 +20,7 @@ from webhookd import __version__, dispatcher, follower, janitor, neighbours, rea
 from webhookd.backoff import over_before
 from webhookd.clock import Clock
 from webhookd.config import Config
-from webhookd.errors import Moved, SchemaMismatch, StoreUnavailable
+from webhookd.errors import ConfigError, Moved, StoreRefused, StoreUnavailable
 from webhookd.matching import Matcher
 from webhookd.members import Member, shares
 from webhookd.model import Endpoint
@@ -37,13 +37,14 @@ from webhookd.store.migrations import check_schema
 from webhookd.store.parking import ParkingStore
 from webhookd.store.registry import Beat, Joined, Known, Registry
 from webhookd.store.results import Results
-from webhookd.tasks import unless
+from webhookd.tasks import Setbacks, unless
 from webhookd.tokens import Tokens
 from webhookd.watcher import watch
 
 DRAIN_SECONDS = 8.0  # for writing the last results, beyond the attempts in flight: systemd waits for 30 in all
 CLAIM_SECONDS = 2.0  # for a claim that is under way; one that is lost is adopted or runs out
 AWAY_FIRST, AWAY_MOST = 0.1, 5.0
+MOST_OF_A_PROBLEM = 500  # characters
 
 log = structlog.get_logger("webhookd.daemon")
 
@@ -155,7 +156,7 @@ class Daemon:
 
         They see nothing of one that cannot: its row comes last. The first heartbeat makes it count.
         """
-        config, away, told = self._config, AWAY_FIRST, ""
+        config, setbacks, told = self._config, Setbacks("start", AWAY_FIRST, AWAY_MOST), ""
         joined: Joined | None = None
         while True:
             try:
@@ -181,15 +182,15 @@ class Daemon:
                 if not beat.known:
                     joined = None  # it was restored in this very moment
                     continue
-            except (SchemaMismatch, StoreUnavailable) as error:
-                if isinstance(error, SchemaMismatch) and error.final:
-                    raise
-                if str(error) != told:
-                    log.warning("waiting_for_database", reason=str(error))
-                    self._notifier.ready(f"waiting for the database: {error}")
-                told = str(error)
-                await asyncio.sleep(away)
-                away = min(away * 2, AWAY_MOST)
+            except StoreRefused as error:
+                raise ConfigError([f"the database does not take the endpoints of these files: {error}"]) from error
+            except Exception as error:
+                pause = setbacks.met(error)
+                if setbacks.problem != told:
+                    log.warning("waiting_for_database", reason=setbacks.problem)
+                    self._notifier.ready(f"waiting for the database: {setbacks.problem}")
+                told = setbacks.problem
+                await asyncio.sleep(pause)
             else:
                 log.info("started", daemon=joined.daemon_id, endpoints=len(config.endpoints), version=__version__)
                 return _Joined(joined.daemon_id, joined.low, beat, joined.known, parking)
@@ -302,6 +303,12 @@ class Daemon:
             sending.hold(True)
             reading.steady_until = following.steady_until = 0.0
 
+        def problem() -> str:
+            """What keeps a part from its work, in one sentence: of several, the first."""
+            parts = (retrying, following, sending.feeder, keeping, reloading)
+            first = next(filter(None, (reading.problem, *(part.setbacks.problem for part in parts))), "")
+            return first[:MOST_OF_A_PROBLEM].replace("\0", "")  # it must never be what a heartbeat fails for
+
         keeping = janitor.Janitor(
             registry,
             daemon_id,
@@ -311,6 +318,7 @@ class Daemon:
             on_beat=on_beat,
             on_silence=on_silence,
             listen_pid=lambda: bell.pid,
+            problem=problem,
             beat_seconds=pace.beat,
         )
         around = self._neighbours(registry, reading.rescue)

@@ -109,7 +109,7 @@ class Dispatcher:
         self._shares = alone()
         self._alarm: asyncio.TimerHandle | None = None  # for the first queue that may start at some moment
         self._alarm_at = FOREVER
-        self._feeder = Feeder(
+        self.feeder = Feeder(
             store,
             self._queues.values(),
             delivery.max_payload,
@@ -224,7 +224,7 @@ class Dispatcher:
         tenant = delivery.event.tenant
         self._held_of[tenant] = self._held_of.get(tenant, 0) + 1
         queue.waiting.append(delivery)
-        self._feeder.ask(queue)
+        self.feeder.ask(queue)
 
     def _ready(self, queue: EndpointQueue) -> None:
         if self._queues.get(queue.endpoint.id) is queue:
@@ -235,7 +235,7 @@ class Dispatcher:
     def configure(self, endpoints: Iterable[Endpoint], delivery: Settings) -> None:
         """Go on with these endpoints and settings; what an endpoint that is gone was owed goes to the backlog."""
         self._max_in_flight, self._per_host = delivery.max_in_flight, delivery.max_in_flight_per_host
-        self._feeder.max_payload = self._max_payload = delivery.max_payload
+        self.feeder.max_payload = self._max_payload = delivery.max_payload
         self._source = delivery.source
         self.answers.keep_response = delivery.response_body == "failures"
         gone = set(self._queues)
@@ -298,7 +298,7 @@ class Dispatcher:
         """Attempt what is offered until stopped."""
         async with asyncio.TaskGroup() as group:
             self._lane_group = group
-            feeding = group.create_task(self._feeder.run())
+            feeding = group.create_task(self.feeder.run())
             group.create_task(self._sweep())
             await self._stopped.wait()
             feeding.cancel()  # it may hang in the database
@@ -334,7 +334,7 @@ class Dispatcher:
         now = time.monotonic()
         while (queue := self._turns.take(now)) is not None:
             delivery, payload = queue.ready.popleft()
-            self._feeder.ask(queue)
+            self.feeder.ask(queue)
             if delivery.endpoint is not queue.endpoint:  # changed, however long ago whoever offered it had looked
                 delivery.follow(queue.endpoint)
             if delivery.start_by >= now:
@@ -367,7 +367,7 @@ class Dispatcher:
             self._turns.land(flight)
             self._landed += 1
             self._let_go(delivery)
-            self._feeder.drop(delivery.event)
+            self.feeder.drop(delivery.event)
         if self._turns.hear(outcome.is_stranded(answer), flight.started, now):
             log.warning("proxy_away" if self._turns.stranded_at else "proxy_back")
         self.answers.take(flight, answer, at, now)
@@ -393,7 +393,7 @@ class Dispatcher:
     def _leave(self, delivery: Delivery, payload: Payload | None) -> None:
         self._let_go(delivery)
         if payload is not None:
-            self._feeder.drop(delivery.event)
+            self.feeder.drop(delivery.event)
 
     def _spill_all(self, queue: EndpointQueue) -> None:
         for delivery, payload in queue.take_all():
@@ -431,7 +431,7 @@ class Dispatcher:
         for delivery, payload in queue.take_overdue(now if stuck else now - self._patience):
             self._leave(delivery, payload)
             self._spill(queue, delivery)
-        self._feeder.ask(queue)
+        self.feeder.ask(queue)
         self.room_freed.set()
 
     def _release_claims(self, queue: EndpointQueue) -> None:

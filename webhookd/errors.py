@@ -21,12 +21,26 @@ class StoreConflict(StoreUnavailable):
     """Postgres ended a transaction for another one. It had no effect, and may be tried again at once."""
 
 
+class StoreForbidden(StoreUnavailable):
+    """Postgres does not let this role do it. That passes when somebody grants what is missing."""
+
+
 class StoreRefused(WebhookdError):
-    """Postgres refused a value. The statement had no effect, and repeating it will not help."""
+    """Postgres refused a value, or gave one that cannot be read: it lies in the data.
+
+    Repeating it will not help, unless `passes` is true: then it may have been the moment.
+    """
+
+    def __init__(self, sentence: str, *, passes: bool = False) -> None:
+        super().__init__(sentence)
+        self.passes = passes
 
 
 class SchemaMismatch(WebhookdError):
-    """The schema is missing or old, which a migration mends; or too new for this binary: then `final` is true."""
+    """The schema is missing or old, which a migration mends.
+
+    `final` is true where none does: it is too new for this binary, or the database has another encoding than UTF8.
+    """
 
     def __init__(self, sentence: str, *, final: bool = False) -> None:
         super().__init__(sentence)

@@ -6,11 +6,11 @@ from typing import Protocol
 
 import structlog
 
-from webhookd.errors import SchemaMismatch, StoreUnavailable
 from webhookd.model import Delivery, Event
 from webhookd.payloads import Payloads
 from webhookd.queues import EndpointQueue
 from webhookd.rotation import Rotation
+from webhookd.tasks import Setbacks
 
 AHEAD = 200  # deliveries of an endpoint whose payloads are at hand
 EVENTS_PER_FETCH = 500
@@ -24,8 +24,8 @@ log = structlog.get_logger("webhookd.feeder")
 class Store(Protocol):
     """What the feeder needs of the log."""
 
-    async def payloads(self, events: Sequence[Event], most_bytes: int) -> dict[int, bytes | None]:
-        """Payload texts by event id; None for one that is too large, nothing for an event that is gone."""
+    async def payloads(self, events: Sequence[Event], most_bytes: int) -> dict[int, bytes | str]:
+        """Payload texts by event id, or the reason why there is none; nothing for an event that is gone."""
 
 
 class Feeder:
@@ -54,6 +54,7 @@ class Feeder:
         self._payloads = Payloads()
         self._hungry: Rotation[EndpointQueue] = Rotation()
         self._wake = asyncio.Event()
+        self.setbacks = Setbacks("feeder", AWAY_SECONDS)
         self._starved = False  # a payload had to wait for the budget
 
     def ask(self, queue: EndpointQueue) -> None:
@@ -78,10 +79,15 @@ class Feeder:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while chosen := self._choose():
-                if not await self._fetch(chosen):
-                    await asyncio.sleep(AWAY_SECONDS)
-                self._on_fed()
+            try:
+                while chosen := self._choose():
+                    await self._fetch(chosen)
+                    self.setbacks.over()
+                    self._on_fed()
+            except Exception as error:
+                log.warning("payloads_wait", reason=str(error))
+                self._wake.set()
+                await asyncio.sleep(self.setbacks.met(error))
 
     def _choose(self) -> Chosen:
         """The next deliveries that need a fetch; those whose payload is at hand are ready at once."""
@@ -115,22 +121,18 @@ class Feeder:
         if queue.ready:
             self._on_ready(queue)
 
-    async def _fetch(self, chosen: Chosen) -> bool:
-        """Fetch the payloads of these deliveries; False, and they wait again, when the database is away."""
+    async def _fetch(self, chosen: Chosen) -> None:
+        """Fetch the payloads of these deliveries, which wait again when that fails."""
         events = {delivery.event.id: delivery.event for _, delivery in chosen}
-        found: dict[int, bytes | None] | None = None
+        found: dict[int, bytes | str] | None = None
         try:
             found = await self._store.payloads(list(events.values()), self.max_payload)
-        except (StoreUnavailable, SchemaMismatch) as error:
-            log.warning("payloads_wait", events=len(events), reason=str(error))
         finally:
             if found is None:
                 self._put_back(chosen, events.values())
-        if found is None:
-            return False
         for event in events.values():
-            content = found.get(event.id)
-            if content is None:
+            content = found.setdefault(event.id, "event_missing")
+            if isinstance(content, str):
                 self._payloads.release(event)
                 self._ask_the_starved()
             else:
@@ -138,12 +140,11 @@ class Feeder:
         for queue, delivery in chosen:
             payload = self._payloads.use(delivery.event)
             if payload is None:
-                self._on_gone(delivery, "payload_too_large" if delivery.event.id in found else "event_missing")
+                self._on_gone(delivery, str(found[delivery.event.id]))
                 self.ask(queue)
             else:
                 queue.ready.append((delivery, payload))
                 self._on_ready(queue)
-        return True
 
     def _put_back(self, chosen: Chosen, events: Iterable[Event]) -> None:
         for event in events:

@@ -16,13 +16,12 @@ from typing import Protocol
 import structlog
 
 from webhookd import breaker
-from webhookd.errors import SchemaMismatch, StoreUnavailable
 from webhookd.members import alone
 from webhookd.model import Delivery, Endpoint, Window
 from webhookd.pages import Pages, Taken
 from webhookd.parking import Cursor, Parking
 from webhookd.queues import SPILLED_MOST, Fed, Feed
-from webhookd.tasks import wait_for
+from webhookd.tasks import Setbacks, wait_for
 
 LOOK_SECONDS = 0.5
 AWAY_SECONDS = 1.0
@@ -118,6 +117,7 @@ class Follower:
         self._wake = asyncio.Event()
         self._stopped = asyncio.Event()
         self.shares = alone(owner)  # who else has our endpoints
+        self.setbacks = Setbacks("follower", AWAY_SECONDS)
         self.steady_until = 0.0  # until then, on the database's clock, we may call others dead: the janitor's word
         self._assign()
 
@@ -165,8 +165,10 @@ class Follower:
                 await wait_for(self._stopped, max(self._look_seconds / 10, self._restraint))
             try:
                 pause = await self._look()
-            except (StoreUnavailable, SchemaMismatch):
-                pause = AWAY_SECONDS  # the reader says why
+            except Exception as error:
+                pause = self.setbacks.met(error)
+            else:
+                self.setbacks.over()
 
     async def _look(self) -> float:
         """Do what there is to do; the seconds until there may be more."""
@@ -175,7 +177,7 @@ class Follower:
             self._seen_to = False
             try:
                 await self._see_to(troubles)
-            except (StoreUnavailable, SchemaMismatch):
+            except Exception:
                 self._troubles = troubles | self._troubles  # a breaker opens once, and tells it once
                 raise
         await self.catch_up(await self._store.version())

@@ -8,9 +8,9 @@ from typing import Protocol
 import structlog
 
 from webhookd.clock import Clock
-from webhookd.errors import Moved, SchemaMismatch, StoreUnavailable
+from webhookd.errors import Moved
 from webhookd.members import Member
-from webhookd.tasks import wait_for
+from webhookd.tasks import Setbacks, wait_for
 
 BEAT_SECONDS = 5.0
 SETTLE_BEATS = 0.2  # that a daemon has to live beside others before it counts: one that dies at once never does
@@ -42,8 +42,10 @@ class Beat(Protocol):
 class Registry(Protocol):
     """What the janitor needs of the store."""
 
-    async def beat(self, daemon: int, low: int, dead_after: float, listen_pid: int | None = None) -> Beat:
-        """Say that we are alive."""
+    async def beat(
+        self, daemon: int, low: int, dead_after: float, listen_pid: int | None = None, problem: str | None = None
+    ) -> Beat:
+        """Say that we are alive, and what keeps us from our work."""
 
     async def silence(self, daemon: int, dead_after: float) -> int:
         """End what dead daemons listen on; how many there were."""
@@ -86,6 +88,7 @@ class Janitor:
         on_beat: Callable[[Beat, int, bool], None],
         on_silence: Callable[[], None],
         listen_pid: Callable[[], int | None] = lambda: None,
+        problem: Callable[[], str] = lambda: "",
         beat_seconds: float = BEAT_SECONDS,
     ) -> None:
         self._store = registry
@@ -96,11 +99,14 @@ class Janitor:
         self._on_beat = on_beat
         self._on_silence = on_silence
         self._listen_pid = listen_pid
+        self._problem = problem
         self._beat_seconds = beat_seconds
         self._stopped = asyncio.Event()
         self._unbroken_since: float | None = None
         self._last_beat = time.monotonic()
         self._silence: asyncio.TimerHandle | None = None  # falls when we have not been heard for too long
+        self._beating = Setbacks("heartbeat")
+        self.setbacks = Setbacks("janitor", TIDY_AGAIN, TIDY_AGAIN)
         self._told: set[tuple[str, str | None]] = set()  # problems that the log has already
 
     @property
@@ -130,7 +136,10 @@ class Janitor:
             try:
                 async with asyncio.timeout(self._beat_seconds):  # a silent database must not keep us from noticing
                     await self._beat()
-            except (StoreUnavailable, SchemaMismatch, TimeoutError) as error:
+                self._beating.over()
+            except Exception as error:
+                if not isinstance(error, TimeoutError):
+                    self._beating.met(error)
                 silent = time.monotonic() - self._last_beat
                 log.debug("beat_missed", seconds=round(silent, 1), reason=str(error))
                 pause *= AGAIN  # a connection that was ended must not cost a third of what we have to live
@@ -140,7 +149,9 @@ class Janitor:
     async def _beat(self) -> None:
         self._low = await self._store.low(self._low)
         asked = time.monotonic()
-        beat = await self._store.beat(self._daemon, self._low, self.dead_after, self._listen_pid())
+        beat = await self._store.beat(
+            self._daemon, self._low, self.dead_after, self._listen_pid(), self._problem() or None
+        )
         answered = time.monotonic()
         if not beat.known:
             raise Moved("the database does not know this daemon any longer: it was restored")
@@ -160,8 +171,10 @@ class Janitor:
         while True:
             try:
                 pause = await self._piece()
-            except (StoreUnavailable, SchemaMismatch):
-                pause = TIDY_AGAIN  # the reader says why
+            except Exception as error:
+                pause = self.setbacks.met(error)
+            else:
+                self.setbacks.over()
             await asyncio.sleep(pause)
 
     async def _piece(self) -> float:

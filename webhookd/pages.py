@@ -6,12 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
+import structlog
+
 from webhookd.model import Endpoint, Event
 from webhookd.parking import Cursor
 
 AT_ONCE = 10  # batches in one query
 PER_STEP = 40  # batches that a cursor may pass before others have their turn
 KEPT = 40  # that several cursors may read
+
+log = structlog.get_logger("webhookd.pages")
 
 
 class Page(Protocol):
@@ -40,7 +44,10 @@ class Heads(Protocol):
     """The events of the pages."""
 
     async def heads(self, ids: Sequence[int], lo: datetime, hi: datetime) -> list[Event]:
-        """Events without payloads."""
+        """Events without payloads, but for those that cannot be read."""
+
+    async def set_aside(self, unreadable: Mapping[int, str]) -> None:
+        """Show that these events, by their numbers, cannot be seen through, and why."""
 
 
 class _Opened(NamedTuple):
@@ -113,7 +120,13 @@ class Pages:
             events = {event.id: event for event in await self._heads.heads(page.event_ids, page.lo, page.hi)}
             for at, id_ in enumerate(page.event_ids):
                 if (event := events.get(id_)) is not None:
-                    for endpoint in self._endpoints_for(event):
+                    try:
+                        endpoints = self._endpoints_for(event)
+                    except Exception as error:  # which must hold up no cursor
+                        log.exception("matching_broke", event_id=event.event_id)
+                        await self._heads.set_aside({id_: f"a bug of webhookd in matching: {type(error).__name__}"})
+                        continue
+                    for endpoint in endpoints:
                         owed.setdefault(endpoint.id, []).append((at, event))
             await asyncio.sleep(0)
         return _Opened(page.id, page.cut_at, owed)

@@ -14,7 +14,7 @@ load it never sleeps, and lets a few milliseconds pass between two cuts so that 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from datetime import datetime
 from typing import Literal, Protocol
 
@@ -24,7 +24,7 @@ from webhookd.errors import SchemaMismatch, StoreUnavailable
 from webhookd.hand import Hand, Pairs, Portion
 from webhookd.matching import Matcher
 from webhookd.model import Batch, Cut, Delivery, Endpoint, Event, Postponed, Result, Share
-from webhookd.tasks import wait_for
+from webhookd.tasks import Setbacks, wait_for
 
 MOST_PER_CUT = 1_000  # events of one tenant that become batches at a time; what it has beyond is surplus
 MOST_READ = 10_000  # events of all that are read at a time
@@ -47,6 +47,7 @@ PAUSE_PER_RATE = 5e-6  # seconds between cuts per event/s: 0.5 ms at 100/s, 20 m
 PAUSE_LEAST, PAUSE_MOST = 0.0005, 0.02
 RATE_WINDOW = 0.25  # seconds over which the rate of events is averaged
 AWAY_FIRST, AWAY_MOST = 0.1, 5.0
+BEHIND_FIRST, BEHIND_MOST = 0.1, 60.0  # seconds for which a batch that could not be read lets others pass
 ONE_BY_ONE = 3  # claims beyond which a batch is opened event by event, since it may have killed its daemons
 ALL_TO_BACKLOG = 5  # claims beyond which nothing of it is tried from memory
 FOREVER = float("inf")
@@ -70,7 +71,10 @@ class Batches(Protocol):
         """What of an adopted batch is settled: (event, endpoint) pairs."""
 
     async def heads(self, ids: Sequence[int], lo: datetime, hi: datetime) -> list[Event]:
-        """Events without payloads."""
+        """Events without payloads, but for those that cannot be read."""
+
+    async def set_aside(self, unreadable: Mapping[int, str]) -> None:
+        """Show that these events, by their numbers, cannot be seen through, and why."""
 
 
 class Bell(Protocol):
@@ -127,6 +131,17 @@ class Recorder(Protocol):
         """One thing less keeps the batch open."""
 
 
+class Hindered:
+    """A batch that could not be read, and why; it is tried again when it is due."""
+
+    __slots__ = ("batch", "due", "setbacks")
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.setbacks = Setbacks(f"reading of batch {batch.id}", BEHIND_FIRST, BEHIND_MOST)
+        self.due = 0.0  # monotonic
+
+
 class Reader:
     """Turns the log into deliveries, as many as memory allows."""
 
@@ -153,10 +168,13 @@ class Reader:
         self._dead_after = dead_after
         self._rescue_seconds = rescue_seconds
         self._next_rescue = 0.0
+        self._unsure = False  # the reply to a cut was lost: there may be batches that are ours and that we do not know
         self._open: dict[int, Batch] = {}
         self._unread: deque[Batch] = deque()  # of the open ones, those whose events we do not know yet
         self._hand = Hand()  # and those not yet offered to the end
         self._drawn: str | None = None  # whose surplus was drawn last
+        self._behind: dict[int, Hindered] = {}  # by id, those that let others pass until they can be read
+        self._broken: dict[int, str] = {}  # events that a bug keeps from being matched
         self._cut_again_at = 0.0
         self._dozing = False  # what is in hand was found when it had lain down
         self._poll = POLL_FIRST
@@ -166,13 +184,22 @@ class Reader:
         self.low = low  # every batch up to here is done; the janitor moves it
         self.steady_until = 0.0  # until then, on the database's clock, we may call others dead: the janitor's word
         self.connected = False  # the last question was answered
-        self.problem = ""  # why it was not
+        self._setbacks = Setbacks("reader", AWAY_FIRST, AWAY_MOST)
         self.asked = asyncio.Event()  # the database has been asked once, whatever it said
 
     @property
     def unfinished(self) -> list[int]:
         """Ids of the batches whose end is not in the database."""
         return [batch.id for batch in self._open.values() if not batch.recorded]
+
+    @property
+    def problem(self) -> str:
+        """Why nothing is read, or which batch cannot be."""
+        for hindered in self._behind.values():
+            if not self._setbacks.problem:
+                events, why = len(hindered.batch.event_ids), hindered.setbacks.problem
+                return f"batch {hindered.batch.id} cannot be read, {events} events: {why}"
+        return self._setbacks.problem
 
     def rescue(self) -> None:
         """Look for batches without an owner with the next turn, rather than in some seconds."""
@@ -186,22 +213,24 @@ class Reader:
 
     async def run(self) -> None:
         """Read until stopped."""
-        away = AWAY_FIRST
         while not self._stopped.is_set():
             try:
                 await self._turn()
-            except (StoreUnavailable, SchemaMismatch) as error:
-                self._lost(str(error))
-                await wait_for(self._stopped, away)
-                away = min(away * 2, AWAY_MOST)
+            except Exception as error:
+                known, pause = self._setbacks.problem, self._setbacks.met(error)
+                if isinstance(error, (StoreUnavailable, SchemaMismatch)):
+                    self._lost(known)
+                await wait_for(self._stopped, pause)
             else:
-                away = AWAY_FIRST
+                self._setbacks.over()
 
     async def _turn(self) -> None:
         await self._wait_for_room()
         if self._stopped.is_set():
             return
         now = time.monotonic()
+        if self._behind:
+            self._let_in(now)
         if not self._in_hand or now >= self._cut_again_at:
             if now >= self._next_rescue:
                 await self._rescue()
@@ -231,11 +260,13 @@ class Reader:
         most = min(max(MOST_IN_HAND - in_hand, LEAST_PER_CUT), MOST_PER_CUT) if in_hand < HARD_LIMIT else 0
         # A surplus waits while an endpoint that it may be for is being parked, since from then on a cursor reads it.
         can_draw = in_hand < HARD_LIMIT and not self._unread and not self._parking.is_parking
+        self._unsure, unsure = True, self._unsure
         found = await self._store.cut(
             self._owner,
             Share(most, MOST_READ, PIECE if can_draw else 0, self._hand.full(most), self._hand.tenants, self._drawn),
         )
-        self._reached()
+        self._unsure = False
+        self._reached(unsure)
         self._drawn = found.drawn or self._drawn
         self._cut_again_at = time.monotonic() + (CUT_AGAIN if found.more else CUT_BETWEEN)
         self._measure(sum(len(batch.event_ids) for batch in found.batches))
@@ -266,9 +297,9 @@ class Reader:
             await wait_for(self._bell.rung, NAP)
 
     async def _rescue(self) -> None:
-        self._next_rescue = time.monotonic() + self._rescue_seconds
         self._open = {id_: batch for id_, batch in self._open.items() if not batch.recorded}
         most = min((HARD_LIMIT - self._in_hand) // PIECE, MOST_ADOPTED)
+        self._next_rescue = FOREVER  # if it fails a cut comes first, or it would be tried for ever and nothing else
         if most <= 0:
             return
         batches = await self._store.adopt(
@@ -279,6 +310,7 @@ class Reader:
             dead_after=self._dead_after,
             most=most,
         )
+        self._next_rescue = time.monotonic() + self._rescue_seconds
         if batches:
             log.info("batches_adopted", batches=len(batches), first=batches[0].id)
             self._next_rescue = 0.0  # there may be more
@@ -290,31 +322,69 @@ class Reader:
             self._unread.append(batch)
 
     async def _open_next(self) -> None:
-        """Have the events of the next batch in hand; it keeps its place if the database goes away."""
+        """Have the events of the next batch in hand; one that cannot be read goes behind the others."""
         batch = self._unread[0]
+        try:
+            owed = await self._read(batch)
+        except Exception as error:
+            self._put_behind(batch, error)
+            return
+        self._unread.popleft()
+        self._behind.pop(batch.id, None)
+        self._hand.take(batch, owed)
+        if not owed:
+            await self._finish(batch)
+
+    def _put_behind(self, batch: Batch, error: Exception) -> None:
+        """Let all others pass for a while. Whether the database is away, or only this batch, the next cut tells."""
+        hindered = self._behind.setdefault(batch.id, Hindered(batch))
+        pause = hindered.setbacks.met(error)
+        log.warning(
+            "batch_waits",
+            batch=batch.id,
+            events=len(batch.event_ids),
+            seconds=round(pause, 1),
+            reason=hindered.setbacks.problem,
+        )
+        hindered.due = time.monotonic() + pause
+        self._unread.popleft()
+        self._cut_again_at = 0.0
+
+    def _let_in(self, now: float) -> None:
+        for hindered in self._behind.values():
+            if hindered.due <= now:
+                hindered.due = FOREVER  # it has its turn, and may fail again
+                self._unread.append(hindered.batch)
+
+    async def _read(self, batch: Batch) -> dict[str, tuple[int, Pairs]]:
         # A first claim has no past; of a later one, the ledger and the backlog know what is settled.
         known = await self._store.known(batch) if batch.claims > 1 else frozenset[tuple[int, int]]()
         events = await self._store.heads(batch.event_ids, batch.lo, batch.hi) if batch.event_ids else []
         await self._parking.catch_up(batch.parked)
-        self._unread.popleft()
         by_tenant: dict[str, list[Event]] = {}
         for event in events:
             by_tenant.setdefault(event.tenant, []).append(event)
         left_out = known, self._parking.aside(batch.id)
-        self._hand.take(batch, {key: (len(each), self._owed(each, *left_out)) for key, each in by_tenant.items()})
-        if not events:
-            await self._finish(batch)
+        return {key: (len(each), self._owed(each, *left_out)) for key, each in by_tenant.items()}
 
     def _owed(self, events: Sequence[Event], known: Set[tuple[int, int]], aside: Set[int]) -> Pairs:
         looked_at = 0
         for event in events:
-            for endpoint in self.endpoints_for(event):
+            for endpoint in self._matched(event):
                 if endpoint.id not in aside and (event.id, endpoint.id) not in known:
                     yield event, endpoint
                 elif (looked_at := looked_at + 1) % LOOKED_AT == 0:
                     yield None
             if (looked_at := looked_at + 1) % LOOKED_AT == 0:
                 yield None
+
+    def _matched(self, event: Event) -> tuple[Endpoint, ...]:
+        try:
+            return self.endpoints_for(event)
+        except Exception as error:  # which must cost no other event its turn
+            log.exception("matching_broke", event_id=event.event_id)
+            self._broken[event.id] = f"a bug of webhookd in matching: {type(error).__name__}"
+            return ()
 
     async def _hand_out(self) -> None:
         """Offer some deliveries of whose turn it is, of all who have room."""
@@ -340,6 +410,9 @@ class Reader:
             if self._dispatcher.room <= 0 or self._stopped.is_set():
                 return  # the batch stays open, and is given back
             if (pair := next(portion.pairs, DONE)) is DONE:
+                if self._broken:
+                    await self._store.set_aside(self._broken)
+                    self._broken.clear()
                 if self._hand.finish(portion):
                     await self._finish(portion.batch)
                 return
@@ -373,15 +446,19 @@ class Reader:
         self._dispatcher.room_freed.clear()
         await wait_for(self._dispatcher.room_freed, NO_ROOM)
 
-    def _reached(self) -> None:
+    def _reached(self, unsure: bool) -> None:
         if not self.connected:
             log.info("reading")
-        self.connected, self.problem = True, ""
+        self.connected = True
+        self._setbacks.over()
+        if unsure:
+            self._next_rescue = 0.0
+        elif self._next_rescue == FOREVER:
+            self._next_rescue = time.monotonic() + min(self._rescue_seconds, AWAY_MOST)
         self.asked.set()
 
-    def _lost(self, problem: str) -> None:
-        if self.connected or not self.problem:
-            log.warning("database_away", reason=problem)
-        self.connected, self.problem = False, problem
-        self._next_rescue = 0.0  # a reply that was lost leaves batches that are ours and that we do not know of
+    def _lost(self, known: str) -> None:
+        if self.connected or not known:
+            log.warning("database_away", reason=self._setbacks.problem)
+        self.connected = False
         self.asked.set()

@@ -8,12 +8,13 @@ reading.
 
 import asyncio
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import structlog
 
-from webhookd.errors import SchemaMismatch, StoreRefused, StoreUnavailable
+from webhookd.errors import Moved, OtherPlace, SchemaMismatch, StoreRefused, StoreUnavailable
 from webhookd.model import Batch, Delivered, Delivery, Ended, Result, Retry, Window
 from webhookd.tasks import wait_for
 
@@ -21,7 +22,8 @@ FLUSH_RESULTS = 500
 FLUSH_MOST = 1_000  # results in one transaction: more would hold up the loop while they are put together
 FLUSH_SECONDS = 0.02  # what a kill -9 resends; shorter costs a transaction for a handful of results
 RETRY_FIRST, RETRY_MOST = 0.1, 2.0
-CODE_OF_A_REFUSED_VALUE = "internal"
+LAST_TRIES = 10  # of one thing that cannot be written for an unknown reason: about 15 s
+REFUSED = "internal"  # the error of an attempt whose own words are refused
 
 log = structlog.get_logger("webhookd.recorder")
 
@@ -37,6 +39,32 @@ class Results(Protocol):
         done: Sequence[Batch | Window],
     ) -> None:
         """Write all of it, or nothing and raise StoreUnavailable or StoreRefused."""
+
+    async def set_aside(self, event_id: int, why: str) -> None:
+        """Show that an event, by its number, cannot be seen through, and why."""
+
+
+class Part(NamedTuple):
+    """What is written at once. The ends of batches go last: a batch is done when all of its results are written."""
+
+    results: Sequence[Result]
+    leases: Sequence[tuple[Delivery, float]]
+    done: Sequence[Batch | Window]
+
+    @property
+    def size(self) -> int:
+        """So many things, each of which may be what is refused."""
+        return len(self.results) + len(self.leases) + len(self.done)
+
+    def halves(self) -> tuple["Part", "Part"]:
+        """The same in two, in the same order."""
+        results = self.size // 2
+        leases = max(results - len(self.results), 0)
+        done = max(leases - len(self.leases), 0)
+        return (
+            Part(self.results[:results], self.leases[:leases], self.done[:done]),
+            Part(self.results[results:], self.leases[leases:], self.done[done:]),
+        )
 
 
 class Recorder:
@@ -131,7 +159,7 @@ class Recorder:
             self._wake.set()
             self._full.set()
         if results or leases or done:
-            await self._write(results, leases, done)
+            await self._write(Part(results, leases, done))
         if not left:  # or rows would be claimed again whose results wait here
             self.stuck = False
         for batch in done:
@@ -141,35 +169,69 @@ class Recorder:
         self._writing = ()
         self.flushed.set()
 
-    async def _write(
-        self, results: Sequence[Result], leases: Sequence[tuple[Delivery, float]], done: Sequence[Batch | Window]
-    ) -> None:
+    async def _write(self, part: Part) -> None:
+        """Write all of it. What is refused, for whatever reason, is found by halving, so that nothing else waits."""
         try:
-            await self._insist(results, leases, done)
+            await self._insist(lambda: self._store.record(self._owner, *part), part)
         except StoreRefused as error:
-            if len(results) > 1:
-                # The ends of batches go last: a batch is done when all of its results are written.
-                half = len(results) // 2
-                await self._write(results[:half], leases, ())
-                await self._write(results[half:], (), done)
-            elif results:
-                log.error("result_refused", event_id=results[0].delivery.event.event_id, reason=type(error).__name__)
-                await self._insist([_without_its_words(results[0])], leases, done)
-            else:
-                raise
+            await self._halve(part, error)
+        except (Moved, OtherPlace):
+            raise
+        except Exception as error:
+            log.exception("record_broke", results=len(part.results))
+            await self._halve(part, error)
 
-    async def _insist(
-        self, results: Sequence[Result], leases: Sequence[tuple[Delivery, float]], done: Sequence[Batch | Window]
-    ) -> None:
+    async def _halve(self, part: Part, error: Exception) -> None:
+        if part.size > 1:
+            first, second = part.halves()
+            await self._write(first)
+            await self._write(second)
+        elif part.results and part.results[0].attempt is not None and part.results[0].attempt.error != REFUSED:
+            (result,) = part.results
+            log.error("result_refused", event_id=result.delivery.event.event_id, reason=type(error).__name__)
+            await self._write(part._replace(results=[_without_its_words(result)]))
+        else:
+            await self._give_up(part, error)
+
+    async def _give_up(self, part: Part, error: Exception) -> None:
+        """Say of an event that what became of it cannot be written; the end of a batch is left to who adopts it.
+
+        Not at once where nobody knows why, since that may pass.
+        """
+        delay = RETRY_FIRST
+        for _ in range(0 if isinstance(error, StoreRefused) and not error.passes else LAST_TRIES):
+            self.stuck = True
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, RETRY_MOST)
+            try:
+                return await self._insist(lambda: self._store.record(self._owner, *part), part)
+            except (Moved, OtherPlace):
+                raise
+            except Exception as again:
+                error = again
+        why = f"{type(error).__name__}: {error}"
+        for delivery in (*(result.delivery for result in part.results), *(delivery for delivery, _ in part.leases)):
+            event = delivery.event
+            log.error("not_recorded", event_id=event.event_id, endpoint=delivery.endpoint.label, reason=why)
+            try:
+                await self._insist(partial(self._store.set_aside, event.id, f"not recorded: {why}"), part)
+            except (Moved, OtherPlace):
+                raise
+            except Exception:
+                log.exception("not_set_aside", event_id=event.event_id)
+        for batch in part.done:
+            log.error("not_ended", batch=batch.batch if isinstance(batch, Window) else batch.id, reason=why)
+
+    async def _insist(self, write: Callable[[], Awaitable[None]], part: Part) -> None:
         delay = RETRY_FIRST
         while True:
             started = time.monotonic()
             try:
-                await self._store.record(self._owner, results, leases, done)
+                await write()
             except (StoreUnavailable, SchemaMismatch) as error:
                 log.warning(
                     "record_waits",
-                    results=len(results),
+                    results=len(part.results),
                     reason=str(error),
                     seconds=round(time.monotonic() - started, 1),
                 )
@@ -196,6 +258,4 @@ def _without_its_words(result: Result) -> Result:
     attempt = result.attempt
     if attempt is None:
         return result
-    return result._replace(
-        attempt=attempt._replace(ok=attempt.ok, error=CODE_OF_A_REFUSED_VALUE, response=None, code=None)
-    )
+    return result._replace(attempt=attempt._replace(ok=attempt.ok, error=REFUSED, response=None, code=None))

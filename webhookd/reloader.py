@@ -19,11 +19,11 @@ import structlog
 
 from webhookd.config import Config
 from webhookd.difference import difference, refusal
-from webhookd.errors import ConfigError, SchemaMismatch, StoreUnavailable
+from webhookd.errors import ConfigError, SchemaMismatch, StoreRefused, StoreUnavailable, WebhookdError
 from webhookd.formats import FORMATS
 from webhookd.model import Endpoint, RetryPolicy
 from webhookd.signing import SCHEMES
-from webhookd.tasks import wait_for
+from webhookd.tasks import Setbacks, wait_for
 
 LOOK_SECONDS = 1.0
 REMOVE_EVERY = 5  # looks between two tries to count endpoints as removed that only we have dropped
@@ -108,6 +108,7 @@ class Reloader:
         self._look_seconds = look_seconds
         self._wanted = wanted
         self._versions: tuple[int, int] | None = None
+        self.setbacks = Setbacks("reloader", look_seconds)
         self._foreign: Sequence[Endpoint] = ()
 
     async def run(self) -> None:
@@ -123,10 +124,11 @@ class Reloader:
                         await self._reload()
                 looks += 1
                 await self._look(self._versions, again=bool(self._foreign) and looks % REMOVE_EVERY == 0)
-            except (StoreUnavailable, SchemaMismatch):
-                await asyncio.sleep(self._look_seconds)  # the reader says why
+                self.setbacks.over()
             except ConfigError as error:
                 await self._refuse(error.mistakes)
+            except Exception as error:
+                await asyncio.sleep(self.setbacks.met(error))
 
     async def _look(self, before: tuple[int, int], *, again: bool) -> None:
         versions = self._versions = await self._store.versions()
@@ -158,6 +160,13 @@ class Reloader:
         except (StoreUnavailable, SchemaMismatch):
             self._wanted.set()
             raise
+        except StoreRefused as error:
+            raise ConfigError([f"the database does not take these endpoints: {error}"]) from error
+        except (WebhookdError, MemoryError):
+            raise
+        except Exception:
+            log.exception("reload_broke")
+            raise ConfigError(["a bug of webhookd keeps it from taking these files over; the log has more"]) from None
 
     def _read(self) -> Config:
         try:
@@ -184,8 +193,8 @@ class Reloader:
         log.error("reload_refused", mistakes=list(mistakes))
         self._on_refused(mistakes[0])
         try:
-            await self._store.reload_refused(self._daemon, "\n".join(mistakes))
-        except (StoreUnavailable, SchemaMismatch):
+            await self._store.reload_refused(self._daemon, "\n".join(mistakes).replace("\0", ""))
+        except (StoreUnavailable, StoreRefused, SchemaMismatch):
             log.warning("refusal_not_shown")
 
 

@@ -8,9 +8,8 @@ from typing import Protocol
 
 import structlog
 
-from webhookd.errors import SchemaMismatch, StoreUnavailable
 from webhookd.model import Delivery, Ended, Endpoint, Event, Result
-from webhookd.tasks import wait_for
+from webhookd.tasks import Setbacks, wait_for
 
 LOOK_SECONDS = 0.5
 AWAY_SECONDS = 1.0
@@ -101,6 +100,7 @@ class Retrier:
         self._look_seconds = look_seconds
         self.due: frozenset[int] = frozenset()  # the endpoints that owed something when we looked last
         self._stopped = asyncio.Event()
+        self.setbacks = Setbacks("retrier", AWAY_SECONDS)
 
     def stop(self) -> None:
         """Claim nothing more."""
@@ -112,8 +112,10 @@ class Retrier:
         while not await wait_for(self._stopped, pause):
             try:
                 pause = await self._look()
-            except (StoreUnavailable, SchemaMismatch):
-                pause = AWAY_SECONDS  # the reader says why
+            except Exception as error:
+                pause = self.setbacks.met(error)
+            else:
+                self.setbacks.over()
 
     async def _look(self) -> float:
         """Claim once; the seconds until there may be more."""

@@ -1,10 +1,54 @@
-"""Waiting and stopping under structured concurrency."""
+"""Waiting and stopping under structured concurrency, and going on after trouble."""
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+
+import structlog
+
+from webhookd.errors import Moved, OtherPlace, SchemaMismatch, StoreForbidden, StoreUnavailable, WebhookdError
 
 T = TypeVar("T")
+AGAIN_FIRST: Final = 0.1  # seconds until a part that met trouble goes on; twice as long each time in a row
+AGAIN_MOST: Final = 5.0
+
+log = structlog.get_logger("webhookd.tasks")
+
+
+class Setbacks:
+    """What a part of the daemon meets while it works, and how long it then waits, so that no error ends the others.
+
+    `problem` says what it was until the part works again. A bug is told with its traceback, each time; a database that
+    is away by the reader alone, for all.
+    """
+
+    def __init__(self, part: str, first: float = AGAIN_FIRST, most: float = AGAIN_MOST) -> None:
+        self._part = part
+        self._first = first
+        self._most = most
+        self._pause = first
+        self.problem = ""
+
+    def met(self, error: Exception) -> float:
+        """The seconds to wait after this error, growing. Raises what ends a daemon: another place, a newer schema."""
+        if isinstance(error, (Moved, OtherPlace)) or (isinstance(error, SchemaMismatch) and error.final):
+            raise error
+        problem = str(error) or type(error).__name__
+        if not isinstance(error, WebhookdError):
+            problem = f"a bug of webhookd in its {self._part}: {type(error).__name__}; the log has more"
+            log.error("part_broke", part=self._part, exc_info=error)
+        elif problem != self.problem and (
+            isinstance(error, StoreForbidden) or not isinstance(error, (StoreUnavailable, SchemaMismatch))
+        ):
+            log.error("part_failed", part=self._part, reason=problem)
+        self.problem = problem
+        pause, self._pause = self._pause, min(self._pause * 2, self._most)
+        return pause
+
+    def over(self) -> None:
+        """The part works."""
+        self._pause = self._first
+        self.problem = ""
 
 
 async def wait_for(event: asyncio.Event, seconds: float) -> bool:

@@ -317,7 +317,7 @@ async def test_a_payload_above_the_limit_is_rejected_and_never_read(
     read: list[int] = []
     real = Batches.payloads
 
-    async def payloads(self: Batches, events: list[Event], most_bytes: int) -> dict[int, bytes | None]:
+    async def payloads(self: Batches, events: list[Event], most_bytes: int) -> dict[int, bytes | str]:
         found = await real(self, events, most_bytes)
         read.extend(len(content) for content in found.values() if content)
         return found

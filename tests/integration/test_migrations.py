@@ -391,7 +391,7 @@ async def test_a_daemon_has_what_it_needs_and_cannot_change_what_happened(grante
     sql = granted
     await sql.execute("SET ROLE webhookd_daemon")
     await check_schema(sql)
-    await sql.execute("SELECT webhookd.emit('a', '{}'); SELECT webhookd.emit('a', '{}', deliver_after => 'infinity')")
+    await sql.execute("SELECT webhookd.emit('a', '{}'); SELECT webhookd.emit('a', '{}', deliver_after => '9999-01-01')")
     await cut(sql)
     await sql.execute(
         """SELECT nextval('webhookd.daemon_id_seq');

@@ -89,18 +89,18 @@ class Store:
     def fetched(self) -> list[int]:
         return [id_ for ids in self.fetches for id_ in ids]
 
-    async def payloads(self, events: Sequence[Event], most_bytes: int) -> dict[int, bytes | None]:
+    async def payloads(self, events: Sequence[Event], most_bytes: int) -> dict[int, bytes | str]:
         self.fetches.append([event.id for event in events])
         await asyncio.sleep(0)
         await self.open.wait()
         if self.troubles:
             raise self.troubles.pop(0)
-        found: dict[int, bytes | None] = {}
+        found: dict[int, bytes | str] = {}
         for event in events:
             if event.id in self.gone:
                 continue
             if event.size > most_bytes:
-                found[event.id] = None
+                found[event.id] = "payload_too_large"
                 continue
             content = Content(event.size)
             content.store = self

@@ -44,7 +44,9 @@ class Tables:
         self.beats = 0
         self.asked: list[str] = []
 
-    async def beat(self, daemon: int, low: int, dead_after: float, listen_pid: int | None = None) -> Heard:
+    async def beat(
+        self, daemon: int, low: int, dead_after: float, listen_pid: int | None = None, problem: str | None = None
+    ) -> Heard:
         self.beats += 1
         if self.away:
             self.away -= 1

@@ -2,18 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.endpoints import HOOK
 from tests.waiting import HANGS, until
 from webhookd import reader
-from webhookd.errors import SchemaMismatch, StoreUnavailable
+from webhookd.errors import Moved, OtherPlace, SchemaMismatch, StoreRefused, StoreUnavailable
 from webhookd.model import Batch, Cut, Delivery, Endpoint, Event, Postponed, Result, Share, Window
 from webhookd.reader import Reader
 
@@ -33,6 +34,8 @@ class Log:
         self.orphans: list[list[Batch]] = []
         self.settled: set[tuple[int, int]] = set()
         self.troubles: dict[str, list[Exception]] = {}
+        self.poison: dict[int, Exception] = {}  # by event: what reading a batch with it raises, until it is taken away
+        self.aside: dict[int, str] = {}
         self.calls: list[str] = []
         self.shares: list[Share] = []
         self.tenants: dict[int, str] = {}
@@ -66,8 +69,15 @@ class Log:
         self._call("known")
         return self.settled
 
+    async def set_aside(self, unreadable: Mapping[int, str]) -> None:
+        self._call("set_aside")
+        self.aside |= unreadable
+
     async def heads(self, ids: Sequence[int], lo: datetime, hi: datetime) -> list[Event]:
         self._call("heads")
+        for id_ in ids:
+            if id_ in self.poison:
+                raise self.poison[id_]
         return [
             Event(id_, f"evt_{id_}", DAY, "order.created", self.tenants.get(id_, ""), None, None, None, 2)
             for id_ in sorted(ids)
@@ -179,6 +189,8 @@ class Parts:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "AWAY_FIRST", 0.001)
     monkeypatch.setattr(reader, "AWAY_MOST", 0.002)
+    monkeypatch.setattr(reader, "BEHIND_FIRST", 0.001)
+    monkeypatch.setattr(reader, "BEHIND_MOST", 0.002)
     monkeypatch.setattr(reader, "NAP", 0.02)
 
 
@@ -522,6 +534,90 @@ async def test_it_goes_on_when_the_database_comes_back(method: str, error: Excep
         assert sorted(parts.dispatcher.pairs) == [(11, 1), (21, 1), (22, 1)]  # and each once
         await until(lambda: parts.reader.connected, "it to know that, from the next cut")
     assert (new.open, old.open) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "error", [StoreUnavailable("an I/O error"), StoreRefused("damaged"), SchemaMismatch("older"), KeyError("a bug")]
+)
+async def test_a_batch_that_cannot_be_read_lets_all_others_pass_and_is_told_and_tried_again(error: Exception) -> None:
+    with capture_logs() as logs:
+        async with reading([batch(1, 11, 12), batch(2, 21)]) as parts:
+            parts.log.poison[12] = error
+            await until(lambda: parts.log.calls.count("heads") > 5, "some tries")
+            for number in range(3, 6):
+                parts.log.cuts.append([batch(number, number * 10)])
+                parts.bell.rung.set()
+                await until(lambda n=number: (n * 10, 1) in parts.dispatcher.pairs, "what was cut after it")  # type: ignore[misc]
+            assert parts.dispatcher.pairs == [(21, 1), (30, 1), (40, 1), (50, 1)]
+            assert "batch 1 cannot be read, 2 events: " in parts.reader.problem
+            assert parts.reader.connected
+            assert parts.reader.unfinished == [1, 2, 3, 4, 5]  # it is given back if we stop now
+            parts.log.poison.clear()
+            await until(lambda: len(parts.dispatcher.pairs) == 6, "it, once it can be read")
+            assert parts.dispatcher.pairs[-2:] == [(11, 1), (12, 1)]
+            assert parts.reader.problem == ""
+    told = [line for line in logs if line["event"] == "batch_waits"]
+    assert {(line["batch"], line["events"]) for line in told} == {(1, 2)}
+    assert len(told) >= 5
+
+
+async def test_a_batch_that_cannot_be_read_is_tried_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "BEHIND_FIRST", 1.0)
+    monkeypatch.setattr(reader, "BEHIND_MOST", 60.0)
+    with capture_logs() as logs:
+        async with reading([batch(1, 11)]) as parts:
+            parts.log.poison[11] = StoreUnavailable("an I/O error")
+            for tries in range(1, 9):
+                await until(lambda n=tries: parts.log.calls.count("heads") == n, "a try")  # type: ignore[misc]
+                await until(lambda: parts.reader._behind[1].due < reader.FOREVER, "it to be put behind")
+                parts.reader._behind[1].due = 0.0
+    assert [line["seconds"] for line in logs if line["event"] == "batch_waits"][:8] == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+async def test_a_bug_in_matching_sets_one_event_aside_and_costs_no_other() -> None:
+    mine = batch(1, *range(10))
+    parts = Parts((HOOK,), 600.0, 100)
+
+    def endpoints_for(event: Event) -> tuple[Endpoint, ...]:
+        if event.id == 4:
+            raise KeyError("a bug")
+        return (HOOK,)
+
+    parts.reader.endpoints_for = endpoints_for
+    parts.log.cuts.append([mine])
+    parts.log.troubles["set_aside"] = [StoreUnavailable("away for a moment")]
+    with capture_logs():
+        async with asyncio.TaskGroup() as group:
+            group.create_task(parts.reader.run())
+            await until(lambda: mine.open == 9, "all others, and the reader to be done with it")
+            parts.reader.stop()
+    assert [event for event, _ in parts.dispatcher.pairs] == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert parts.log.aside == {4: "a bug of webhookd in matching: KeyError"}
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("a lock"), StoreRefused("damaged"), ValueError("a bug")])
+async def test_what_cannot_be_adopted_does_not_keep_it_from_cutting(error: Exception) -> None:
+    with capture_logs():
+        await _cuts_though_nothing_can_be_adopted(error)
+
+
+async def _cuts_though_nothing_can_be_adopted(error: Exception) -> None:
+    async with reading(rescue_seconds=0.01, troubles={"adopt": [error] * 1_000}) as parts:
+        for number in range(1, 4):
+            parts.log.cuts.append([batch(number, number)])
+            parts.bell.rung.set()
+            await until(lambda n=number: len(parts.dispatcher.offered) == n, "what is cut")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("method", ["cut", "adopt", "heads"])
+@pytest.mark.parametrize("error", [Moved("elsewhere"), OtherPlace("a copy"), SchemaMismatch("too new", final=True)])
+async def test_what_ends_the_daemon_ends_it(method: str, error: Exception) -> None:
+    parts = Parts((HOOK,), 600.0, 100)
+    parts.log.cuts.append([batch(1, 11)])
+    parts.log.troubles[method] = [error]
+    with pytest.raises(type(error)):
+        async with asyncio.timeout(10):
+            await parts.reader.run()
 
 
 async def test_after_a_lost_reply_it_looks_at_once_for_what_it_may_own() -> None:

@@ -6,10 +6,11 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.waiting import HANGS, until
 from webhookd import recorder
-from webhookd.errors import StoreRefused, StoreUnavailable
+from webhookd.errors import Moved, OtherPlace, StoreRefused, StoreUnavailable
 from webhookd.formats import FORMATS
 from webhookd.model import (
     Attempt,
@@ -97,6 +98,10 @@ class Store:
         self.trouble: Callable[[Flush], None] = lambda _: None
         self.gate = asyncio.Event()
         self.gate.set()
+        self.aside: dict[int, str] = {}
+
+    async def set_aside(self, event_id: int, why: str) -> None:
+        self.aside[event_id] = why
 
     async def record(
         self,
@@ -425,18 +430,69 @@ async def test_many_bad_results_and_a_database_that_goes_away_meanwhile(store: S
     assert store.done == [1]
 
 
-async def test_a_result_that_is_refused_even_without_its_words_is_no_silent_loss(store: Store) -> None:
+@pytest.mark.parametrize(
+    "error", [StoreRefused("out of range"), StoreRefused("damaged", passes=True), KeyError("a bug")]
+)
+@pytest.mark.parametrize("where", ["result", "lease", "end"])
+async def test_what_cannot_be_written_at_all_is_told_and_holds_up_nothing_else(
+    store: Store, where: str, error: Exception
+) -> None:
     def refuse(flush: Flush) -> None:
-        raise StoreRefused("value out of int16 range")
+        poisoned = {
+            "result": 7 in flush.ids,
+            "lease": any(leased.event.id == 1007 for leased, _ in flush.leases),
+            "end": 7 in flush.done,
+        }
+        if poisoned[where]:
+            raise error
 
     store.trouble = refuse
-    mine = batch()
+    batches = {number: batch(number) for number in range(10)}
+    with capture_logs() as logs:
+        async with running(store) as recording:
+            for number in range(10):
+                recording.put(delivered(number, batches[number]))
+                recording.lease(delivery(1000 + number, batches[number]), 45.0)
+            await until(lambda: recording.pending == 0 and batches[9].recorded, "all of them")
+            recording.put(delivered(2000, batch(2000)))
+            await until(lambda: 2000 in store.ids, "what comes after it")
+    assert sorted(store.ids) == [n for n in (*range(10), 2000) if (where, n) != ("result", 7)]
+    leased = sorted(each.event.id for flush in store.written for each, _ in flush.leases)
+    assert leased == [n for n in range(1000, 1010) if (where, n) != ("lease", 1007)]
+    assert sorted(store.done) == [n for n in (*range(10), 2000) if (where, n) != ("end", 7)]
+    assert list(store.aside) == {"result": [7], "lease": [1007], "end": []}[where]
+    assert [line["event"] for line in logs if line["event"] in ("not_recorded", "not_ended")] == [
+        "not_ended" if where == "end" else "not_recorded"
+    ]
+
+
+async def test_an_unknown_error_that_passes_loses_nothing(store: Store) -> None:
+    mine, errors = batch(), [AttributeError("a connection that broke oddly")] * 12
+
+    def break_(_: Flush) -> None:
+        if errors:
+            raise errors.pop()
+
+    store.trouble = break_
+    with capture_logs():
+        async with running(store) as recording:
+            for number in range(4):
+                recording.put(Result(delivery(number, mine), BAD, Retry(5.0)))
+            await until(lambda: mine.recorded, "all of them")
+    assert (sorted(store.ids), store.done, store.aside) == ([0, 1, 2, 3], [1], {})
+
+
+@pytest.mark.parametrize("error", [Moved("elsewhere"), OtherPlace("a copy")])
+async def test_what_ends_the_daemon_is_no_refusal(store: Store, error: Exception) -> None:
+    def end(_: Flush) -> None:
+        raise error
+
+    store.trouble = end
     recording = Recorder(store, 42, flush_seconds=0.005)
-    recording.put(Result(delivery(1, mine), BAD, Retry(5.0)))
-    with pytest.raises(StoreRefused):
+    recording.put(delivered(1, batch()))
+    with pytest.raises(type(error)):
         await recording.run()
-    assert len(store.asked) == 2
-    assert not mine.recorded
+    assert len(store.asked) == 1
 
 
 @pytest.mark.parametrize(

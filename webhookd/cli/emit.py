@@ -13,7 +13,7 @@ import typer
 
 from webhookd import loader
 from webhookd.cli.options import ConfigFile, Usage, dsn_for, ran
-from webhookd.errors import WebhookdError
+from webhookd.errors import StoreRefused, WebhookdError
 from webhookd.matching import why_not
 from webhookd.model import Event
 from webhookd.store.database import Database
@@ -85,7 +85,10 @@ def _explanation(event: NewEvent, config: Path | None) -> str:
 
 async def _emit(dsn: str, event: NewEvent) -> str:
     async with Database(dsn or None, size=1) as database:
-        return await Producer(database).emit(event)
+        try:
+            return await Producer(database).emit(event)
+        except StoreRefused as error:
+            raise WebhookdError(f"the outbox does not take this event: {error}") from error
 
 
 def _text(payload: str) -> bytes:

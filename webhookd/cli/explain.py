@@ -13,7 +13,7 @@ import typer
 from webhookd import loader
 from webhookd.cli.emit import json_text, supposed
 from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
-from webhookd.cli.tables import counted, span
+from webhookd.cli.tables import counted, inert, span
 from webhookd.config import Config
 from webhookd.errors import ConfigError, WebhookdError
 from webhookd.guard import address_mistake
@@ -32,6 +32,11 @@ class _Found(NamedTuple):
     event: Event
     fates: Sequence[Fate]
     reasons: Sequence[tuple[Endpoint, str | None]]
+
+    @property
+    def unreadable(self) -> bool:
+        """True when no daemon could read it, so that nobody gets it."""
+        return any(fate.state == "unreadable" for fate in self.fates)
 
 
 def explain(
@@ -64,7 +69,7 @@ def explain(
             found = [_matched(supposed(type_ or "", tenant, labels), (), loaded)]
         document = [_document(each) for each in found] if event_id else _document(found[0])
         lines = [line for each in found for line in _lines(each)]
-        good = any(reason is None for each in found for _, reason in each.reasons)
+        good = any(reason is None for each in found if not each.unreadable for _, reason in each.reasons)
     typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() if as_json else "\n".join(lines))
     raise typer.Exit(0 if good else 1)
 
@@ -90,7 +95,10 @@ def _document(found: _Found) -> dict[str, Any]:
     document: dict[str, Any] = {
         "type": event.type,
         "tenant": event.tenant,
-        "endpoints": [{"endpoint": each.label, "gets_it": not why, "why_not": why} for each, why in found.reasons],
+        "endpoints": [
+            {"endpoint": each.label, "gets_it": not why and not found.unreadable, "why_not": why}
+            for each, why in found.reasons
+        ],
     }
     if event.id:
         document |= {
@@ -119,11 +127,14 @@ def _lines(found: _Found) -> Iterator[str]:
         yield ""
         yield "what became of it"
         for fate in found.fates:
-            yield f"  {_fate(fate)}"
+            yield f"  {inert(_fate(fate))}"
         yield ""
     else:
         yield f"an event {event.type!r}{of}, by the files as they are now"
         yield ""
+    if found.unreadable:
+        yield "no endpoint gets it, since it could not be read; insert what it says anew"
+        return
     getting = [endpoint for endpoint, why in found.reasons if why is None]
     # What was looked at last is nearest to a match, and so most likely what the user wonders about.
     others = sorted(
@@ -155,6 +166,7 @@ def _fate(fate: Fate) -> str:
             "waiting": f"waiting: no daemon has taken it yet{due}",
             "sending": "sending: a daemon has it in hand",
             "unmatched": "unmatched: when it was handled, no endpoint was owed it",
+            "unreadable": f"unreadable: {fate.error}",
         }.get(fate.state, fate.state)
     last = f", last {fate.code or fate.error}" if fate.code or fate.error else ""
     due = "" if fate.due_in is None else f", next try {'now' if fate.due_in <= 0 else f'in {span(fate.due_in)}'}"

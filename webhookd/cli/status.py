@@ -78,6 +78,7 @@ def _document(found: Status) -> dict[str, Any]:
             "cursor_seconds": found.health.cursor,
             "days_ahead": found.health.days_ahead,
             "rows_in_default": found.health.rows_in_default,
+            "unreadable_events": found.health.unreadable,
         },
         "daemons": [
             {
@@ -86,6 +87,7 @@ def _document(found: Status) -> dict[str, Any]:
                 "version": daemon.version,
                 "config_hash": daemon.config_hash,
                 "config_problem": daemon.config_problem,
+                "problem": daemon.problem,
                 "beat_seconds": daemon.seconds,
             }
             for daemon in found.daemons
@@ -152,7 +154,11 @@ def _problems(found: Status) -> Iterator[str]:
         yield f"there are partitions for {max(ahead, 0):.0f} more days only: see `webhookd maintain`"
     if found.health.rows_in_default:
         yield "rows have fallen into a DEFAULT partition, which `webhookd maintain` mends: nothing is lost"
+    if found.health.unreadable:
+        yield f"{counted(found.health.unreadable, 'event')} could not be read: the table webhookd.unreadable says why"
     for daemon in found.daemons:
+        if daemon.problem is not None:
+            yield f"daemon {daemon.id}: {inert(daemon.problem)}"
         if daemon.config_problem is not None:
             yield f"daemon {daemon.id} keeps an older configuration: {inert(daemon.config_problem)}"
 

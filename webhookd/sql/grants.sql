@@ -13,13 +13,13 @@ GRANT EXECUTE ON FUNCTION webhookd.emit(text, json, text, text, json, text, time
 -- People and dashboards.
 GRANT SELECT ON ALL TABLES IN SCHEMA webhookd TO webhookd_reader;
 REVOKE SELECT ON webhookd.secret FROM webhookd_reader;  -- sealed, but none of theirs
-GRANT EXECUTE ON FUNCTION webhookd.event_status(text) TO webhookd_reader;
+GRANT EXECUTE ON FUNCTION webhookd.event_status(text), webhookd.passes(jsonb, json) TO webhookd_reader;
 
 -- `webhookd run`. Events and attempts are facts, which it cannot change; partitions go through functions of the owner.
 GRANT SELECT ON ALL TABLES IN SCHEMA webhookd TO webhookd_daemon;
 GRANT INSERT ON webhookd.outbox, webhookd.attempt TO webhookd_daemon;
 GRANT INSERT, UPDATE, DELETE ON webhookd.batch, webhookd.remainder, webhookd.surplus, webhookd.scheduled, webhookd.backlog, webhookd.binding, webhookd.endpoint,
-      webhookd.parked, webhookd.missed, webhookd.replay, webhookd.daemon, webhookd.downtime, webhookd.secret
+      webhookd.parked, webhookd.missed, webhookd.replay, webhookd.daemon, webhookd.downtime, webhookd.secret, webhookd.unreadable
       TO webhookd_daemon;
 GRANT INSERT, DELETE ON webhookd.consent TO webhookd_daemon;
 GRANT UPDATE ON webhookd.config_version, webhookd.lock_log, webhookd.lock_endpoints TO webhookd_daemon;  -- the last two are locked, never written

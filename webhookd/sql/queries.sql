@@ -2,8 +2,10 @@
 -- clock in predicates; keys are sorted before they are written, so that two daemons never deadlock.
 
 -- name: cut
--- Newly committed and newly due events become batches that the caller owns, of each tenant its share, and a piece of the surplus.
-SELECT batch_id, o_nonce, o_cut_at, o_ids, o_lo, o_hi, o_claims, o_parked, o_more, o_after
+-- Newly committed and newly due events become batches that the caller owns, of each tenant its share, and a piece of the surplus. Where a moment is
+-- such as a datetime cannot be, the range of a batch is open, here and wherever one is read.
+SELECT batch_id, o_nonce, o_cut_at, o_ids, CASE WHEN o_lo < '0001-01-02 00:00:00+00' THEN '-infinity' ELSE LEAST(o_lo, '9999-12-30 00:00:00+00') END,
+       CASE WHEN o_hi > '9999-12-30 00:00:00+00' THEN 'infinity' ELSE GREATEST(o_hi, '0001-01-02 00:00:00+00') END, o_claims, o_parked, o_more, o_after
   FROM webhookd.cut($1, $2, $3, p_rest => $4, p_read => $5, p_full => $6, p_busy => $7, p_after => $8);
 
 -- name: heads
@@ -15,6 +17,18 @@ SELECT id, event_id, created_at, type, tenant, ordering_key, metadata, occurred_
 -- The payloads of what starts now; one that is too large is never read.
 SELECT id, CASE WHEN size <= $4 THEN payload END
   FROM webhookd.outbox WHERE id = ANY($1::bigint[]) AND created_at BETWEEN $2 AND $3;
+
+-- name: set_aside
+-- Events that cannot be read, and why: no delivery of them is owed any longer. Those that were not known.
+WITH aside AS MATERIALIZED (SELECT u.id, u.why FROM unnest($1::bigint[], $2::text[]) u(id, why)),
+owed AS MATERIALIZED (
+  SELECT b.endpoint_id, b.outbox_id FROM aside CROSS JOIN LATERAL
+    (SELECT w.endpoint_id, w.outbox_id FROM webhookd.backlog w WHERE w.outbox_id = aside.id AND w.state IN ('retry', 'held') OFFSET 0) b
+   ORDER BY 1, 2),
+ended AS (
+  UPDATE webhookd.backlog w SET state = 'rejected', last_error = 'event_unreadable' FROM owed
+   WHERE w.endpoint_id = owed.endpoint_id AND w.outbox_id = owed.outbox_id)
+INSERT INTO webhookd.unreadable (outbox_id, why) SELECT id, why FROM aside ORDER BY id ON CONFLICT (outbox_id) DO NOTHING RETURNING outbox_id;
 
 -- name: adopt
 -- Batches that nobody handles: given back, ours by a reply that was lost, or of a daemon that stopped or is dead. By its beats we judge that only
@@ -31,7 +45,10 @@ WITH orphan AS MATERIALIZED (
    ORDER BY b.id LIMIT $6 FOR UPDATE SKIP LOCKED)
 UPDATE webhookd.batch b SET owner = $2, claims = claims + 1
   FROM orphan WHERE b.id = orphan.id
-RETURNING b.id, b.nonce, b.cut_at, b.outbox_ids, b.lo, b.hi, b.claims, (SELECT v.parked FROM webhookd.config_version v);
+RETURNING b.id, b.nonce, b.cut_at, b.outbox_ids,
+       CASE WHEN b.lo < '0001-01-02 00:00:00+00' THEN '-infinity' ELSE LEAST(b.lo, '9999-12-30 00:00:00+00') END,
+       CASE WHEN b.hi > '9999-12-30 00:00:00+00' THEN 'infinity' ELSE GREATEST(b.hi, '0001-01-02 00:00:00+00') END,
+       b.claims, (SELECT v.parked FROM webhookd.config_version v);
 
 -- name: known
 -- What of an adopted batch is settled already: delivered by the ledger, or owed by the backlog.
@@ -221,7 +238,10 @@ SELECT u.id FROM unnest($1::int[]) u(id) CROSS JOIN LATERAL (
 
 -- name: batches_from
 -- The log as a cursor reads it.
-SELECT id, cut_at, outbox_ids, lo, hi FROM webhookd.batch WHERE id >= $1 ORDER BY id LIMIT $2;
+SELECT b.id, b.cut_at, b.outbox_ids,
+       CASE WHEN b.lo < '0001-01-02 00:00:00+00' THEN '-infinity' ELSE LEAST(b.lo, '9999-12-30 00:00:00+00') END,
+       CASE WHEN b.hi > '9999-12-30 00:00:00+00' THEN 'infinity' ELSE GREATEST(b.hi, '0001-01-02 00:00:00+00') END
+  FROM webhookd.batch b WHERE b.id >= $1 ORDER BY b.id LIMIT $2;
 
 -- name: newest_batch
 -- Where the log ends.
@@ -248,7 +268,7 @@ ON CONFLICT (started_at) DO NOTHING;
 
 -- name: beat
 -- We are alive; what the clock says, who else is alive and counts, with a hash of its endpoints, and when nobody was.
-WITH me AS (UPDATE webhookd.daemon SET beat_at = now(), low = GREATEST(low, $2), listen_pid = $4, counts = true
+WITH me AS (UPDATE webhookd.daemon SET beat_at = now(), low = GREATEST(low, $2), listen_pid = $4, problem = $5, counts = true
                      WHERE id = $1 AND stopped_at IS NULL RETURNING id),
 others AS MATERIALIZED (
   SELECT id, endpoints_hash FROM webhookd.daemon WHERE stopped_at IS NULL AND beat_at > now() - $3 * interval '1 s' AND counts AND id <> $1)
@@ -446,15 +466,15 @@ fresh AS (
   SELECT o.created_at FROM webhookd.remainder r CROSS JOIN LATERAL
     (SELECT i.created_at FROM webhookd.outbox i WHERE i.xid = r.xid AND i.id > r.after_id OFFSET 0) o)
 SELECT (SELECT count(*) FROM fresh) + (SELECT COALESCE(sum(cardinality(ids)), 0) FROM webhookd.surplus)::bigint,
-       extract(epoch FROM now() - LEAST((SELECT min(created_at) FROM fresh), (SELECT min(lo) FROM webhookd.surplus)))::float8;
+       extract(epoch FROM now() - LEAST((SELECT min(created_at) FROM fresh WHERE isfinite(created_at)), (SELECT min(lo) FROM webhookd.surplus WHERE isfinite(lo))))::float8;
 
 -- name: status_scheduled
 -- Events that are to be delivered later, and when the first is due.
-SELECT count(*), extract(epoch FROM min(due) - now())::float8 FROM webhookd.scheduled;
+SELECT count(*), extract(epoch FROM min(due) FILTER (WHERE isfinite(due)) - now())::float8 FROM webhookd.scheduled;
 
 -- name: status_health
 -- What a monitoring system sees.
-SELECT owed_seconds, rows_in_default, days_ahead, cursor_seconds, oldest_event_seconds, bytes FROM webhookd.health;
+SELECT owed_seconds, rows_in_default, days_ahead, cursor_seconds, oldest_event_seconds, bytes, unreadable_events FROM webhookd.health;
 
 -- name: status_open
 -- Batches that are not done, their events, and the age of the oldest.
@@ -464,7 +484,7 @@ SELECT count(*), COALESCE(sum(cardinality(outbox_ids)), 0)::bigint, extract(epoc
 
 -- name: status_daemons
 -- Who beats.
-SELECT id, host, version, config_hash, extract(epoch FROM now() - beat_at)::float8, config_problem
+SELECT id, host, version, config_hash, extract(epoch FROM now() - beat_at)::float8, config_problem, problem
   FROM webhookd.daemon WHERE stopped_at IS NULL AND beat_at > now() - $1 * interval '1 s' ORDER BY id;
 
 -- name: status_endpoints
@@ -496,13 +516,19 @@ SELECT p.tenant, p.name,
 SELECT tenant, name, spec FROM webhookd.endpoint WHERE source = 'file' AND removed_at IS NULL;
 
 -- name: events_of
--- The events of an id: one, unless the application gave it twice.
-SELECT id, event_id, created_at, type, tenant, ordering_key, metadata, occurred_at, size
+-- The events of an id: one, unless the application gave it twice. Moments that a datetime cannot be are shown as the nearest that one can, here and
+-- in listings.
+SELECT id, event_id, LEAST(GREATEST(created_at, '0001-01-02 00:00:00+00'), '9999-12-30 00:00:00+00'), type, tenant, ordering_key, metadata,
+       LEAST(GREATEST(occurred_at, '0001-01-02 00:00:00+00'), '9999-12-30 00:00:00+00'), size
   FROM webhookd.outbox WHERE event_id = $1 ORDER BY id;
+
+-- name: ids_of
+-- The same where a row is damaged: what stands in the index.
+SELECT id, event_id, 'epoch'::timestamptz, '', '', NULL::text, NULL::json, NULL::timestamptz, 0 FROM webhookd.outbox WHERE event_id = $1 ORDER BY id;
 
 -- name: fates
 -- What became of them.
-SELECT outbox_id, endpoint, state, attempts, last_code, last_error, extract(epoch FROM due - now())::float8
+SELECT outbox_id, endpoint, state, attempts, last_code, last_error, CASE WHEN isfinite(due) THEN extract(epoch FROM due - now())::float8 END
   FROM webhookd.event_status($1);
 
 -- name: mark
@@ -570,8 +596,8 @@ WITH page AS MATERIALIZED (
    WHERE id >= $1 AND id < $2 AND ($3::timestamptz IS NULL OR created_at >= $3) AND ($4::text IS NULL OR type ~ $4)
      AND ($5::text IS NULL OR tenant = $5)
    ORDER BY id DESC LIMIT $6)
-SELECT e.id, e.event_id, e.created_at, e.type, e.tenant, e.size, d.delivered, b.retrying, b.held, b.exhausted, b.rejected,
-       CASE WHEN d.delivered + b.rows > 0 THEN NULL
+SELECT e.id, e.event_id, LEAST(GREATEST(e.created_at, '0001-01-02 00:00:00+00'), '9999-12-30 00:00:00+00'), e.type, e.tenant, e.size, d.delivered, b.retrying, b.held, b.exhausted, b.rejected,
+       CASE WHEN EXISTS (SELECT FROM webhookd.unreadable u WHERE u.outbox_id = e.id) THEN 'unreadable' WHEN d.delivered + b.rows > 0 THEN NULL
             WHEN EXISTS (SELECT FROM webhookd.scheduled s WHERE s.due = e.deliver_after AND s.outbox_id = e.id) THEN 'scheduled'
             ELSE COALESCE((SELECT CASE WHEN c.done_at IS NULL THEN 'sending' ELSE 'unmatched' END FROM webhookd.batch c
                             WHERE c.hi >= e.created_at AND c.lo <= e.created_at AND e.id = ANY (c.outbox_ids)
@@ -592,7 +618,7 @@ SELECT id FROM webhookd.outbox WHERE event_id = $1 ORDER BY id DESC LIMIT 100;
 
 -- name: list_heads
 -- What a listing shows of the events it mentions; those that are past retention are missing.
-SELECT id, event_id, type, created_at FROM webhookd.outbox WHERE id = ANY($1::bigint[]);
+SELECT id, event_id, type, LEAST(GREATEST(created_at, '0001-01-02 00:00:00+00'), '9999-12-30 00:00:00+00') FROM webhookd.outbox WHERE id = ANY($1::bigint[]);
 
 -- name: list_owed
 -- Deliveries that have a row in the backlog.

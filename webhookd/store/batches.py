@@ -1,8 +1,14 @@
-"""The log as the daemon reads it: cut, adopt, heads and payloads."""
+"""The log as the daemon reads it: cut, adopt, heads and payloads.
 
-from collections.abc import Iterable, Sequence
+An event that cannot be read is found by halving, and gets a row in `webhookd.unreadable`; all others go on.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final, TypeVar
+
+import structlog
 
 from webhookd.errors import StoreRefused, StoreUnavailable
 from webhookd.model import Batch, Cut, Event, Share
@@ -12,6 +18,13 @@ from webhookd.store.database import Database
 EVENTS_PER_BATCH = 500
 # An attempt is stamped with the clock of the database as the daemon knows it, so it may seem to lie before its event.
 CLOCK_SLACK = timedelta(minutes=1)
+SURE_AFTER: Final = 0.1  # seconds after which is read once more what failed as what passes may fail
+TOLD: Final = 10  # of those that are found in one reading; `webhookd.unreadable` has all
+UNREADABLE: Final = "event_unreadable"  # why a delivery of it ends
+
+T = TypeVar("T")
+
+log = structlog.get_logger("webhookd.batches")
 
 
 class Batches:
@@ -47,22 +60,66 @@ class Batches:
 
     async def known(self, batch: Batch) -> set[tuple[int, int]]:
         """(event, endpoint) pairs of an adopted batch that are settled: delivered, or owed by the backlog."""
-        rows = await self._database.fetch(QUERIES["known"], batch.event_ids, batch.lo - CLOCK_SLACK)
+        rows = await self._database.fetch(QUERIES["known"], batch.event_ids, before(batch.lo))
         return {(row[0], row[1]) for row in rows}
 
     async def heads(self, ids: Sequence[int], lo: datetime, hi: datetime) -> list[Event]:
-        """The events without their payloads, in the order of their ids."""
-        rows = await self._database.fetch(QUERIES["heads"], ids, lo, hi)
-        events = [Event._make(row) for row in rows]
-        events.sort(key=lambda event: event.id)
-        return events
+        """The events without their payloads, in the order of their ids; not those that cannot be read."""
 
-    async def payloads(self, events: Sequence[Event], most_bytes: int) -> dict[int, bytes | None]:
-        """Payload texts by event id; None for one above `most_bytes`, nothing for an event that is gone."""
+        async def read(some: Sequence[int]) -> list[Event]:
+            found = [Event._make(row) for row in await self._database.fetch(QUERIES["heads"], some, lo, hi)]
+            if any(event.created_at.tzinfo is None for event in found):  # which is how asyncpg gives `infinity`
+                raise StoreRefused("its created_at is infinite")
+            return found
+
+        parts, _ = await self._halved(read, ids)
+        return sorted((event for part in parts for event in part), key=lambda event: event.id)
+
+    async def payloads(self, events: Sequence[Event], most_bytes: int) -> dict[int, bytes | str]:
+        """Payload texts by event id, or the reason why there is none; nothing for an event that is gone."""
         lo = min(event.created_at for event in events)
         hi = max(event.created_at for event in events)
-        rows = await self._database.fetch(QUERIES["payloads"], [event.id for event in events], lo, hi, most_bytes)
-        return dict(rows)  # type: ignore[arg-type]  # a Record of two columns is a pair
+
+        async def read(ids: Sequence[int]) -> Sequence[Any]:
+            return await self._database.fetch(QUERIES["payloads"], ids, lo, hi, most_bytes)
+
+        parts, unreadable = await self._halved(read, [event.id for event in events])
+        found: dict[int, bytes | str] = dict.fromkeys(unreadable, UNREADABLE)
+        for part in parts:
+            found.update((id_, "payload_too_large" if content is None else content) for id_, content in part)
+        return found
+
+    async def _halved(
+        self, read: Callable[[Sequence[int]], Awaitable[T]], ids: Sequence[int]
+    ) -> tuple[list[T], Iterable[int]]:
+        """What `read` gives of these events, in parts, and those of them that cannot be read, which are set aside."""
+        try:
+            return [await read(ids)], ()
+        except StoreRefused as error:
+            if error.passes:  # then it may be no fault of any event
+                await asyncio.sleep(SURE_AFTER)
+        parts: list[T] = []
+        unreadable: dict[int, str] = {}
+        rest = [ids]
+        while rest:
+            some = rest.pop()
+            try:
+                parts.append(await read(some))
+            except StoreRefused as error:
+                half = len(some) // 2
+                if half:
+                    rest += some[half:], some[:half]
+                else:
+                    unreadable[some[0]] = str(error)
+        if unreadable:
+            await self.set_aside(unreadable)
+        return parts, unreadable
+
+    async def set_aside(self, unreadable: Mapping[int, str]) -> None:
+        """Show that these events, by their numbers, cannot be seen through, and why; nobody is owed them any longer."""
+        new = await self._database.fetch(QUERIES["set_aside"], list(unreadable), list(unreadable.values()))
+        for (id_,) in new[:TOLD]:
+            log.error("event_unreadable", id=id_, reason=unreadable[id_], others=len(new) - 1)
 
     async def give_back(self, owner: int, ids: Sequence[int]) -> None:
         """Free the batches a stopping daemon did not finish."""
@@ -72,3 +129,11 @@ class Batches:
 def _batch(row: Any) -> Batch:
     id_, nonce, cut_at, ids, lo, hi, claims, parked = row
     return Batch(id_, nonce, cut_at.timestamp(), ids, lo, hi, claims, parked)
+
+
+def before(moment: datetime) -> datetime:
+    """From when on attempts may be about an event of that moment."""
+    try:
+        return moment - CLOCK_SLACK
+    except OverflowError:  # as early as a datetime can be, which stands for -infinity
+        return moment

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 import asyncpg
 import structlog
 
-from webhookd.errors import StoreUnavailable, WebhookdError
+from webhookd.errors import WebhookdError
 from webhookd.sql import QUERIES
 from webhookd.store.database import Dsn, connect, is_pooled, translated
 from webhookd.store.session import pins
@@ -89,7 +89,7 @@ class Bell:
         try:
             with translated():
                 return await connection.fetchval(QUERIES[query], timeout=ANSWER_WITHIN)
-        except StoreUnavailable:
+        except WebhookdError:
             self._lose(connection)
             return None
 

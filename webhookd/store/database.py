@@ -13,7 +13,16 @@ from typing import Any, Self
 
 import asyncpg
 
-from webhookd.errors import ConfigError, Moved, SchemaMismatch, StoreConflict, StoreRefused, StoreUnavailable
+from webhookd.errors import (
+    ConfigError,
+    Moved,
+    SchemaMismatch,
+    StoreConflict,
+    StoreForbidden,
+    StoreRefused,
+    StoreUnavailable,
+    WebhookdError,
+)
 from webhookd.store.migrations import check_schema
 from webhookd.store.session import pins
 
@@ -42,14 +51,23 @@ _MISSING = (
     asyncpg.UndefinedFunctionError,
     asyncpg.UndefinedColumnError,
 )
-_REFUSED = (asyncpg.DataError, asyncpg.exceptions.DataError, asyncpg.IntegrityConstraintViolationError)
+# It lies in the data: what is written, or what is there, damaged (SQLSTATE XX...) or such as Python has no value for.
+_REFUSED = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.InternalServerError,
+    asyncpg.StatementTooComplexError,
+    asyncpg.ProgramLimitExceededError,
+    OverflowError,
+    UnicodeError,
+)
 _CONFLICTS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 _UNAVAILABLE = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise StoreUnavailable, StoreRefused or SchemaMismatch for whatever asyncpg raises inside."""
+    """Raise StoreUnavailable, StoreForbidden, StoreRefused or SchemaMismatch for whatever asyncpg raises inside."""
     try:
         yield
     except _MISSING as error:
@@ -57,13 +75,13 @@ def translated() -> Iterator[None]:
             f"The schema of webhookd is missing or too old ({error}). Run `webhookd migrate`."
         ) from error
     except _REFUSED as error:
-        raise StoreRefused(_sentence(error)) from error
+        raise StoreRefused(_refusal(error), passes=isinstance(error, asyncpg.InternalServerError)) from error
     except _CONFLICTS as error:
         raise StoreConflict(f"Another transaction was in the way: {_sentence(error)}.") from error
     except asyncpg.InsufficientPrivilegeError as error:
         if error.server_source_function == "check_enable_rls":
-            raise StoreUnavailable(f"Row security would hide events: {error}. {NO_ROW_SECURITY}") from error
-        raise StoreUnavailable(
+            raise StoreForbidden(f"Row security would hide events: {error}. {NO_ROW_SECURITY}") from error
+        raise StoreForbidden(
             f"The database refuses us: {error}. Grant the daemon's role what sql/grants.sql lists."
         ) from error
     except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError) as error:
@@ -80,6 +98,17 @@ def translated() -> Iterator[None]:
 
 
 @contextmanager
+def _decoded() -> Iterator[None]:
+    """Around a statement: what is raised of its rows, while asyncpg makes values of Python of them, is StoreRefused."""
+    try:
+        yield
+    except (*_REFUSED, *_UNAVAILABLE, WebhookdError, MemoryError):
+        raise
+    except Exception as error:
+        raise StoreRefused(f"a value cannot be read: {type(error).__name__}: {_sentence(error)}") from error
+
+
+@contextmanager
 def _readable() -> Iterator[None]:
     """Around the use of a DSN: what asyncpg says of one that it cannot read may quote the password."""
     try:
@@ -88,6 +117,12 @@ def _readable() -> Iterator[None]:
         raise StoreUnavailable(
             "The DSN cannot be read: check its form, and that its password is percent-encoded."
         ) from None
+
+
+def _refusal(error: Exception) -> str:
+    """What is wrong with a value: the constraints of the outbox are named by their sentence."""
+    name = getattr(error, "constraint_name", None) or ""
+    return name if " " in name else _sentence(error)
 
 
 def _sentence(error: BaseException) -> str:
@@ -296,12 +331,14 @@ class Database:
         rows: list[asyncpg.Record]
         async with self.connection() as connection:
             if not self._pooled:
-                rows = await connection.fetch(query, *arguments)
+                with _decoded():
+                    rows = await connection.fetch(query, *arguments)
                 return rows
             # Only a transaction keeps what asyncpg sends, and the look at the place, on one connection of the server.
             async with connection.transaction(**COMMITTED):
                 await self.check_place(connection)
-                rows = await connection.fetch(query, *arguments)
+                with _decoded():
+                    rows = await connection.fetch(query, *arguments)
                 return rows
 
     async def fetch_row(self, query: str, *arguments: object) -> "asyncpg.Record":

@@ -55,6 +55,7 @@ async def migrate(dsn: str, *, wake: bool | None = None) -> list[str]:
     """
     applied = []
     async with _connected(dsn) as connection:
+        check_encoding(connection)
         for migration in MIGRATIONS:
             if await _retried(connection, _script(migration), migration.version):
                 applied.append(migration.name)
@@ -78,6 +79,7 @@ async def rebase(dsn: str, environment: str, owed: Owed) -> Rebased | None:
 
 async def check_schema(connection: "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]") -> None:
     """Raise SchemaMismatch unless this binary can run on the schema; a newer one that is not breaking is fine."""
+    check_encoding(connection)
     versions = await _versions(connection)
     newest = MIGRATIONS[-1].version
     if not versions:
@@ -87,6 +89,17 @@ async def check_schema(connection: "asyncpg.Connection[Any] | asyncpg.pool.PoolC
     if breaking := [version for version, breaks in versions.items() if breaks and version > newest]:
         raise SchemaMismatch(
             f"the schema is version {max(breaking)}, too new for this binary: upgrade webhookd", final=True
+        )
+
+
+def check_encoding(connection: "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]") -> None:
+    """Raise SchemaMismatch in a database whose encoding is not UTF8: there, text may be such as nobody can read."""
+    encoding = getattr(connection.get_settings(), "server_encoding", "UTF8")  # said by the server when we connected
+    if encoding != "UTF8":
+        raise SchemaMismatch(
+            f"the encoding of this database is {encoding}, and webhookd needs UTF8: make one with CREATE DATABASE "
+            "name ENCODING 'UTF8' TEMPLATE template0 (and a LOCALE that fits), and move this one there with pg_dump",
+            final=True,
         )
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from webhookd.parking import Parked, Parking
 from webhookd.sql import QUERIES
-from webhookd.store.batches import CLOCK_SLACK
+from webhookd.store.batches import before
 from webhookd.store.database import Database
 
 
@@ -101,5 +101,5 @@ class ParkingStore:
     async def settled(self, pairs: Sequence[tuple[int, int]], lo: datetime) -> set[tuple[int, int]]:
         """Those of these (event, endpoint) pairs that were delivered or have a row; no event is older than `lo`."""
         events, endpoints = zip(*pairs, strict=True)
-        rows = await self._database.fetch(QUERIES["settled"], events, endpoints, lo - CLOCK_SLACK)
+        rows = await self._database.fetch(QUERIES["settled"], events, endpoints, before(lo))
         return {(row[0], row[1]) for row in rows}

@@ -108,10 +108,15 @@ class Registry:
             known = await self._known(connection, tenants, names, config_hash, dead_after, changed=_rows(changed) > 0)
         return Joined(row[0], row[1], row[2], known)
 
-    async def beat(self, daemon: int, low: int, dead_after: float, listen_pid: int | None = None) -> Beat:
-        """Say that we are alive. `dead_after`: seconds of silence after which another daemon counts as dead."""
+    async def beat(
+        self, daemon: int, low: int, dead_after: float, listen_pid: int | None = None, problem: str | None = None
+    ) -> Beat:
+        """Say that we are alive, and what keeps us from our work.
+
+        `dead_after`: seconds of silence after which another daemon counts as dead.
+        """
         await self._database.fetch(QUERIES["downtime"], DOWNTIME_AFTER)
-        row = await self._database.fetch_row(QUERIES["beat"], daemon, low, dead_after, listen_pid)
+        row = await self._database.fetch_row(QUERIES["beat"], daemon, low, dead_after, listen_pid, problem)
         now, known, ids, hashes, down_from, down_to = row
         await self._learn_sets({hash_ for hash_ in hashes if hash_ is not None})
         members = tuple(Member(id_, self._sets.get(hash_)) for id_, hash_ in zip(ids, hashes, strict=True))

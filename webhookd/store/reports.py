@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from webhookd.errors import StoreRefused
 from webhookd.model import Event
 from webhookd.sql import QUERIES
 from webhookd.store.database import Database
@@ -62,6 +63,7 @@ class Alive(NamedTuple):
     config_hash: str
     seconds: float  # since its last beat
     config_problem: str | None = None  # why it runs on with an older configuration
+    problem: str | None = None  # what keeps it from some of its work
 
 
 class Owed(NamedTuple):
@@ -89,6 +91,7 @@ class Health(NamedTuple):
     cursor: float | None  # by which the last of the cursors lags behind
     oldest_event: float | None
     bytes: int  # of all tables and their indexes
+    unreadable: int  # events that could not be read
 
 
 class Status(NamedTuple):
@@ -174,9 +177,18 @@ class Reports:
         return Deployed({(row[0], row[1]): orjson.loads(row[2]) for row in rows}, tuple(map(Alive._make, daemons)))
 
     async def fates(self, event_id: str) -> list[tuple[Event, list[Fate]]]:
-        """The events of this id, in order, usually one, and what became of each."""
+        """The events of this id, in order, usually one, and what became of each.
+
+        Of a damaged row an event has its numbers alone.
+        """
+        try:
+            return await self._fates("events_of", event_id)
+        except StoreRefused:
+            return await self._fates("ids_of", event_id)
+
+    async def _fates(self, events_of: str, event_id: str) -> list[tuple[Event, list[Fate]]]:
         async with self._database.snapshot() as connection:
-            events = [Event._make(row) for row in await connection.fetch(QUERIES["events_of"], event_id)]
+            events = [Event._make(row) for row in await connection.fetch(QUERIES[events_of], event_id)]
             fates = [Fate._make(row) for row in await connection.fetch(QUERIES["fates"], event_id)]
         return [(event, [fate for fate in fates if fate.event == event.id]) for event in events]
 

@@ -62,6 +62,10 @@ class Results:
             if xact_id is None or not await self._committed(xact_id):
                 raise
 
+    async def set_aside(self, event_id: int, why: str) -> None:
+        """Show that an event, by its number, cannot be seen through, and why; no delivery of it is owed any longer."""
+        await self._database.fetch(QUERIES["set_aside"], [event_id], [why.replace("\0", "")])
+
     async def _committed(self, xact_id: str) -> bool:
         """What became of a commit whose reply was lost; asks until Postgres answers."""
         while True:

@@ -145,7 +145,8 @@ BEGIN
     END;
 END $$;
 
--- For a monitoring system, as before; unread is also the surplus.
+-- For a monitoring system, as before, also where a moment is infinite; unread is also the surplus. And events that could not be read, and what keeps
+-- daemons from their work.
 CREATE OR REPLACE VIEW webhookd.health AS
 WITH last AS MATERIALIZED (SELECT b.pos_xmax, b.pos_xip FROM webhookd.batch b ORDER BY b.id DESC LIMIT 1),
 unread AS (
@@ -161,20 +162,23 @@ ahead AS (
     LEFT JOIN LATERAL webhookd.partitions(t.parent) x ON true GROUP BY t.parent) p)
 SELECT (SELECT count(*) FROM unread) + (SELECT COALESCE(sum(cardinality(s.ids)), 0)::bigint FROM webhookd.surplus s) AS unread_events,
        (SELECT extract(epoch FROM now() - min(w.since))::float8
-          FROM (SELECT min(created_at) AS since FROM unread UNION ALL SELECT min(s.lo) FROM webhookd.surplus s) w) AS unread_seconds,
+          FROM (SELECT min(created_at) AS since FROM unread WHERE isfinite(created_at) UNION ALL SELECT min(s.lo) FROM webhookd.surplus s WHERE isfinite(s.lo)) w) AS unread_seconds,
        (SELECT count(*) FROM webhookd.batch b
          WHERE b.done_at IS NULL AND b.id > COALESCE((SELECT max(d.low) FROM webhookd.daemon d), 0)) AS open_batches,
        (SELECT count(*) FROM webhookd.backlog w WHERE w.state IN ('retry', 'held')) AS owed_deliveries,
-       (SELECT extract(epoch FROM now() - min(w.outbox_at))::float8 FROM webhookd.backlog w WHERE w.state IN ('retry', 'held')) AS owed_seconds,
+       (SELECT extract(epoch FROM now() - min(w.outbox_at))::float8 FROM webhookd.backlog w WHERE w.state IN ('retry', 'held') AND isfinite(w.outbox_at)) AS owed_seconds,
        (SELECT count(*) FROM webhookd.scheduled) AS scheduled_events,
        webhookd.rows_in_default() AS rows_in_default,
        (SELECT extract(epoch FROM until - now())::float8 / 86400 FROM ahead) AS days_ahead,
        (SELECT extract(epoch FROM now() - min(b.cut_at))::float8 FROM webhookd.parked p JOIN webhookd.batch b ON b.id = p.next_batch) AS cursor_seconds,
-       (SELECT extract(epoch FROM now() - o.created_at)::float8 FROM webhookd.outbox o ORDER BY o.id LIMIT 1) AS oldest_event_seconds,
+       (SELECT extract(epoch FROM now() - o.created_at)::float8 FROM webhookd.outbox o WHERE isfinite(o.created_at) ORDER BY o.id LIMIT 1) AS oldest_event_seconds,
        (SELECT count(*) FROM webhookd.daemon d WHERE d.stopped_at IS NULL AND d.beat_at > now() - interval '15 s') AS live_daemons,
        (SELECT extract(epoch FROM now() - max(d.beat_at))::float8 FROM webhookd.daemon d) AS last_beat_seconds,
        (SELECT COALESCE(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c
-         WHERE c.relnamespace = to_regnamespace('webhookd') AND c.relkind = 'r') AS bytes;
+         WHERE c.relnamespace = to_regnamespace('webhookd') AND c.relkind = 'r') AS bytes,
+       (SELECT count(*) FROM webhookd.unreadable) AS unreadable_events,
+       (SELECT string_agg(DISTINCT d.problem, '; ') FROM webhookd.daemon d
+         WHERE d.stopped_at IS NULL AND d.beat_at > now() - interval '15 s') AS problems;
 
 -- Taking a copy over, as before; a surplus is in no batch, so it is unread.
 CREATE OR REPLACE FUNCTION webhookd.rebase(environment text, owed text, OUT events bigint, OUT batches bigint, OUT deliveries bigint, OUT later bigint)
