@@ -50,7 +50,7 @@ async def cost(server: str) -> list[Line]:
         dead = await connection.fetchval(DEAD)
     deliveries = EVENTS * PAIRS
     return [
-        Line("CPU of the daemon per delivery / a bare signing POST loop", statistics.median(ratios), "ratio", 1.25),
+        Line("CPU of the daemon per delivery / a bare signing POST loop", statistics.median(ratios), "ratio", 1.15),
         Line("WAL per delivery, the outbox row not counted", bytes_of_wal / deliveries, "B", 215.0),
         Line("dead rows per delivery, HOT ones included", dead / deliveries, "rows", 0.02),
         Line(

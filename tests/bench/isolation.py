@@ -73,14 +73,11 @@ async def isolation(server: str) -> list[Line]:
     ]
 
 
-async def measure(url: str, connection: Any, healthy: int = HEALTHY) -> tuple[float, float]:
-    """The p99 from COMMIT to receiver in ms at a trickle, and the deliveries a second of a burst."""
-    [found] = await in_turns(url, [connection], healthy)
-    return found
-
-
 async def in_turns(url: str, connections: Sequence[Any], healthy: int = HEALTHY) -> list[tuple[float, float]]:
-    """The same of several databases, a slice and a burst of each in turns: no mood of the machine favours one."""
+    """The p99 from COMMIT to receiver in ms at a trickle, and the deliveries a second of a burst, of several databases.
+
+    A slice and a burst of each in turns: no mood of the machine favours one.
+    """
     slices = [[await _slice(url, each, healthy) for each in connections] for _ in range(SLICES)]
     bursts = [[await burst(each, healthy) for each in connections] for _ in range(BURSTS)]
     medians = (map(statistics.median, zip(*found, strict=True)) for found in (slices, bursts))

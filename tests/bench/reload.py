@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from webhookd.config import Config
 from webhookd.daemon import Daemon
 
 ENDPOINTS = 8_000
+RELOADS = 5  # and before each a second without; the median of these pairs is told
 FILES = 8
 TICK = 0.001
 
@@ -28,6 +30,7 @@ async def reload(server: str) -> list[Line]:
             config = loader.load(main, {})
             reading = time.perf_counter() - started
             reads: list[Config] = []
+            stalls: list[float] = []
 
             def load() -> Config:
                 reads.append(loader.load(main, {}))
@@ -40,20 +43,26 @@ async def reload(server: str) -> list[Line]:
                 await ready.wait()
                 lag = Lag()
                 ticking = group.create_task(lag.run())
-                await asyncio.sleep(1.0)
-                quiet, lag.worst = lag.worst, 0.0
-                _write(main, dsn, "40s")
-                daemon.reload()
-                await until(lambda: reads, "the files", timeout=60.0)
                 async with rig.asking(dsn) as connection:
-                    changed = "SELECT count(*) = $1 FROM webhookd.endpoint WHERE spec->>'timeout' = '40.0'"
-                    await until(functools.partial(connection.fetchval, changed, ENDPOINTS), "the reload", timeout=60.0)
-                await asyncio.sleep(1.0)
+                    for number in range(RELOADS):
+                        lag.worst = 0.0
+                        await asyncio.sleep(1.0)
+                        quiet, lag.worst = lag.worst, 0.0
+                        timeout = 40 + number
+                        _write(main, dsn, f"{timeout}s")
+                        reads.clear()
+                        daemon.reload()
+                        await until(lambda: reads, "the files", timeout=60.0)
+                        changed = "SELECT count(*) = $1 FROM webhookd.endpoint WHERE spec->>'timeout' = $2"
+                        arrived = functools.partial(connection.fetchval, changed, ENDPOINTS, f"{timeout:.1f}")
+                        await until(arrived, "the reload", timeout=60.0)
+                        await asyncio.sleep(1.0)
+                        stalls.append(max(lag.worst - quiet, 0.0))
                 ticking.cancel()
                 daemon.stop()
     return [
         Line("reading 8,000 endpoints from 8 files", reading, "s", 2.0),
-        Line("longest stall of the loop while they are reloaded", max(lag.worst - quiet, 0.0) * 1000, "ms", 50.0),
+        Line("longest stall of the loop while they are reloaded", statistics.median(stalls) * 1000, "ms", 50.0),
     ]
 
 

@@ -626,6 +626,40 @@ async def test_a_reused_connection_has_the_deadline_of_its_own_request(sender: S
         assert len(there.peers) == 1
 
 
+async def test_a_deadline_holds_that_is_later_than_the_timer_of_the_request_before(sender: Sender) -> None:
+    async def behaviour(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(OK)
+        await peer.gone()
+
+    async with receiver(behaviour) as there:
+        assert await sender.send(post(there.url, 1.0)) == Response(200)
+        assert await asyncio.wait_for(sender.send(post(there.url, 1.5)), 10) == NoResponse("timeout")
+        assert len(there.peers) == 1
+
+
+async def test_a_deadline_that_passes_after_the_answer_harms_no_idle_connection(sender: Sender) -> None:
+    async with receiver(answering(OK)) as there:
+        assert await sender.send(post(there.url, 1.0)) == Response(200)
+        await asyncio.sleep(1.1)
+        assert await sender.send(post(there.url, 1.0)) == Response(200)
+        assert len(there.peers) == 1
+
+
+async def test_a_connection_whose_receiver_answers_without_reading_is_not_used_again(sender: Sender) -> None:
+    """What was written and not sent would grow with each request."""
+    async with receiver(answering(OK)) as there:
+        assert await sender.send(post(there.url)) == Response(200)
+        connector, key = sender._connector, next(iter(sender._connector._idle))
+        connection = connector.take(key)
+        assert connection is not None
+        protocol_of(connection).pause_writing()  # as a transport does whose buffer is full
+        connector.keep(key, connection)
+        assert connector.take(key) is None
+        assert await sender.send(post(there.url)) == Response(200)
+        assert len(there.peers) == 2
+
+
 async def test_an_idle_connection_is_closed_in_time(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("webhookd.connector._IDLE_SECONDS", 0.1)
     left = asyncio.Event()
