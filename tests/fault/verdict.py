@@ -47,7 +47,8 @@ CREATE FUNCTION audit.ended() RETURNS trigger LANGUAGE plpgsql AS
   $$ BEGIN INSERT INTO audit.ended VALUES (NEW.id, NEW.owner, session_user); RETURN NULL; END $$;
 CREATE FUNCTION audit.taken() RETURNS trigger LANGUAGE plpgsql AS
   $$ BEGIN INSERT INTO audit.taken SELECT NEW.id, OLD.owner, NEW.owner, NEW.claims,
-     (SELECT clock_timestamp() - d.beat_at FROM webhookd.daemon d WHERE d.id = OLD.owner), clock_timestamp();
+     (SELECT CASE WHEN d.stopped_at IS NULL THEN clock_timestamp() - d.beat_at ELSE interval '1 day' END
+        FROM webhookd.daemon d WHERE d.id = OLD.owner), clock_timestamp();
      RETURN NULL; END $$;
 CREATE FUNCTION audit.leased() RETURNS trigger LANGUAGE plpgsql AS
   $$ BEGIN INSERT INTO audit.leased VALUES (NEW.endpoint_id, NEW.outbox_id,
@@ -60,9 +61,9 @@ CREATE TRIGGER ended AFTER UPDATE ON webhookd.batch FOR EACH ROW
   WHEN (OLD.done_at IS NULL AND NEW.done_at IS NOT NULL) EXECUTE FUNCTION audit.ended();
 CREATE TRIGGER taken AFTER UPDATE ON webhookd.batch FOR EACH ROW
   WHEN (OLD.claims <> NEW.claims) EXECUTE FUNCTION audit.taken();
--- A claim of the retrier, and what may be the lease of a delivery in flight.
+-- A claim of the retrier, the end of what who died had leased, and what may be the lease of a delivery in flight.
 CREATE TRIGGER claimed AFTER UPDATE ON webhookd.backlog FOR EACH ROW
-  WHEN (current_query() LIKE '%FROM pick p%') EXECUTE FUNCTION audit.leased();
+  WHEN (current_query() LIKE ANY (ARRAY['%FROM pick p%', '%leased AS MATERIALIZED%'])) EXECUTE FUNCTION audit.leased();
 CREATE TRIGGER leased AFTER INSERT ON webhookd.backlog FOR EACH ROW
   WHEN (NEW.attempts = 0 AND NEW.state = 'retry' AND NEW.due > now()) EXECUTE FUNCTION audit.leased();
 CREATE TRIGGER rewound AFTER UPDATE ON webhookd.backlog FOR EACH ROW
@@ -150,9 +151,9 @@ async def judge(
 async def passings(sql: Connection) -> Callable[[str, str], list[float]]:
     """When the delivery of an event to a path was passed on to another daemon, while the one that had it may live.
 
-    A daemon that could not beat for DEAD_AFTER is dead to the others: with nothing but a network between them nobody
-    can know better. So its batches are others' then, as a delivery is whose lease is over, and what it has sent of them
-    and not recorded is sent once more. There is no other reason to do that.
+    A daemon that could not beat for DEAD_AFTER, or is known to have died, is dead to the others: with nothing but a
+    network between them nobody can know better. So its batches are others' then, as a delivery is whose lease is over,
+    and what it has sent of them and not recorded is sent once more. There is no other reason to do that.
     """
     found: defaultdict[tuple[str | None, str], list[float]] = defaultdict(list)
     for path, event_id, at in await sql.fetch(PASSED_ON, timedelta(seconds=DEAD_AFTER)):

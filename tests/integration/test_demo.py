@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.waiting import until
+from tests.waiting import HANGS, until
 
 COMMAND = (sys.executable, "-m", "webhookd", "demo", "--directory")
 PLAIN = {key: text for key, text in os.environ.items() if not key.startswith(("WEBHOOKD_", "PG"))}
@@ -91,7 +91,7 @@ async def test_a_signal_ends_it_cleanly(folder: Path, number: signal.Signals) ->
     await line_with(running, "delivered")
     assert servers(folder)
     running.send_signal(number)
-    shown, complaints = await asyncio.wait_for(running.communicate(), 20)
+    shown, complaints = await asyncio.wait_for(running.communicate(), HANGS)
     assert (running.returncode, complaints) == (0, b"")
     assert b"every delivery is accounted for" in shown
     assert not servers(folder)
@@ -126,7 +126,7 @@ async def test_a_reader_that_goes_away_ends_it(folder: Path) -> None:
     os.close(writing)
     await asyncio.to_thread(os.read, reading, 1)
     os.close(reading)
-    _, complaints = await asyncio.wait_for(running.communicate(), 20)
+    _, complaints = await asyncio.wait_for(running.communicate(), HANGS)
     assert b"Traceback" not in complaints
     assert not servers(folder)
 

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from tests.integration.test_cli import PLAIN, fails, running, said, webhookd
 from tests.integration.test_commands import OTHER, SECRET, endpoint
-from tests.waiting import until
+from tests.waiting import HANGS, until
 from webhookd.signing import parse_secret, standard
 
 
@@ -51,7 +51,7 @@ async def listening(*arguments: object) -> AsyncIterator[tuple[Listening, str]]:
         try:
             yield there, await until(there.url, "it listens")
             process.send_signal(signal.SIGINT)
-            assert await asyncio.wait_for(process.wait(), 10) == 0
+            assert await asyncio.wait_for(process.wait(), HANGS) == 0
         finally:
             if process.returncode is None:
                 process.kill()
@@ -215,14 +215,14 @@ async def test_run_dev_on_a_postgres_of_its_own_delivers_to_localhost(tmp_path: 
             assert daemon.stdout is not None
             assert daemon.stderr is not None
             assert b"--dev ALLOWS HTTP AND PRIVATE NETWORKS" in await daemon.stderr.readline()
-            line = (await asyncio.wait_for(daemon.stdout.readline(), 30)).decode()
+            line = (await asyncio.wait_for(daemon.stdout.readline(), HANGS)).decode()
             dsn = line.removeprefix(f"PostgreSQL runs in {folder}: ").strip()
             assert dsn.startswith("postgresql://")
             emitted = await asyncio.to_thread(webhookd, "emit", "order.created", "{}", env={"WEBHOOKD_DSN": dsn})
             assert emitted.returncode == 0
             await until(lambda: any("verified  answered 200" in each for each in there.out), "it arrives")
             daemon.send_signal(signal.SIGTERM)
-            await asyncio.wait_for(daemon.communicate(), 20)
+            await asyncio.wait_for(daemon.communicate(), HANGS)
             assert daemon.returncode == 0
         finally:
             if daemon.returncode is None:

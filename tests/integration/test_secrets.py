@@ -12,7 +12,7 @@ from aiohttp import web
 
 from tests.integration.conftest import Got, Receiver, Sql, attempts, eventually, insert
 from tests.integration.test_cli import PLAIN, webhookd
-from tests.waiting import until
+from tests.waiting import HANGS, until
 
 SIGNING = b"PLANTED-signing-secret-0123456789"
 SECRET = "whsec_" + base64.b64encode(SIGNING).decode()
@@ -209,7 +209,7 @@ async def test_nothing_planted_comes_up_in_what_the_daemon_says_and_stores(
         assert json.loads(said.stdout)["endpoints"]
         await sql.execute("ALTER TABLE webhookd.daemon ADD CHECK (low < -1) NOT VALID")  # which no code expects
         await until(lambda: b'"died"' in errors, "it dies of a bug")
-        await asyncio.wait_for(daemon.wait(), 15)
+        await asyncio.wait_for(daemon.wait(), HANGS)
         await reading
     finally:
         if daemon.returncode is None:

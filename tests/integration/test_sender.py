@@ -672,7 +672,7 @@ async def test_an_idle_connection_is_closed_in_time(sender: Sender, monkeypatch:
 
     async with receiver(behaviour) as there:
         assert await sender.send(post(there.url)) == Response(200)
-        await asyncio.wait_for(left.wait(), 5)
+        await within(5, left.wait())
         await until(lambda: sender._connector.is_idle, "nothing is open")
 
 

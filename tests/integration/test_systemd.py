@@ -16,7 +16,7 @@ import pytest
 from tests.fault.proxy import Proxy
 from tests.integration.conftest import Receiver, Sql, insert
 from tests.integration.test_cli import NOWHERE, PLAIN, configuration
-from tests.waiting import until
+from tests.waiting import HANGS, until
 from webhookd.store.migrations import migrate
 
 FOLDER = Path(__file__).parents[2] / "systemd"
@@ -70,7 +70,7 @@ class Manager:
     async def stop(self) -> None:
         """Stop it in order."""
         self.process.send_signal(signal.SIGTERM)
-        await asyncio.wait_for(self.process.wait(), 15)
+        await asyncio.wait_for(self.process.wait(), HANGS)
         assert self.process.returncode == 0
 
 

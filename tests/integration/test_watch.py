@@ -17,7 +17,7 @@ import pytest
 
 from tests.integration.conftest import insert
 from tests.integration.test_cli import NOWHERE, PLAIN, fails, webhookd
-from tests.waiting import until
+from tests.waiting import HANGS, until
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
@@ -133,9 +133,9 @@ async def test_elsewhere_it_is_a_line_each(dsn: str) -> None:
     for options in ((), ("--json",)):
         process = await watched(dsn, *options)
         assert process.stdout is not None
-        lines = [(await asyncio.wait_for(process.stdout.readline(), 10)).decode() for _ in range(2)]
+        lines = [(await asyncio.wait_for(process.stdout.readline(), HANGS)).decode() for _ in range(2)]
         process.send_signal(signal.SIGINT)
-        assert await asyncio.wait_for(process.wait(), 10) == 0
+        assert await asyncio.wait_for(process.wait(), HANGS) == 0
         for line in lines:
             if options:
                 assert json.loads(line)["daemons"] == []
