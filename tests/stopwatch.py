@@ -45,9 +45,8 @@ async def within(seconds: float, awaited: Awaitable[object], others: Iterable[in
 
 def family(pid: int) -> list[int]:
     """The process that started this one, and all that it has started, as a server of PostgreSQL its backends."""
-    parent = psutil.Process(pid).parent()
-    assert parent is not None
-    return [parent.pid, *(child.pid for child in parent.children())]
+    parent = psutil.Process(pid).ppid()
+    return [parent, *map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())]
 
 
 def worked(pid: int) -> float:

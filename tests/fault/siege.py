@@ -178,10 +178,9 @@ async def others_flow(dsn: str, receiver: Receiver) -> AsyncIterator[Others]:
 
 
 async def _flow(connection: Sql, receiver: Receiver, others: Others, over: asyncio.Event) -> None:
-    server = family(connection.get_server_pid())
     while not over.is_set():
         event_id = await insert(connection, type="good")
-        watch = Stopwatch(*server)
+        watch = Stopwatch(*family(connection.get_server_pid()))
         await until(lambda: event_id in receiver.events("good"), "the good endpoint has it")  # noqa: B023
         others.latencies.append(watch.seconds)
         await asyncio.sleep(0.02)

@@ -338,7 +338,7 @@ async def test_the_status_line_decides_whatever_becomes_of_the_body(sender: Send
     left = asyncio.Event()
     async with receiver(behaviour) as there:
         watch = Stopwatch()
-        assert await sender.send(post(there.url, 0.5)) == Response(200)
+        assert await sender.send(post(there.url, 0.9)) == Response(200)
         assert watch.seconds < (0.5 if len(piece) > 1000 else 1.2)
         await within(1, left.wait())
 
@@ -383,7 +383,7 @@ async def test_the_slow_body_of_a_failure_is_kept_as_far_as_it_came(sender: Send
 
     async with receiver(behaviour) as there:
         watch = Stopwatch()
-        assert await sender.send(post(there.url, 0.3)) == Response(500, b"part")
+        assert await sender.send(post(there.url, 0.9)) == Response(500, b"part")
         assert watch.seconds < 1.2
 
 
