@@ -281,7 +281,10 @@ async def test_deliver_after_four_days_has_its_three_days(sql: Sql, receiver: Re
 async def test_a_hung_endpoint_holds_nobody_up_and_loses_nothing(sql: Sql, receiver: Receiver, daemon: Running) -> None:
     healed = receiver.hangs("hung")
     config = configuration(
-        {"hung": {"url": receiver.url("hung"), "events": ["hung"]}, "fine": {"url": receiver.url("fine")}}
+        {
+            "hung": {"url": receiver.url("hung"), "events": ["hung"], "timeout": "300s"},  # longer than the test
+            "fine": {"url": receiver.url("fine")},
+        }
     )
     config_slots = config.endpoints[0].max_in_flight
     async with daemon(config):
