@@ -20,9 +20,12 @@ from tests.integration.conftest import (
     settled,
 )
 from tests.stopwatch import Stopwatch, family
-from tests.waiting import until
+from tests.waiting import HANGS, until
 from webhookd.sql import QUERIES
 
+pytestmark = pytest.mark.timeout(600)
+
+MUCH = 3 * HANGS  # for tens of thousands of deliveries
 SLOW = {"max_in_flight": 2}  # of a receiver that takes 0.2 s: ten a second
 FLOOD = """INSERT INTO webhookd.outbox (type, tenant, payload)
            SELECT 'order.created', 'large', '{}' FROM generate_series(1, $1)"""
@@ -74,7 +77,7 @@ async def test_another_tenant_waits_for_no_flood(
     waits = []
     async with daemon(config):
         await insert(sql, tenant="large")
-        await finished(sql)
+        await finished(sql, MUCH)
         await sql.execute(FLOOD, many)
         for n in range(1, 21):
             watch = Stopwatch(*family(sql.get_server_pid()))
@@ -91,7 +94,7 @@ async def test_another_tenant_waits_for_no_flood(
             assert await sql.fetchval("SELECT count(*) FROM webhookd.parked") == 1
             assert await sql.fetchval("SELECT count(*) FROM webhookd.backlog") < 2_500
         else:
-            await finished(sql)
+            await finished(sql, MUCH)
     print("waits", sorted(round(wait, 3) for wait in waits)[-3:])  # noqa: T201 - the figures are what the test is for
     assert max(waits) < 2.0
 
@@ -136,7 +139,7 @@ async def test_a_flood_for_an_endpoint_that_cannot_keep_up_comes_once_each(
         await settled(sql, first[-1], {"hook": "parked"})
         later = await insert_many(sql, 50)
         quick.set()
-        await finished(sql)
+        await finished(sql, MUCH)
 
         async def is_live() -> bool:
             return not await is_parked()
@@ -151,7 +154,7 @@ async def test_two_daemons_share_a_flood(sql: Sql, receiver: Receiver, daemon: R
     config = configuration({"hook": {"url": receiver.url("hook")}})
     async with daemon(config), daemon(config):
         many = await insert_many(sql, 8_000)
-        await finished(sql)
+        await finished(sql, MUCH)
         owners = await sql.fetch("SELECT DISTINCT owner FROM webhookd.batch WHERE outbox_ids <> '{}'")
     assert len(owners) == 2
     assert sorted(receiver.events("hook")) == sorted(many)
