@@ -91,22 +91,11 @@ def arguments(batch: "asyncpg.Record", low: int) -> dict[str, Callable[[int], tu
     def inserted(n: int) -> tuple[Any, ...]:
         none: list[None] = [None] * 50
         endpoints, events = [3] * 50, list(range(1 + 50 * n, 51 + 50 * n))
-        return (
-            endpoints,
-            events,
-            [now] * 50,
-            [1] * 50,
-            [5.0] * 50,
-            ["retry"] * 50,
-            none,
-            none,
-            none,
-            [1.0] * 50,
-            [0] * 50,
-        )
+        rest = none, none, none, [1.0] * 50, [0] * 50, none
+        return (endpoints, events, [now] * 50, [1] * 50, [5.0] * 50, ["retry"] * 50, *rest)
 
     return {
-        "cut": lambda _: (5_000, 500, ME, 1),
+        "cut": lambda _: (5_000, 500, ME, 1, 5_000, [], [], None),
         "heads": lambda _: (ids, lo, hi),
         "payloads": lambda _: (ids, lo, hi, 1024**2),
         "adopt": lambda _: (low, ME, [], 1e11, 15.0, 20),
@@ -120,6 +109,7 @@ def arguments(batch: "asyncpg.Record", low: int) -> dict[str, Callable[[int], tu
         "batch_done": lambda _: ([batch["id"]], [batch["nonce"]], [1], DEAD),
         "owing": lambda _: (),
         "claim": lambda _: (wanted, [200] + [10] * 20, [45.0] * len(wanted), [LONG_AGO] * len(wanted), ME, 15.0, 3),
+        "end_leases": lambda _: ([DEAD], 45.0),
         "low": lambda _: (low,),
     }  # fmt: skip
 

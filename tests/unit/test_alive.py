@@ -88,6 +88,7 @@ def test_a_pid_is_seen(proc: Path) -> None:
 def test_what_is_hidden_or_cannot_be_read_is_nothing_known(proc: Path, answer: type[OSError] | None) -> None:
     for pid in (1, 99, -1, 0):
         assert see(pid, proc, kill(answer)) is None
+    assert see(0, proc, kill(ProcessLookupError)) is see(-1, proc, kill(ProcessLookupError)) is None  # no pids at all
     (proc / "4242/stat").write_text("")
     assert see(4242, proc, kill(answer)) is None
 
