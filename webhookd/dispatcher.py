@@ -20,11 +20,10 @@ from webhookd import outcome, request
 from webhookd.answers import Answers
 from webhookd.clock import Clock
 from webhookd.feeder import AHEAD, Feeder, Store
-from webhookd.limiter import share
 from webhookd.members import Shares, alone
 from webhookd.model import Delivery, Ended, Endpoint, NoResponse, Postponed, Request, Response, Result
 from webhookd.payloads import Payload
-from webhookd.queues import GONE_MOST, SPILLED_MOST, STILL_SECONDS, EndpointQueue, Fed, Feed, Flight, Host, Standing
+from webhookd.queues import GONE_MOST, SPILLED_MOST, STILL_SECONDS, EndpointQueue, Fed, Feed, Flight, Standing
 from webhookd.tasks import wait_for
 from webhookd.turns import ASIDE_AFTER, FOREVER, STRANDED_SECONDS, Turns
 
@@ -178,11 +177,6 @@ class Dispatcher:
             return 0, 0.0
         return queue.appetite(now, AHEAD), queue.endpoint.timeout + LEASE_MARGIN
 
-    def is_busy(self, endpoint_id: int) -> bool:
-        """True when something for this endpoint is in memory."""
-        queue = self._queues.get(endpoint_id)
-        return queue is not None and bool(queue.flying or queue.queued)
-
     def is_well(self, endpoint_id: int) -> bool:
         """True when this endpoint takes what it gets."""
         queue = self._queues.get(endpoint_id)
@@ -272,15 +266,9 @@ class Dispatcher:
 
     def _apply_limits(self) -> None:
         shares = self._shares
-        rank, live = shares.place(shares.usual)
-        hosts: dict[Host, set[int]] = {}  # who shares those where not all do: whoever has one of our endpoints there
         for endpoint_id, queue in self._queues.items():
-            queue.share(*shares.place(shares.others[endpoint_id]) if endpoint_id in shares.others else (rank, live))
-            if shares.others:
-                hosts.setdefault(queue.host, set()).update(shares.of(endpoint_id))
-        per_host = share(self._per_host, rank, live, 0)
-        special = {host: share(self._per_host, *shares.place(sharers), 0) for host, sharers in hosts.items()}
-        self._turns.configure(self._max_in_flight, per_host, self._queues.values(), special)
+            queue.share(*shares.place(shares.of(endpoint_id)))
+        self._turns.configure(self._max_in_flight, self._per_host, self._queues.values(), shares)
         self._fill_lanes()
 
     def hold(self, on_hold: bool) -> None:

@@ -9,17 +9,18 @@ it costs nothing, and neither memory nor the backlog knows of it.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
 import structlog
 
 from webhookd import breaker
+from webhookd.limiter import share
 from webhookd.members import alone
 from webhookd.model import Delivery, Endpoint, Window
 from webhookd.pages import Pages, Taken
-from webhookd.parking import Cursor, Parking
+from webhookd.parking import Cursor, Parking, without_sender
 from webhookd.queues import SPILLED_MOST, Fed, Feed
 from webhookd.tasks import Setbacks, wait_for
 
@@ -27,6 +28,8 @@ LOOK_SECONDS = 0.5
 AWAY_SECONDS = 1.0
 RESTRAINT, RESTRAINT_MOST = 10.0, 2.0  # times what it took to read who is parked, until more are parked; seconds
 GIVE_UP_LOOKS = 120  # looks, which is a minute: how often we see whose time is over behind an endpoint that fails
+LEFT_BY_OTHERS = 1 / 6  # of the time after which a daemon is dead: half a heartbeat, and anybody takes what is left
+PASSED_ON = 200  # deliveries at a time of the end of a cursor that go to the backlog, since others have the slots
 NEAR = 20  # batches from the end of the log at which an endpoint becomes live again
 FOREVER = float("inf")
 
@@ -43,7 +46,8 @@ class Store(Protocol):
     async def unpark_idle(self, endpoint_ids: Sequence[int]) -> None: ...
     async def disable(self, endpoint_id: int, why: str, since: float) -> bool: ...
     async def give_up(self, endpoint_id: int, owner: int, epoch: int, before: float) -> int: ...
-    async def take(self, owner: int, ours: Sequence[int], steady_until: float, dead_after: float, most: int) -> int: ...
+    async def take(self, owner: int, endpoint_ids: Sequence[int], steady_until: float, dead_after: float) -> int: ...
+    async def let_go_of(self, owner: int, endpoint_ids: Sequence[int]) -> None: ...
     async def breakers(self, breakers: dict[int, tuple[int, float]], owner: int) -> None: ...
     async def forget(self) -> None: ...
     async def owing_little(self, endpoint_ids: Sequence[int], most: int) -> set[int]: ...
@@ -57,7 +61,6 @@ class Dispatcher(Protocol):
     @property
     def room(self) -> int: ...
     def claimable(self, endpoint_id: int) -> tuple[int, float]: ...
-    def is_busy(self, endpoint_id: int) -> bool: ...
     def is_well(self, endpoint_id: int) -> bool: ...
     def keeps_up(self, endpoint_id: int) -> None: ...
     def breaker(self, endpoint_id: int) -> tuple[int, float]: ...
@@ -108,7 +111,9 @@ class Follower:
         self._next_look = 0.0
         self._parking = parking
         self._cursors: dict[tuple[int, int], Cursor] = {}
-        self._known: set[tuple[int, int]] = set()  # cursors that we have had, whatever became of them
+        self._fed: Mapping[int, Fed] = {}  # those that are not live
+        self._leaving: dict[tuple[int, int], Cursor] = {}  # those we had, until all is settled that they handed out
+        self._senderless: dict[int, float] = {}  # endpoints without a sender, and since when
         self._noted: dict[int, int] = {}  # failures of an endpoint's breaker, as the database has them
         self._troubles: dict[int, str] = {}
         self._seen_to = True  # what was taken of them is in our parking
@@ -186,6 +191,7 @@ class Follower:
             return self._look_seconds
         if time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + self._look_seconds
+            await self._let_go()
             await self._take_over()
             await self._note_breakers()
             await self._give_up()
@@ -197,7 +203,9 @@ class Follower:
     def _assign(self) -> None:
         """Tell the dispatcher whom it feeds from where, and have a cursor for each that is ours."""
         now = time.monotonic()
-        fed, cursors = {}, {}
+        fed: dict[int, Fed] = {}
+        cursors = {}
+        self._leaving = {key: cursor for key, cursor in self._leaving.items() if not cursor.is_settled}
         for row in self._parking.rows:
             ours = row.owner == self._owner and self._endpoint(row.endpoint_id) is not None
             if row.to_batch is None:
@@ -211,12 +219,13 @@ class Follower:
                 if cursor is not None and cursor.epoch == row.epoch:
                     cursor.follow(row)
                     cursors[key] = cursor
-                elif key in self._known and self._dispatcher.is_busy(row.endpoint_id):
-                    continue  # it comes back to us, and what we had handed out would be handed out again
-                else:
+                elif key not in self._leaving and (cursor is None or cursor.is_settled):
                     cursors[key] = Cursor(row)
-        self._cursors = cursors
-        self._known |= cursors.keys()
+                # Else it comes back to us, and what we had handed out would be handed out again.
+        self._leaving |= {
+            key: cursor for key, cursor in self._cursors.items() if key not in cursors and not cursor.is_settled
+        }
+        self._cursors, self._fed = cursors, fed
         self._noted = {id_: fails for id_, fails in self._noted.items() if fed.get(id_, Fed()).feed is Feed.CURSOR}
         self._dispatcher.follow(fed)
 
@@ -243,16 +252,35 @@ class Follower:
         return [id_ for id_ in endpoint_ids if id_ not in little]
 
     async def _take_over(self) -> None:
-        """Become the sender of our part of those that have none."""
-        open_rows = [row for row in self._parking.rows if not row.is_at_its_end and row.reason != "disabled"]
-        others = {row.endpoint_id for row in open_rows if row.owner != self._owner and self._endpoint(row.endpoint_id)}
-        ours = sum(row.owner == self._owner for row in open_rows)
-        room = -(-len(open_rows) // len(self.shares.usual)) - ours
-        if others and room > 0:
-            if await self._store.take(self._owner, sorted(others), self.steady_until, self._dead_after, room):
-                await self.catch_up(await self._store.version())
-        elif len(self._cursors) < ours:
-            self._assign()  # one that came back to us may be free now
+        """Become the sender of those that have none: of some at once, of all when nobody else has for a moment.
+
+        So those that have an endpoint share the work, and none of them is kept from it by what it takes the others for.
+        """
+        now = time.monotonic()
+        found = without_sender(self._parking.rows, self._owner, self._able)
+        self._senderless = {id_: self._senderless.get(id_, now) for id_ in found}
+        before = now - self._dead_after * LEFT_BY_OTHERS
+        ours = [
+            id_
+            for id_, since in self._senderless.items()
+            if found[id_] or since <= before or self.shares.first(id_) == self._owner
+        ]
+        if ours and await self._store.take(self._owner, ours, self.steady_until, self._dead_after):
+            await self.catch_up(await self._store.version())
+
+    def _able(self, endpoint_id: int) -> Collection[int]:
+        """The daemons that can send to this endpoint; none where we cannot."""
+        return () if self._endpoint(endpoint_id) is None else self.shares.of(endpoint_id)
+
+    async def _let_go(self) -> None:
+        """Leave to others what our files do not have any longer, once all is settled that we had handed out."""
+        if any(cursor.is_settled for cursor in self._leaving.values()):
+            self._assign()  # and one that came back to us has a cursor now
+        ours = {row.endpoint_id for row in self._parking.rows if row.owner == self._owner and not row.is_at_its_end}
+        gone = {id_ for id_ in ours if self._endpoint(id_) is None} - {id_ for id_, _ in self._leaving}
+        if gone:
+            await self._store.let_go_of(self._owner, sorted(gone))
+            await self.catch_up(await self._store.version())
 
     async def _note_breakers(self) -> None:
         """Write what has changed of the breakers, for whoever takes the endpoints over."""
@@ -341,6 +369,11 @@ class Follower:
 
     def _room(self, cursor: Cursor) -> int:
         id_ = cursor.endpoint_id
+        endpoint = self._endpoint(id_)
+        if endpoint is not None and id_ not in self._fed:  # it is live again, and this is the end of its cursor
+            sharers = self.shares.of(id_)
+            if not share(endpoint.max_in_flight, *self.shares.place(sharers), id_):
+                return PASSED_ON
         if self._dispatcher.breaker(id_)[0] and self._owes(id_):
             return 0  # a probe is what has failed before, if there is such
         return self._dispatcher.claimable(id_)[0]

@@ -1,6 +1,7 @@
 """Which daemons share an endpoint: the live ones that have it in their files and can send to it."""
 
-from collections.abc import Collection, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 _SPREAD = 2654435761  # an odd number that scatters neighbours over 32 bits (Knuth, 6.4)
@@ -32,9 +33,9 @@ class Shares(NamedTuple):
         sharers = self.of(endpoint_id)
         return sharers[(endpoint_id * _SPREAD >> 16 & 0xFFFF) % len(sharers)]
 
-    def place(self, sharers: Collection[int]) -> tuple[int, int]:
+    def place(self, sharers: Sequence[int]) -> tuple[int, int]:
         """Our place among these, from 0, and how many they are."""
-        return sum(each < self.me for each in sharers), len(sharers)
+        return bisect_left(sharers, self.me), len(sharers)
 
 
 def alone(me: int = 0) -> Shares:

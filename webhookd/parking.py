@@ -1,6 +1,6 @@
 """Which endpoints are parked: they read the log with a cursor of their own, and one daemon alone sends to them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from webhookd.model import Window
@@ -57,6 +57,23 @@ class Parking:
         )
 
 
+def without_sender(rows: Iterable[Parked], me: int, sharers: Callable[[int], Collection[int]]) -> dict[int, bool]:
+    """The endpoints, of those that have sharers, which none of these sends to; True where a part of it is ours.
+
+    `sharers(endpoint id)` are the daemons that could, with us; none where we could not.
+    """
+    owners: dict[int, set[int | None]] = {}
+    for row in rows:
+        if not row.is_at_its_end and row.reason != "disabled":
+            owners.setdefault(row.endpoint_id, set()).add(row.owner)
+    found = {}
+    for endpoint_id, of_it in owners.items():
+        others = of_it - {me}
+        if others and (able := sharers(endpoint_id)) and others.isdisjoint(able):
+            found[endpoint_id] = me in of_it
+    return found
+
+
 class Cursor:
     """Where a parked endpoint that is ours has come to: `batch` and `pos` are what is handed out next."""
 
@@ -76,6 +93,11 @@ class Cursor:
         self.resumed_at = row.resumed_at
         if (row.next_batch, row.next_pos) > (self.batch, self.pos):
             self.batch, self.pos = row.next_batch, row.next_pos
+
+    @property
+    def is_settled(self) -> bool:
+        """True when all that it has handed out is settled, and the database knows."""
+        return self.last is None or self.last.recorded
 
     def has_more(self, newest: int) -> bool:
         """True when there is a batch to read, `newest` being the last of the log."""

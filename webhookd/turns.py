@@ -7,9 +7,10 @@ known to be slow or stuck share half of the slots, those that are stuck a quarte
 
 import heapq
 import itertools
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Iterable
 
+from webhookd.limiter import share
+from webhookd.members import Shares, alone
 from webhookd.model import Delivery
 from webhookd.payloads import Payload
 from webhookd.queues import STILL_SECONDS, EndpointQueue, Flight, Host, Standing, host_of
@@ -17,6 +18,7 @@ from webhookd.rotation import Rotation
 
 ASIDE_AFTER = 1.0  # seconds without an answer
 FOREVER = float("inf")
+ALONE = alone()
 STRANDED_SECONDS = 1.0  # until we look whether our way out is open again
 ASIDE_PER_SLOT = 4  # attempts that may be aside, for each slot of the daemon
 _AFTER = {Standing.PROVEN: Standing.SLOW, Standing.SLOW: Standing.STUCK, Standing.STUCK: Standing.PROVEN}
@@ -49,18 +51,20 @@ class Turns:
         slots: int,
         per_host: int,
         queues: Iterable[EndpointQueue],
-        special: Mapping[Host, int] = MappingProxyType({}),
+        shares: Shares = ALONE,
     ) -> None:
-        """Give the daemon so many slots, and each host so many, but not fewer than one of its endpoints has.
+        """Give the daemon so many slots, and each host our share of so many, but not fewer than an endpoint of it has.
 
-        `special` are hosts that have another number.
+        Those share a host that have one of our endpoints there.
         """
         self._slots = slots
-        used = set()
+        used: dict[Host, list[EndpointQueue]] = {}
         for queue in queues:
-            host = queue.host
-            host.most = max(host.most if host in used else special.get(host, per_host), queue.most)
-            used.add(host)
+            used.setdefault(queue.host, []).append(queue)
+        for host, there in used.items():
+            sharers = sorted({id_ for queue in there for id_ in shares.of(queue.endpoint.id)})
+            key = min(queue.endpoint.id for queue in there)  # so that one slot goes where its endpoint's slot goes
+            host.most = max(share(per_host, *shares.place(sharers), key), *(queue.most for queue in there))
         self._hosts = {name: host for name, host in self._hosts.items() if host in used or host.flying}
 
     def host(self, url: str) -> Host:

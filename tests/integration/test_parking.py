@@ -282,6 +282,30 @@ async def test_a_daemon_that_died_has_its_cursors_taken_over(sql: Sql, receiver:
     assert len(receiver.got) == 50
 
 
+async def test_one_daemon_takes_all_of_an_endpoint(sql: Sql, dsn: str) -> None:
+    """Two that want it at the same moment: the first cursor decides, and nobody takes what another has just taken."""
+    await sql.execute("INSERT INTO webhookd.daemon (id) VALUES (1), (2)")
+    await sql.execute("INSERT INTO webhookd.daemon (id, beat_at) VALUES (9, now() - interval '1 min')")
+    await sql.execute(
+        """INSERT INTO webhookd.parked (endpoint_id, from_batch, to_batch, next_batch, reason, owner)
+           VALUES (5, 1, 4, 1, 'failing', 9), (5, 4, NULL, 4, 'failing', NULL), (6, 1, NULL, 1, 'failing', 2)"""
+    )
+    soon = 1e12
+    async with Database(dsn) as database:
+        store = ParkingStore(database)
+        assert await store.take(1, [5, 6], 0.0, 15.0) == 0  # one that is not steady calls nobody dead
+        async with sql.transaction():
+            await sql.execute("SELECT FROM webhookd.parked WHERE endpoint_id = 5 AND from_batch = 1 FOR UPDATE")
+            assert await store.take(1, [5, 6], soon, 15.0) == 0  # another is about to take the first
+        assert await store.take(1, [5, 6], soon, 15.0) == 2
+        assert await store.take(2, [5, 6], soon, 15.0) == 0
+        await store.let_go_of(1, [6])
+        await store.let_go_of(1, [5])
+        assert await store.take(2, [5], 0.0, 15.0) == 2
+        owners = await sql.fetch("SELECT owner, epoch FROM webhookd.parked ORDER BY endpoint_id, from_batch")
+        assert [tuple(row) for row in owners] == [(2, 2), (2, 2), (2, 0)]
+
+
 async def test_three_times_410_disables_and_resume_says_what_was_missed(
     sql: Sql, receiver: Receiver, daemon: Running
 ) -> None:

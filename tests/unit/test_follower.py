@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -12,7 +12,8 @@ from tests.waiting import until
 from webhookd import follower
 from webhookd.errors import StoreUnavailable
 from webhookd.follower import Dispatcher, Follower, Recorder, Store
-from webhookd.model import Endpoint
+from webhookd.members import Shares
+from webhookd.model import Endpoint, Window
 from webhookd.pages import Pages
 from webhookd.parking import Parked, Parking
 from webhookd.queues import SPILLED_MOST
@@ -57,7 +58,12 @@ class Nobody:
         self.counted_anew.append(endpoint_id)
 
 
-def follow(store: Tables, dispatcher: Nobody | None = None, endpoint: Endpoint | None = None) -> Follower:
+def follow(
+    store: Tables,
+    dispatcher: Nobody | None = None,
+    endpoint: Endpoint | Callable[[int], Endpoint | None] | None = None,
+    dead_after: float = 15.0,
+) -> Follower:
     return Follower(
         cast(Store, store),
         cast(Pages, None),
@@ -65,10 +71,10 @@ def follow(store: Tables, dispatcher: Nobody | None = None, endpoint: Endpoint |
         cast(Recorder, None),
         42,
         Parking(0),
-        lambda _: endpoint,
+        endpoint if callable(endpoint) else lambda _: endpoint,
         lambda _: False,
         lambda _: 0.0,
-        dead_after=15.0,
+        dead_after=dead_after,
         look_seconds=0.01,
     )
 
@@ -139,6 +145,8 @@ class Ranges(Tables):
     async def take(self, *_: object) -> int:
         return 0
 
+    async def let_go_of(self, *_: object) -> None: ...
+
     async def forget(self) -> None: ...
 
     async def owing_little(self, endpoint_ids: Sequence[int], most: int) -> set[int]:
@@ -158,9 +166,6 @@ class Well(Nobody):
 
     def claimable(self, endpoint_id: int) -> tuple[int, float]:
         return 0, 45.0
-
-    def is_busy(self, endpoint_id: int) -> bool:
-        return False
 
     def is_well(self, endpoint_id: int) -> bool:
         return True
@@ -191,6 +196,86 @@ async def test_an_endpoint_is_live_again_only_when_little_of_it_is_in_the_backlo
         assert store.unparked == []
         store.owed -= 1
         await until(lambda: store.unparked[:1] == [1], "it to be live again")
+        following.stop()
+
+
+class Orphans(Tables):
+    """A store with two endpoints that the daemon 9 has, of one of them two cursors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.owner = 9
+        self.changes = 0
+        self.asked: list[list[int]] = []
+        self.freed: list[list[int]] = []
+
+    async def version(self) -> int:
+        return self.changes
+
+    async def parking(self) -> Parking:
+        def row(endpoint: int, first: int, last: int | None) -> Parked:
+            return Parked(endpoint, first, last, first, 0, "failing", self.owner, 1, 0, None, True, False, 0.0, False)
+
+        return Parking(self.changes, [row(1, 3, 9), row(1, 9, None), row(2, 3, None)])
+
+    async def take(self, owner: int, endpoint_ids: Sequence[int], steady_until: float, dead_after: float) -> int:
+        self.asked.append(list(endpoint_ids))
+        return 0
+
+    async def let_go_of(self, owner: int, endpoint_ids: Sequence[int]) -> None:
+        self.freed.append(list(endpoint_ids))
+        self.owner, self.changes = 0, self.changes + 1
+
+    async def newest(self) -> int:
+        return 10
+
+    async def forget(self) -> None: ...
+
+
+@pytest.mark.parametrize("others", [(), (43,), (43, 44, 45)])
+async def test_what_has_no_sender_is_taken_by_one_at_once_and_soon_by_anybody(others: tuple[int, ...]) -> None:
+    store = Orphans()
+    following = follow(store, Well(), endpoint=HOOK, dead_after=1.2)
+    following.shares = Shares(42, (42, *others), {})
+    at_once = [id_ for id_ in (1, 2) if following.shares.first(id_) == 42]
+    following.changed()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(following.run())
+        await until(lambda: [1, 2] in store.asked, "both to be taken")
+        following.stop()
+    assert store.asked[0] == (at_once or [1, 2])
+
+
+async def test_what_another_can_send_to_is_left_to_it() -> None:
+    store = Orphans()
+    following = follow(store, Well(), endpoint=HOOK, dead_after=0.06)
+    following.shares = Shares(42, (9, 42), {2: (42,)})  # the second it has no longer
+    following.changed()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(following.run())
+        await until(lambda: len(store.asked) > 5, "some looks")
+        following.stop()
+    assert store.asked == [[2]] * len(store.asked)
+
+
+async def test_what_our_files_do_not_have_any_longer_is_left_to_others_once_it_is_settled() -> None:
+    store = Orphans()
+    store.owner = 42
+    ours: list[Endpoint] = [HOOK]
+    following = follow(store, Well(), endpoint=lambda _: ours[0] if ours else None)
+    following.changed()
+    window = Window(1, 9, 1, 10, 0)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(following.run())
+        await until(lambda: (1, 9) in following._cursors, "its cursors")
+        following._cursors[1, 9].last = window
+        ours.clear()
+        following.changed()
+        await until(lambda: store.freed, "the other to be free")
+        assert store.freed[0] == [2]
+        store.owner, store.changes = 42, store.changes + 1
+        window.recorded = True
+        await until(lambda: any(1 in ids for ids in store.freed), "the first, when it is settled")
         following.stop()
 
 

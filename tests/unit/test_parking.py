@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.parking import Cursor, Parked, Parking
+from webhookd.parking import Cursor, Parked, Parking, without_sender
 
 
 def row(endpoint: int = 1, start: int = 10, end: int | None = None, **changes: Any) -> Parked:
@@ -62,3 +63,29 @@ def test_retention_moves_a_cursor_on_and_nothing_moves_it_back() -> None:
     assert (cursor.batch, cursor.pos, cursor.resumed_at) == (40, 0, 5.0)
     cursor.follow(row(next_batch=12, end=60))
     assert (cursor.batch, cursor.to_batch) == (40, 60)
+
+
+def parked(endpoint: int, owner: int | None, first: int = 1, last: int | None = None, **changes: Any) -> Parked:
+    return row(endpoint, first, last, owner=owner, **changes)
+
+
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [
+        ([parked(1, None)], {1: False}),
+        ([parked(1, 42)], {}),
+        ([parked(1, 7)], {}),
+        ([parked(1, 9)], {1: False}),  # dead, or without the endpoint
+        ([parked(1, 9, 1, 5), parked(1, 9, 5)], {1: False}),  # one endpoint, however many cursors
+        ([parked(1, 42, 1, 5), parked(1, None, 5)], {1: True}),
+        ([parked(1, 7, 1, 5), parked(1, None, 5)], {}),  # the other's to take
+        ([parked(1, 9, 5, 5), parked(1, 7, 5)], {}),  # at its end
+        ([parked(1, None, reason="disabled")], {}),
+        ([parked(2, None), parked(3, 9)], {3: False}),  # the second is not ours
+    ],
+)
+def test_an_endpoint_is_without_a_sender_when_nobody_that_can_has_any_of_it(
+    rows: list[Parked], found: dict[int, bool]
+) -> None:
+    sharers: dict[int, tuple[int, ...]] = {1: (7, 42), 2: (), 3: (42,)}
+    assert without_sender(rows, 42, sharers.__getitem__) == found

@@ -172,23 +172,33 @@ SELECT webhookd.pause($1);
 SELECT webhookd.resume($1);
 
 -- name: take_parked
--- Cursors without a daemon, or of one that stopped or is dead, which we judge as with batches. All of an endpoint have the same daemon, its only sender.
-WITH free AS MATERIALIZED (
-  SELECT p.endpoint_id, p.from_batch FROM webhookd.parked p
-   WHERE p.endpoint_id = ANY($2::int[]) AND p.reason <> 'disabled' AND p.owner IS DISTINCT FROM $1
-     AND (p.to_batch IS NULL OR p.next_batch < p.to_batch)
-     AND NOT EXISTS (SELECT FROM webhookd.parked q WHERE q.endpoint_id = p.endpoint_id AND q.owner IS NOT NULL AND q.owner <> $1
-                      AND (q.to_batch IS NULL OR q.next_batch < q.to_batch)
-                      AND NOT EXISTS (SELECT FROM webhookd.daemon d WHERE d.id = q.owner AND d.stopped_at IS NOT NULL)
-                      AND (now() >= to_timestamp($3::float8) OR EXISTS (
-                             SELECT FROM webhookd.daemon d WHERE d.id = q.owner AND d.stopped_at IS NULL
-                                AND d.beat_at > now() - $4 * interval '1 s')))
-   ORDER BY p.endpoint_id, p.from_batch LIMIT $5 FOR UPDATE OF p SKIP LOCKED),
+-- Cursors without a daemon, or of one that stopped or is dead, which we judge as with batches. All of an endpoint have the same daemon, its only sender:
+-- who has the lock of the first takes all, and who comes later finds it taken. An owner is looked at again once its row is locked.
+WITH open AS MATERIALIZED (
+  SELECT p.endpoint_id, p.from_batch, p.owner FROM webhookd.parked p
+   WHERE p.endpoint_id = ANY($2::int[]) AND p.reason <> 'disabled' AND (p.to_batch IS NULL OR p.next_batch < p.to_batch)),
+dead AS MATERIALIZED (
+  SELECT o.owner FROM (SELECT DISTINCT owner FROM open) o
+   WHERE EXISTS (SELECT FROM webhookd.daemon d WHERE d.id = o.owner AND d.stopped_at IS NOT NULL)
+      OR now() < to_timestamp($3::float8)
+         AND NOT EXISTS (SELECT FROM webhookd.daemon d WHERE d.id = o.owner AND d.stopped_at IS NULL AND d.beat_at > now() - $4 * interval '1 s')),
+free AS MATERIALIZED (
+  SELECT p.endpoint_id FROM (SELECT endpoint_id, min(from_batch) AS from_batch FROM open GROUP BY endpoint_id) f
+    JOIN webhookd.parked p USING (endpoint_id, from_batch)
+   WHERE (p.owner IS NULL OR p.owner = $1 OR p.owner IN (SELECT owner FROM dead))
+     AND NOT EXISTS (SELECT FROM open o WHERE o.endpoint_id = p.endpoint_id AND o.owner <> $1 AND o.owner NOT IN (SELECT owner FROM dead WHERE owner IS NOT NULL))
+   ORDER BY p.endpoint_id FOR UPDATE OF p SKIP LOCKED),
 taken AS (
   UPDATE webhookd.parked p SET owner = $1, epoch = epoch + 1 FROM free f
-   WHERE p.endpoint_id = f.endpoint_id AND p.from_batch = f.from_batch RETURNING p.endpoint_id),
+   WHERE p.endpoint_id = f.endpoint_id AND p.reason <> 'disabled' AND (p.to_batch IS NULL OR p.next_batch < p.to_batch)
+     AND (p.owner IS NULL OR p.owner <> $1 AND p.owner IN (SELECT owner FROM dead)) RETURNING p.endpoint_id),
 told AS (UPDATE webhookd.config_version SET parked = parked + 1 WHERE EXISTS (SELECT FROM taken))
 SELECT count(*) FROM taken;
+
+-- name: let_go_of
+-- What our files do not have any longer is free for those that have it.
+WITH free AS (UPDATE webhookd.parked SET owner = NULL WHERE owner = $1 AND endpoint_id = ANY($2::int[]) RETURNING endpoint_id)
+UPDATE webhookd.config_version SET parked = parked + 1 WHERE EXISTS (SELECT FROM free);
 
 -- name: let_go
 -- What we had is free for the others at once.

@@ -62,10 +62,14 @@ class ParkingStore:
         """Send again to these endpoints; those that were paused or disabled."""
         return [row[0] for row in await self._database.fetch(QUERIES["resume"], endpoint_ids)]
 
-    async def take(self, owner: int, ours: Sequence[int], steady_until: float, dead_after: float, most: int) -> int:
-        """Become the sender of endpoints that have none, of those in our files; how many cursors that were."""
-        row = await self._database.fetch_row(QUERIES["take_parked"], owner, ours, steady_until, dead_after, most)
+    async def take(self, owner: int, endpoint_ids: Sequence[int], steady_until: float, dead_after: float) -> int:
+        """Become the sender of those of these endpoints that have none; how many cursors that were."""
+        row = await self._database.fetch_row(QUERIES["take_parked"], owner, endpoint_ids, steady_until, dead_after)
         return int(row[0])
+
+    async def let_go_of(self, owner: int, endpoint_ids: Sequence[int]) -> None:
+        """Free what we have of these endpoints."""
+        await self._database.fetch(QUERIES["let_go_of"], owner, endpoint_ids)
 
     async def let_go(self, owner: int) -> None:
         """Free all that we have."""
