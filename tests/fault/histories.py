@@ -19,7 +19,7 @@ import structlog
 
 from tests.integration.conftest import Sql, configuration
 from tests.waiting import until
-from webhookd import breaker, daemon, dispatcher, follower, janitor, reloader
+from webhookd import breaker, daemon, dispatcher, follower, janitor, reloader, retrier
 from webhookd.config import Config
 from webhookd.daemon import Daemon, Pace
 from webhookd.errors import ConfigError
@@ -145,6 +145,8 @@ def install(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(breaker, "PROBE_MOST", 0.2)
     patch.setattr(dispatcher, "SPILLED_MOST", SPILLED)
     patch.setattr(follower, "SPILLED_MOST", SPILLED)
+    patch.setattr(dispatcher, "LEASE_MARGIN", 3.0)
+    patch.setattr(retrier, "START_MARGIN", 0.5)
     patch.setattr(reloader, "REMOVE_EVERY", 2)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
@@ -203,6 +205,7 @@ class History:
             name: {
                 "url": f"https://{name}.example.com/",
                 "max_in_flight": CAPS[name],
+                "timeout": "1s",
                 "active": name == "always" or self.random.random() < 0.85,
             }
             for name in names
@@ -350,6 +353,15 @@ class History:
             self.log += [str(dict(row)) for row in await self.sql.fetch(query)]
         for member in self.live:
             self._say(f"{member.number} is {member.id} and has {member.shares()}, told {member.dispatcher._shares}")
+            for queue in member.dispatcher._queues.values():
+                counts = f"{len(queue.waiting)} waiting, {len(queue.ready)} ready, {len(queue.flying)} flying"
+                more = (
+                    f"limit {queue.limit}, {queue.standing}, until {queue.until():.1f}, {queue.host.flying} at its host"
+                )
+                self._say(
+                    f"  {queue.endpoint.name}: {counts}, {more}; {member.dispatcher.claimable(queue.endpoint.id)}"
+                )
+            self._say(f"  room {member.dispatcher.room}, on hold {member.dispatcher._on_hold}")
 
     def _having(self, name: str) -> list[Member]:
         return [member for member in self.live if name in member.has]

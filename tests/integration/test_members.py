@@ -161,6 +161,21 @@ async def test_an_endpoint_that_a_live_daemon_names_is_not_gone_though_inactive(
         assert await running_names(sql) == {"one", "two"}
 
 
+async def test_what_was_removed_while_its_daemon_seemed_dead_is_back_when_it_is(
+    sql: Sql, receiver: Receiver, daemon: Running
+) -> None:
+    async with daemon(endpoints(receiver, "one")), daemon(endpoints(receiver, "two")):
+        await daemons(sql, 2)
+        await sql.execute("UPDATE webhookd.endpoint SET removed_at = now() WHERE name = 'two'")
+        await sql.execute("UPDATE webhookd.config_version SET version = version + 1")
+
+        async def is_back() -> bool:
+            return await running_names(sql) == {"one", "two"}
+
+        await eventually(is_back, "it to be back")
+        await settled(sql, await insert(sql), {"one": "delivered", "two": "delivered"})
+
+
 async def test_a_heartbeat_leaves_what_a_daemon_has_where_it_is(sql: Sql, dsn: str) -> None:
     specs = {("", f"hook-{n}"): {"active": n % 2 == 0, "events": ["*"], "filter": {}} for n in range(MANY)}
     where = "SELECT pg_column_toast_chunk_id(endpoint_ids), pg_column_size(endpoint_ids) FROM webhookd.daemon"

@@ -266,8 +266,8 @@ SELECT u.outbox_id, u.endpoint_id FROM unnest($1::bigint[], $2::int[]) u(outbox_
 -- name: register
 -- A new daemon; it begins to look for orphans where the others have everything done. It lives, but counts for nothing before its
 -- first heartbeat. Is there another that lives?
-INSERT INTO webhookd.daemon (id, low, host, version, config_hash, endpoint_ids, inactive_ids, endpoints_hash, machine, pid, started, counts)
-SELECT nextval('webhookd.daemon_id_seq')::int, COALESCE(max(low), 0), $1, $2, $3, $4, $5, $6, $8, $9, $10, false FROM webhookd.daemon
+INSERT INTO webhookd.daemon (id, beat_at, low, host, version, config_hash, endpoint_ids, inactive_ids, endpoints_hash, machine, pid, started, counts)
+SELECT nextval('webhookd.daemon_id_seq')::int, clock_timestamp(), COALESCE(max(low), 0), $1, $2, $3, $4, $5, $6, $8, $9, $10, false FROM webhookd.daemon
 RETURNING id, low, EXISTS (SELECT FROM webhookd.daemon d WHERE d.stopped_at IS NULL AND d.beat_at > now() - $7 * interval '1 s');
 
 -- name: downtime
@@ -393,6 +393,11 @@ UPDATE webhookd.endpoint e SET removed_at = now()
                      WHERE d.stopped_at IS NULL AND d.beat_at > now() - $4 * interval '1 s')
    AND NOT EXISTS (SELECT FROM webhookd.daemon d
                     WHERE d.stopped_at IS NULL AND d.beat_at > now() - $4 * interval '1 s' AND d.endpoint_ids IS NULL AND d.config_hash <> $3);
+
+-- name: returned_endpoints
+-- What counts as removed, since we were taken for dead, and is in our files all the same.
+UPDATE webhookd.endpoint e SET removed_at = NULL FROM unnest($1::text[], $2::text[]) u(tenant, name)
+ WHERE e.tenant = u.tenant AND e.name = u.name AND e.removed_at IS NOT NULL;
 
 -- name: raise_version
 -- The other daemons look again.

@@ -239,7 +239,8 @@ class Registry:
         changed: bool,
     ) -> Known:
         removed = await connection.execute(QUERIES["removed_endpoints"], tenants, names, config_hash, dead_after)
-        if changed or _rows(removed):
+        returned = await connection.execute(QUERIES["returned_endpoints"], tenants, names)
+        if changed or _rows(removed) or _rows(returned):
             await connection.fetch(QUERIES["raise_version"])
         ids = await connection.fetchval(QUERIES["own_endpoints"], tenants, names)
         rows = await connection.fetch(QUERIES["foreign_endpoints"], tenants, names)
