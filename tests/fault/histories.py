@@ -28,12 +28,12 @@ from webhookd.queues import Feed
 from webhookd.store.database import Database
 from webhookd.store.registry import Beat, Registry
 
-PACE = Pace(beat=0.3, rescue=0.2, look=0.03, flush=0.004, patience=0.2)
+PACE = Pace(beat=0.5, rescue=0.2, look=0.03, flush=0.004, patience=0.2)
 DEAD_AFTER = PACE.beat * janitor.DEAD_AFTER_BEATS
 CAPS = {"always": 2, "a": 1, "b": 1, "c": 3, "d": 2}
 SPILLED = 20
 MOST = 4  # daemons at one time
-UNTIL_SETTLED = 30.0  # seconds; it takes two heartbeats where the machine has nothing else to do
+UNTIL_SETTLED = 60.0  # seconds; it takes two heartbeats where the machine has nothing else to do
 
 _member: ContextVar["Member"] = ContextVar("_member")
 
