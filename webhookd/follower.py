@@ -30,6 +30,10 @@ RESTRAINT, RESTRAINT_MOST = 10.0, 2.0  # times what it took to read who is parke
 GIVE_UP_LOOKS = 120  # looks, which is a minute: how often we see whose time is over behind an endpoint that fails
 LEFT_BY_OTHERS = 1 / 6  # of the time after which a daemon is dead: half a heartbeat, and anybody takes what is left
 PASSED_ON = 200  # deliveries at a time of the end of a cursor that go to the backlog, since others have the slots
+GIVE_UP_AT_ONCE = 50  # endpoints in one statement, in one look: a pause waits for it
+AT_ONCE = 500  # deliveries that are offered together
+HAND_OUT_SECONDS = 0.25  # after which we look what has changed
+AT_A_TIME = 100  # endpoints that are looked at before others have their turn on the loop
 NEAR = 20  # batches from the end of the log at which an endpoint becomes live again
 FOREVER = float("inf")
 
@@ -45,7 +49,7 @@ class Store(Protocol):
     async def unpark(self, epochs: dict[int, int], owner: int) -> None: ...
     async def unpark_idle(self, endpoint_ids: Sequence[int]) -> None: ...
     async def disable(self, endpoint_id: int, why: str, since: float) -> bool: ...
-    async def give_up(self, endpoint_id: int, owner: int, epoch: int, before: float) -> int: ...
+    async def give_up(self, endpoints: Sequence[tuple[int, int, float]], owner: int) -> dict[int, int]: ...
     async def take(self, owner: int, endpoint_ids: Sequence[int], steady_until: float, dead_after: float) -> int: ...
     async def let_go_of(self, owner: int, endpoint_ids: Sequence[int]) -> None: ...
     async def breakers(self, breakers: dict[int, tuple[int, float]], owner: int) -> None: ...
@@ -58,8 +62,7 @@ class Store(Protocol):
 class Dispatcher(Protocol):
     """Where deliveries go."""
 
-    @property
-    def room(self) -> int: ...
+    def room_for(self, tenant: str) -> int: ...
     def claimable(self, endpoint_id: int) -> tuple[int, float]: ...
     def is_well(self, endpoint_id: int) -> bool: ...
     def keeps_up(self, endpoint_id: int) -> None: ...
@@ -106,6 +109,7 @@ class Follower:
         self._owes = owes
         self._over_before = over_before
         self._give_up_at = 0.0
+        self._giving_up: list[int] = []  # endpoints, by what is left of this minute's
         self._dead_after = dead_after
         self._look_seconds = look_seconds
         self._next_look = 0.0
@@ -294,19 +298,24 @@ class Follower:
             self._noted |= {id_: fails for id_, (fails, _) in changed.items()}
 
     async def _give_up(self) -> None:
-        """End what has waited for its whole time behind endpoints that fail."""
-        if time.monotonic() < self._give_up_at:
-            return
-        self._give_up_at = time.monotonic() + GIVE_UP_LOOKS * self._look_seconds
-        for row in self._parking.rows:
-            endpoint = self._endpoint(row.endpoint_id)
+        """End what has waited for its whole time behind endpoints that fail; of some of them at a time."""
+        if not self._giving_up and time.monotonic() >= self._give_up_at:
+            self._give_up_at = time.monotonic() + GIVE_UP_LOOKS * self._look_seconds
+            self._giving_up = [id_ for id_, fails in self._noted.items() if fails]
+        some, self._giving_up = set(self._giving_up[:GIVE_UP_AT_ONCE]), self._giving_up[GIVE_UP_AT_ONCE:]
+        over = []
+        for row in self._parking.rows if some else ():
+            endpoint = self._endpoint(row.endpoint_id) if row.endpoint_id in some else None
             if endpoint is None or row.to_batch is not None or not self._noted.get(row.endpoint_id):
                 continue
             # Later than its time by two probes, so that what was due on its horizon has had its last chance.
             if (before := self._over_before(endpoint) - 2 * breaker.PROBE_MOST) > row.resumed_at:
-                ended = await self._store.give_up(row.endpoint_id, self._owner, row.epoch, before)
-                if ended:
-                    log.warning("deliveries_exhausted", endpoint=endpoint.label, rows=ended, reason="endpoint_failing")
+                over.append((row.endpoint_id, row.epoch, before))
+        for id_, ended in (await self._store.give_up(over, self._owner)).items() if over else ():
+            endpoint = self._endpoint(id_)
+            log.warning(
+                "deliveries_exhausted", endpoint=endpoint and endpoint.label, rows=ended, reason="endpoint_failing"
+            )
 
     async def _end(self) -> None:
         """Let those be live again that are well and near the end, and forget cursors that have come to their end."""
@@ -343,21 +352,42 @@ class Follower:
 
     async def _hand_out(self) -> bool:
         """Offer what has room; True when something was."""
-        if self._dispatcher.room <= 0 or not any(self._room(cursor) > 0 for cursor in self._cursors.values()):
+        if not await self._any_room():
             return False
-        taken = []
+        until = time.monotonic() + HAND_OUT_SECONDS
+        some: list[Taken] = []
+        count, handed_out = 0, False
         first = self._first(await self._store.newest())
         for cursor in sorted(first.values(), key=lambda cursor: cursor.batch):  # neighbours read the same pages
-            if (room := self._room(cursor)) > 0:
-                taken.append(await self._pages.read(cursor, room))
-        pairs = [(event.id, each.cursor.endpoint_id) for each in taken for event, _ in each.deliveries]
+            if (room := self._room(cursor, count)) > 0:
+                some.append(await self._pages.read(cursor, room))
+                count += len(some[-1].deliveries)
+                handed_out = True
+            if count >= AT_ONCE:
+                await self._offer_all(some)
+                some, count = [], 0
+            if time.monotonic() >= until or self._stopped.is_set():
+                break
+        await self._offer_all(some)
+        return handed_out
+
+    async def _any_room(self) -> bool:
+        for number, cursor in enumerate(list(self._cursors.values()), start=1):
+            if self._room(cursor) > 0:
+                return True
+            if number % AT_A_TIME == 0:
+                await asyncio.sleep(0)
+        return False
+
+    async def _offer_all(self, some: Sequence[Taken]) -> None:
+        pairs = [(event.id, each.cursor.endpoint_id) for each in some for event, _ in each.deliveries]
         settled: set[tuple[int, int]] = set()
         if pairs:
-            oldest = min(event.created_at for each in taken for event, _ in each.deliveries)
+            oldest = min(event.created_at for each in some for event, _ in each.deliveries)
             settled = await self._store.settled(pairs, oldest)
-        for each in taken:
+        for each in some:
             self._offer(each, settled)
-        return bool(taken)
+        await asyncio.sleep(0)
 
     def _first(self, newest: int) -> dict[int, Cursor]:
         """By endpoint, which of its cursors reads next, if any of them has more."""
@@ -367,16 +397,20 @@ class Follower:
                 first[cursor.endpoint_id] = min(first.get(cursor.endpoint_id, cursor), cursor, key=lambda c: c.batch)
         return first
 
-    def _room(self, cursor: Cursor) -> int:
+    def _room(self, cursor: Cursor, taken: int = 0) -> int:
+        """What its endpoint can take, and memory, when so much of that is about to be offered."""
         id_ = cursor.endpoint_id
         endpoint = self._endpoint(id_)
-        if endpoint is not None and id_ not in self._fed:  # it is live again, and this is the end of its cursor
+        if endpoint is None:
+            return 0
+        if id_ not in self._fed:  # it is live again, and this is the end of its cursor
             sharers = self.shares.of(id_)
             if not share(endpoint.max_in_flight, *self.shares.place(sharers), id_):
-                return PASSED_ON
+                return max(min(PASSED_ON, self._dispatcher.room_for(endpoint.tenant) - taken), 0)
         if self._dispatcher.breaker(id_)[0] and self._owes(id_):
             return 0  # a probe is what has failed before, if there is such
-        return self._dispatcher.claimable(id_)[0]
+        claimable = self._dispatcher.claimable(id_)[0]
+        return claimable and min(claimable, self._dispatcher.room_for(endpoint.tenant) - taken)
 
     def _offer(self, taken: Taken, settled: set[tuple[int, int]]) -> None:
         cursor = taken.cursor

@@ -3,6 +3,8 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
@@ -13,10 +15,13 @@ from webhookd import follower
 from webhookd.errors import StoreUnavailable
 from webhookd.follower import Dispatcher, Follower, Recorder, Store
 from webhookd.members import Shares
-from webhookd.model import Endpoint, Window
+from webhookd.model import Delivery, Endpoint, Event, Window
 from webhookd.pages import Pages
 from webhookd.parking import Parked, Parking
 from webhookd.queues import SPILLED_MOST
+from webhookd.store.parking import Page
+
+DAY = datetime(2021, 1, 27, tzinfo=UTC)
 
 
 class Tables:
@@ -322,3 +327,144 @@ async def test_where_many_are_parked_they_are_seen_to_together() -> None:
         await until(lambda: sum(len(ids) for _, ids in store.parked) == 200, "all to be parked")
         following.stop()
     assert len(store.parked) <= 2 + (time.monotonic() - began) / (0.01 * follower.RESTRAINT)
+
+
+class Full(Well):
+    """A dispatcher with so much room; each endpoint takes up to 200."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.left = room
+        self.offered: list[Delivery] = []
+
+    def room_for(self, tenant: str) -> int:
+        return self.left
+
+    def claimable(self, endpoint_id: int) -> tuple[int, float]:
+        return 200 - sum(delivery.endpoint.id == endpoint_id for delivery in self.offered[-200:]), 45.0
+
+    def offer(self, delivery: Delivery) -> None:
+        assert self.left > 0, "offered although there was no room"
+        self.left -= 1
+        self.offered.append(delivery)
+
+
+class Resumed(Tables):
+    """A store with so many endpoints that are owed the same 500 events of one batch, and what is asked of it."""
+
+    def __init__(self, endpoints: int, fails: int = 0) -> None:
+        super().__init__()
+        self.endpoints = {id_: replace(HOOK, id=id_, name=f"hook-{id_}") for id_ in range(1, endpoints + 1)}
+        self.fails = fails
+        self.settled_pairs: list[int] = []
+        self.given_up: list[list[int]] = []
+        self.versions = 0
+
+    async def version(self) -> int:
+        self.versions += 1
+        return 1
+
+    async def parking(self) -> Parking:
+        return Parking(
+            1,
+            [
+                Parked(id_, 1, None, 1, 0, "x", 42, 1, self.fails, None, False, False, 0.0, False)
+                for id_ in self.endpoints
+            ],
+        )
+
+    async def newest(self) -> int:
+        return 1
+
+    async def take(self, *_: object) -> int:
+        return 0
+
+    async def pages(self, first: int, most: int) -> list[Page]:
+        return [Page(1, 1000.0, list(range(500)), DAY, DAY)] if first == 1 else []
+
+    async def heads(self, ids: Sequence[int], lo: datetime, hi: datetime) -> list[Event]:
+        return [Event(id_, f"evt_{id_}", DAY, "order.created", "", None, None, None, 2) for id_ in ids]
+
+    async def settled(self, pairs: Sequence[tuple[int, int]], lo: datetime) -> set[tuple[int, int]]:
+        self.settled_pairs.append(len(pairs))
+        return set()
+
+    async def give_up(self, endpoints: Sequence[tuple[int, int, float]], owner: int) -> dict[int, int]:
+        self.given_up.append([id_ for id_, _, _ in endpoints])
+        return {}
+
+    def follower(self, dispatcher: Nobody) -> Follower:
+        pages = Pages(self, self)
+        pages.configure(lambda _: tuple(self.endpoints.values()))
+        following = Follower(
+            cast(Store, self),
+            pages,
+            cast(Dispatcher, dispatcher),
+            cast(Recorder, Ends()),
+            42,
+            Parking(-1),
+            self.endpoints.get,
+            lambda _: False,
+            lambda _: 1e9,
+            dead_after=15.0,
+            look_seconds=0.01,
+        )
+        following.changed()
+        return following
+
+
+class Ends:
+    """A recorder that writes nothing."""
+
+    def settle(self, batch: Window) -> None:
+        batch.open -= 1
+
+
+async def test_cursors_hand_out_what_memory_has_room_for() -> None:
+    """However many endpoints are resumed at once; and what changes meanwhile is looked at between."""
+    store, dispatcher = Resumed(300), Full(1_000)
+    following = store.follower(dispatcher)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(following.run())
+        await until(lambda: dispatcher.left == 0, "as much as there is room for")
+        looks = store.versions
+        await until(lambda: store.versions > looks + 2, "more looks")
+        assert len(dispatcher.offered) == 1_000
+        dispatcher.left = 50_000
+        await until(lambda: dispatcher.left == 0, "the rest", timeout=30.0)
+        following.stop()
+    assert max(store.settled_pairs) <= follower.AT_ONCE + 200
+
+
+async def test_others_have_their_turn_while_cursors_hand_out() -> None:
+    store, dispatcher = Resumed(300), Full(20_000)
+    following = store.follower(dispatcher)
+    seen: set[int] = set()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(following.run())
+        while dispatcher.left:
+            seen.add(len(dispatcher.offered))
+            await asyncio.sleep(0)
+        following.stop()
+    assert len(seen) >= 20_000 // (follower.AT_ONCE + 200)
+
+
+class Failing(Well):
+    """A dispatcher all of whose endpoints fail."""
+
+    def breaker(self, endpoint_id: int) -> tuple[int, float]:
+        return 3, 1.0
+
+    def room_for(self, tenant: str) -> int:
+        return 1
+
+
+async def test_what_waited_for_its_whole_time_is_ended_for_some_at_a_time() -> None:
+    store = Resumed(120, fails=3)
+    following = store.follower(Failing())
+    async with asyncio.TaskGroup() as group:
+        group.create_task(following.run())
+        await until(lambda: len(store.given_up) == 3, "all of them")
+        following.stop()
+    assert max(map(len, store.given_up)) <= follower.GIVE_UP_AT_ONCE
+    assert sorted(id_ for ids in store.given_up for id_ in ids) == list(range(1, 121))

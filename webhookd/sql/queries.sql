@@ -223,8 +223,10 @@ WITH noted AS (
 SELECT webhookd.tell('endpoint.recovered', endpoint_id) FROM noted WHERE failed > 0 AND fails = 0;
 
 -- name: give_up
--- What its time has run out behind an endpoint that fails.
-SELECT webhookd.give_up($1, $2, $3, to_timestamp($4));
+-- What its time has run out behind endpoints that fail.
+SELECT u.id, g.ended FROM unnest($1::int[], $3::int[], $4::float8[]) u(id, epoch, before)
+ CROSS JOIN LATERAL (SELECT webhookd.give_up(u.id, $2, u.epoch, to_timestamp(u.before)) AS ended OFFSET 0) g
+ WHERE g.ended > 0;
 
 -- name: tell_exhausted
 -- An event of our own for each delivery that ended without success; its id is the same if it is told twice.

@@ -81,9 +81,14 @@ class ParkingStore:
         waits = [wait for _, wait in breakers.values()]
         await self._database.fetch(QUERIES["breakers"], list(breakers), fails, waits, owner)
 
-    async def give_up(self, endpoint_id: int, owner: int, epoch: int, before: float) -> int:
-        """End what is older than that moment and still behind an endpoint that fails; how many rows ended."""
-        return int((await self._database.fetch_row(QUERIES["give_up"], endpoint_id, owner, epoch, before))[0])
+    async def give_up(self, endpoints: Sequence[tuple[int, int, float]], owner: int) -> dict[int, int]:
+        """End what is older than a moment and still behind endpoints that fail: (endpoint id, epoch, moment).
+
+        How many rows ended, of those that had such.
+        """
+        ids, epochs, befores = zip(*endpoints, strict=True)
+        rows = await self._database.fetch(QUERIES["give_up"], ids, owner, epochs, befores)
+        return {row[0]: row[1] for row in rows}
 
     async def forget(self) -> None:
         """Delete cursors that nobody needs any longer."""
