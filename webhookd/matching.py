@@ -6,14 +6,17 @@ An event reaches only the endpoints of exactly its tenant, and those whose tenan
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from webhookd.model import Endpoint, Event
 
 ANY_TENANT = "*"
 OWN_TYPES = "webhookd."
 WHY_NOT = ("tenant", "type", "filter", "itself", "inactive")  # in the order in which they are looked at
-CACHED_TYPES = 10_000  # event types come from applications, so their number has no bound of its own
+CACHED_BYTES = (
+    8 * 1024 * 1024
+)  # event types come from applications, so neither their number nor size has a bound of its own
+CACHED_NAME = 256  # characters of a tenant and a type together; a longer one is looked up each time
 
 
 def matches_type(pattern: str, type_: str) -> bool:
@@ -97,6 +100,74 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+class _Index:
+    """Endpoints by what they subscribe to, so that a type costs as much as it has subscribers."""
+
+    def __init__(self) -> None:
+        self._endpoints: list[Endpoint] = []
+        self._exactly: dict[str, list[int]] = {}
+        self._below: dict[str, list[int]] = {}
+        self._lengths: set[int] = set()  # of the keys of `_below`
+        self._all: list[int] = []
+
+    def add(self, endpoint: Endpoint) -> None:
+        at = len(self._endpoints)
+        self._endpoints.append(endpoint)
+        for pattern in endpoint.events:
+            if pattern == "*":
+                self._all.append(at)
+            elif pattern.endswith(".*"):
+                self._below.setdefault(pattern[:-1], []).append(at)
+                self._lengths.add(len(pattern) - 1)
+            else:
+                self._exactly.setdefault(pattern, []).append(at)
+
+    def subscribers(self, type_: str) -> list[Endpoint]:
+        """As `matches_type` says, in order."""
+        found = set(self._exactly.get(type_, ()))
+        for length in self._lengths:
+            if len(type_) > length:
+                found.update(self._below.get(type_[:length], ()))
+        if not type_.startswith(OWN_TYPES):
+            found.update(self._all)
+        return [self._endpoints[at] for at in sorted(found)]
+
+
+class _Subscribers:
+    """Who subscribes to a type of a tenant, in order, and which of them want what metadata."""
+
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        self.everybody = tuple(endpoints)
+        self._free = [at for at, endpoint in enumerate(endpoints) if not endpoint.filter]
+        self.unfiltered = self.everybody
+        self._by_label: dict[str, dict[str, list[int]]] = {}  # by the first key of the filter, and its values
+        if len(self._free) < len(endpoints):
+            self.unfiltered = tuple(endpoints[at] for at in self._free)
+        for at, endpoint in enumerate(endpoints):
+            for key in list(endpoint.filter)[:1]:
+                for value in endpoint.filter[key]:
+                    self._by_label.setdefault(key, {}).setdefault(value, []).append(at)
+
+    @property
+    def size(self) -> int:
+        """Bytes, about."""
+        return 32 * len(self.everybody) + 500
+
+    def wanting(self, metadata: bytes | None) -> tuple[Endpoint, ...]:
+        """Those whose filter lets it pass."""
+        labels = _labels(metadata) if self._by_label else None
+        if labels is None:
+            return self.unfiltered
+        found = {
+            at
+            for key, by_value in self._by_label.items()
+            if key in labels
+            for at in by_value.get(_text(labels[key]), ())
+            if _failing_key(self.everybody[at], labels) is None
+        }
+        return tuple(self.everybody[at] for at in sorted(found.union(self._free))) if found else self.unfiltered
+
+
 class Matcher:
     """Answers `endpoints_for(event)` for one set of endpoints; inactive ones are never owed anything.
 
@@ -106,32 +177,31 @@ class Matcher:
     def __init__(self, endpoints: Iterable[Endpoint], *, require_tenant: bool = False) -> None:
         self._require_tenant = require_tenant
         self.refused = 0
-        self._by_tenant: dict[str, list[Endpoint]] = {}
+        self._by_tenant: dict[str, _Index] = {}
         for endpoint in endpoints:
             if endpoint.active:
-                self._by_tenant.setdefault(endpoint.tenant, []).append(endpoint)
-        self._subscribed: dict[tuple[str, str], tuple[tuple[Endpoint, ...], bool]] = {}
+                self._by_tenant.setdefault(endpoint.tenant, _Index()).add(endpoint)
+        self._cached: dict[tuple[str, str], _Subscribers] = {}
+        self._cached_bytes = 0
 
     def endpoints_for(self, event: Event) -> tuple[Endpoint, ...]:
         """The endpoints that are owed this event, in the order of the configuration."""
         if self._require_tenant and not event.tenant:
             self.refused += 1
             return ()
-        found = self._subscribed.get((event.tenant, event.type))
-        if found is None:
-            found = self._subscribers(event.tenant, event.type)
-        subscribers, filtered = found
+        subscribers = self._cached.get((event.tenant, event.type)) or self._subscribers(event.tenant, event.type)
+        found = subscribers.wanting(event.metadata)
         if event.type.startswith(OWN_TYPES):
-            subscribers = tuple(endpoint for endpoint in subscribers if not is_about(endpoint, event))
-        if not filtered:
-            return subscribers
-        return tuple(endpoint for endpoint in subscribers if passes_filter(endpoint, event.metadata))
+            about = (_labels(event.metadata) or {}).get("endpoint")
+            found = tuple(endpoint for endpoint in found if endpoint.label != about)
+        return found
 
-    def _subscribers(self, tenant: str, type_: str) -> tuple[tuple[Endpoint, ...], bool]:
-        candidates = [e for name in dict.fromkeys((tenant, ANY_TENANT)) for e in self._by_tenant.get(name, ())]
-        subscribers = tuple(e for e in candidates if any(matches_type(pattern, type_) for pattern in e.events))
-        found = (subscribers, any(e.filter for e in subscribers))
-        if len(self._subscribed) >= CACHED_TYPES:
-            self._subscribed.clear()
-        self._subscribed[tenant, type_] = found
+    def _subscribers(self, tenant: str, type_: str) -> _Subscribers:
+        indexes = [self._by_tenant[name] for name in dict.fromkeys((tenant, ANY_TENANT)) if name in self._by_tenant]
+        found = _Subscribers([endpoint for index in indexes for endpoint in index.subscribers(type_)])
+        if len(tenant) + len(type_) <= CACHED_NAME:
+            if self._cached_bytes + found.size > CACHED_BYTES:
+                self._cached, self._cached_bytes = {}, 0
+            self._cached[tenant, type_] = found
+            self._cached_bytes += found.size
         return found

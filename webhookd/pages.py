@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
@@ -14,6 +14,8 @@ from webhookd.parking import Cursor
 AT_ONCE = 10  # batches in one query
 PER_STEP = 40  # batches that a cursor may pass before others have their turn
 KEPT = 40  # that several cursors may read
+KEPT_SIZE = 1_000_000  # events of these, and endpoints that they are owed to
+LOOKED_AT = 2_000  # endpoints that events are owed to, before others have their turn on the loop
 
 log = structlog.get_logger("webhookd.pages")
 
@@ -50,12 +52,26 @@ class Heads(Protocol):
         """Show that these events, by their numbers, cannot be seen through, and why."""
 
 
-class _Opened(NamedTuple):
-    """A page, and who of all endpoints is owed which of its events: (position, event)."""
+class _Opened:
+    """A page: its events by those that they are owed to, as most have that in common; and what that takes of memory."""
 
-    id: int
-    cut_at: float
-    owed: Mapping[int, Sequence[tuple[int, Event]]]
+    def __init__(self, page: Page) -> None:
+        self.id = page.id
+        self.cut_at = page.cut_at
+        self.size = len(page.event_ids)  # events, and endpoints of each of their sets
+        self._owed: dict[int, tuple[tuple[Endpoint, ...], frozenset[int], list[tuple[int, Event]]]] = {}
+
+    def add(self, at: int, event: Event, endpoints: tuple[Endpoint, ...]) -> None:
+        """The event stands there, and is owed to these."""
+        key = id(endpoints)  # the same for events of a type that nobody filters; to compare them would cost more
+        if key not in self._owed:
+            self._owed[key] = endpoints, frozenset(endpoint.id for endpoint in endpoints), []
+            self.size += len(endpoints)
+        self._owed[key][2].append((at, event))
+
+    def owed(self, endpoint_id: int) -> list[tuple[int, Event]]:
+        """What this endpoint is owed, and where it stands, in order."""
+        return sorted(pair for _, ids, pairs in self._owed.values() if endpoint_id in ids for pair in pairs)
 
 
 class Taken(NamedTuple):
@@ -93,7 +109,7 @@ class Pages:
                 batch, pos = cursor.to_batch, 0
                 break
             since = pos if page.id == batch else 0
-            for at, event in page.owed.get(cursor.endpoint_id, ()):
+            for at, event in page.owed(cursor.endpoint_id):
                 if at < since:
                     continue
                 if len(deliveries) == room:
@@ -110,14 +126,15 @@ class Pages:
             return pages[batch]
         opened = [await self._opened(page) for page in await self._store.pages(batch, AT_ONCE)]
         pages |= {page.id: page for page in opened}  # `configure` may have put others in their place meanwhile
-        while len(pages) > KEPT:
+        while len(pages) > KEPT or (len(pages) > 1 and sum(page.size for page in pages.values()) > KEPT_SIZE):
             pages.popitem(last=False)
         return opened[0] if opened else None  # not `batch` itself where ids have a gap, since a copy was taken over
 
     async def _opened(self, page: Page) -> _Opened:
-        owed: dict[int, list[tuple[int, Event]]] = {}
+        opened = _Opened(page)
         if page.event_ids:
             events = {event.id: event for event in await self._heads.heads(page.event_ids, page.lo, page.hi)}
+            size = opened.size
             for at, id_ in enumerate(page.event_ids):
                 if (event := events.get(id_)) is not None:
                     try:
@@ -126,7 +143,10 @@ class Pages:
                         log.exception("matching_broke", event_id=event.event_id)
                         await self._heads.set_aside({id_: f"a bug of webhookd in matching: {type(error).__name__}"})
                         continue
-                    for endpoint in endpoints:
-                        owed.setdefault(endpoint.id, []).append((at, event))
+                    if endpoints:
+                        opened.add(at, event, endpoints)
+                    if opened.size >= size + LOOKED_AT:
+                        size = opened.size
+                        await asyncio.sleep(0)
             await asyncio.sleep(0)
-        return _Opened(page.id, page.cut_at, owed)
+        return opened

@@ -6,11 +6,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from webhookd import matching
 from webhookd.formats import FORMATS
-from webhookd.matching import CACHED_TYPES, Matcher, matches_type, passes_filter
+from webhookd.matching import CACHED_BYTES, CACHED_NAME, Matcher, matches_type, passes_filter, why_not
 from webhookd.model import Endpoint, Event, RetryPolicy
 from webhookd.signing import SCHEMES
 
@@ -179,7 +180,86 @@ def test_a_filter_is_asked_for_each_event_though_the_type_is_remembered() -> Non
 
 def test_more_types_than_are_remembered_are_answered_alike() -> None:
     matcher = Matcher([endpoint(events=("order.*",))])
-    for n in range(CACHED_TYPES + 50):
+    for n in range(CACHED_BYTES // 500 + 50):
         assert len(matcher.endpoints_for(event(f"order.{n}"))) == 1
         assert not matcher.endpoints_for(event(f"other.{n}"))
     assert len(matcher.endpoints_for(event("order.0"))) == 1
+
+
+patterns = st.one_of(
+    types, types.map(lambda type_: type_ + ".*"), st.sampled_from(["*", ".*", "a.", "a..*", "webhookd.*"])
+)
+labels = st.dictionaries(st.sampled_from("kl"), st.sampled_from(["1", "2", 1, True, None, [1]]))
+
+
+@settings(deadline=None)  # on a busy machine any single example may take long
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(patterns, min_size=1, max_size=3),
+            st.sampled_from(["", "acme", "*"]),
+            st.dictionaries(
+                st.sampled_from("kl"), st.lists(st.sampled_from(["1", "2", "true"]), min_size=1).map(tuple)
+            ),
+        ),
+        max_size=8,
+    ),
+    st.one_of(types, st.sampled_from(["", ".", "a.", "a..", "*", "webhookd.x", "a.b.c"])),
+    st.sampled_from(["", "acme", "*"]),
+    st.one_of(st.none(), st.just(b"[]"), labels.map(lambda found: json.dumps(found).encode())),
+)
+def test_whoever_has_nothing_against_it_is_reached_in_order(
+    subscriptions: list[tuple[list[str], str, dict[str, tuple[str, ...]]]],
+    type_: str,
+    tenant: str,
+    metadata: bytes | None,
+) -> None:
+    endpoints = [
+        endpoint(id=n, name=f"hook-{n}", events=tuple(events), tenant=of, filter=filter_)
+        for n, (events, of, filter_) in enumerate(subscriptions)
+    ]
+    about = event(type_, tenant, metadata)
+    matcher = Matcher(endpoints)
+    expected = [each for each in endpoints if why_not(each, about) is None]
+    expected.sort(key=lambda each: each.tenant != tenant)  # its own first
+    for _ in range(2):  # the second time from what is remembered
+        assert list(matcher.endpoints_for(about)) == expected
+
+
+def test_metadata_is_parsed_once_whoever_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = []
+
+    def loads(text: bytes) -> object:
+        parsed.append(text)
+        return json.JSONDecoder().decode(text.decode())
+
+    monkeypatch.setattr("webhookd.matching.json.loads", loads)
+    matcher = Matcher([endpoint(id=n, filter={"region": ("eu",), "tier": (str(n % 2),)}) for n in range(300)])
+    assert len(matcher.endpoints_for(event(metadata=b'{"region": "eu", "tier": 1}'))) == 150
+    assert len(parsed) == 1
+    assert len(Matcher([endpoint(id=n) for n in range(9)]).endpoints_for(event(metadata=b"{}"))) == 9
+    assert len(parsed) == 1  # nobody filters
+
+
+def test_only_those_are_looked_at_whose_filter_may_let_it_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    failing_key = matching._failing_key
+
+    def spy(asked_of: Endpoint, labels: dict[str, object]) -> str | None:
+        asked.append(asked_of.id)
+        return failing_key(asked_of, labels)
+
+    monkeypatch.setattr(matching, "_failing_key", spy)
+    matcher = Matcher([endpoint(id=n, filter={"shop": (str(n),)}) for n in range(8_000)])
+    assert [found.id for found in matcher.endpoints_for(event(metadata=b'{"shop": 77}'))] == [77]
+    assert asked == [77]
+
+
+def test_what_is_remembered_of_types_is_bounded_in_bytes() -> None:
+    matcher = Matcher([endpoint(id=n) for n in range(8_000)])
+    for n in range(200):
+        matcher.endpoints_for(event(f"order.{n}"))
+        matcher.endpoints_for(event(f"{n}" * 1_000_000))
+        assert 0 < matcher._cached_bytes <= CACHED_BYTES
+    assert max(len(tenant) + len(type_) for tenant, type_ in matcher._cached) <= CACHED_NAME
+    assert sum(found.size for found in matcher._cached.values()) == matcher._cached_bytes
