@@ -385,6 +385,8 @@ class Resumed(Tables):
     async def heads(self, ids: Sequence[int], lo: datetime, hi: datetime) -> list[Event]:
         return [Event(id_, f"evt_{id_}", DAY, "order.created", "", None, None, None, 2) for id_ in ids]
 
+    async def set_aside(self, unreadable: object) -> None: ...
+
     async def settled(self, pairs: Sequence[tuple[int, int]], lo: datetime) -> set[tuple[int, int]]:
         self.settled_pairs.append(len(pairs))
         return set()
