@@ -274,7 +274,8 @@ async def test_nothing_that_others_wrote_acts_on_the_terminal(ask: Ask, sql: "Sq
 
 
 async def test_a_very_long_type_does_not_flood_the_table(ask: Ask, sql: "Sql[asyncpg.Record]") -> None:
-    await insert(sql, type="x" * 100_000)
+    await sql.execute('ALTER TABLE webhookd.outbox DROP CONSTRAINT "type may have 512 characters at most"')
+    await insert(sql, type="x" * 100_000)  # as one that was there before it was forbidden
     assert len(await ask("events")) < 1_000
 
 
