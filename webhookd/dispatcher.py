@@ -343,6 +343,9 @@ class Dispatcher:
         queue, delivery, payload = flight.queue, flight.delivery, flight.payload
         at = self._clock.now()
         answer: Response | NoResponse
+        lean = delivery.event
+        if payload.metadata is not None:
+            delivery.event = lean._replace(metadata=payload.metadata)
         try:
             post = request.build(delivery, payload.content, int(time.time()), self._source, self._user_agent)
             answer = await self._sender.send(post)
@@ -351,6 +354,7 @@ class Dispatcher:
             log.exception("attempt_broke", endpoint=delivery.endpoint.label, event_id=delivery.event.event_id)
             answer = NoResponse("internal")
         finally:
+            delivery.event = lean
             now = time.monotonic()
             self._turns.land(flight)
             self._landed += 1

@@ -27,6 +27,9 @@ class Store(Protocol):
     async def payloads(self, events: Sequence[Event], most_bytes: int) -> dict[int, bytes | str]:
         """Payload texts by event id, or the reason why there is none; nothing for an event that is gone."""
 
+    async def metadata(self, events: Sequence[Event]) -> dict[int, bytes]:
+        """Metadata texts by event id; nothing for an event that is gone."""
+
 
 class Feeder:
     """Moves deliveries from `waiting` to `ready`, queues in turns. `run` ends when it is cancelled.
@@ -125,7 +128,10 @@ class Feeder:
         """Fetch the payloads of these deliveries, which wait again when that fails."""
         events = {delivery.event.id: delivery.event for _, delivery in chosen}
         found: dict[int, bytes | str] | None = None
+        metadata: dict[int, bytes] = {}
         try:
+            large = [event for event in events.values() if event.unread]
+            metadata = await self._store.metadata(large) if large else {}
             found = await self._store.payloads(list(events.values()), self.max_payload)
         finally:
             if found is None:
@@ -136,7 +142,7 @@ class Feeder:
                 self._payloads.release(event)
                 self._ask_the_starved()
             else:
-                self._payloads.keep(event, content)
+                self._payloads.keep(event, content, metadata.get(event.id))
         for queue, delivery in chosen:
             payload = self._payloads.use(delivery.event)
             if payload is None:

@@ -11,12 +11,18 @@ Pairs = Iterator[tuple[Event, Endpoint] | None]
 
 
 class Portion(NamedTuple):
-    """The events of one tenant in a batch, as far as they have not been offered."""
+    """The events of one tenant in a batch, as far as they have not been offered, and what they weigh."""
 
     batch: Batch
     tenant: str
     events: int
     pairs: Pairs
+
+
+def weight(event: Event) -> int:
+    """1 for an event, and as much again for each KiB of what is read of it before its payload."""
+    size = len(event.type) + len(event.tenant) + len(event.ordering_key or "") + len(event.metadata or b"")
+    return 1 + size // 1_024
 
 
 class Hand:
@@ -42,7 +48,7 @@ class Hand:
         return [tenant for tenant, events in self._events.items() if events >= most]
 
     def take(self, batch: Batch, owed: Mapping[str, tuple[int, Pairs]]) -> None:
-        """Have a batch in hand: by tenant, its number of events and whom they are owed to."""
+        """Have a batch in hand: by tenant, the weight of its events and whom they are owed to."""
         self._left[batch] = len(owed)
         for tenant, (events, pairs) in owed.items():
             self._portions.setdefault(tenant, deque()).append(Portion(batch, tenant, events, pairs))

@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple
 
 Network = IPv4Network | IPv6Network
 
+METADATA_KEPT = 1_024  # bytes
+
 
 class Event(NamedTuple):
     """A row of `webhookd.outbox` without its payload; the fields stand in the order of the query `heads`."""
@@ -27,6 +29,13 @@ class Event(NamedTuple):
     metadata: bytes | None  # JSON text, as the application wrote it
     occurred_at: datetime | None
     size: int  # bytes of the payload's text
+    unread: int = 0  # bytes of the metadata where it is not at hand: it comes with the payload
+
+    def lean(self) -> "Event":
+        """The same, to be kept in memory: without metadata that takes more room than all the rest."""
+        if self.metadata is None or len(self.metadata) <= METADATA_KEPT:
+            return self
+        return self._replace(metadata=None, unread=len(self.metadata))
 
 
 class Body(NamedTuple):

@@ -1,6 +1,7 @@
 """The log as cursors read it: a batch is read once for all cursors near it, and matched once for all endpoints."""
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -15,7 +16,7 @@ AT_ONCE = 10  # batches in one query
 PER_STEP = 40  # batches that a cursor may pass before others have their turn
 KEPT = 40  # that several cursors may read
 KEPT_SIZE = 1_000_000  # events of these, and endpoints that they are owed to
-LOOKED_AT = 2_000  # endpoints that events are owed to, before others have their turn on the loop
+MATCHING = 0.003  # seconds of looking for endpoints, before others have their turn on the loop
 
 log = structlog.get_logger("webhookd.pages")
 
@@ -50,6 +51,9 @@ class Heads(Protocol):
 
     async def set_aside(self, unreadable: Mapping[int, str]) -> None:
         """Show that these events, by their numbers, cannot be seen through, and why."""
+
+    async def whole(self, event: Event) -> Event:
+        """The event with what `heads` has left out of it."""
 
 
 class _Opened:
@@ -134,19 +138,20 @@ class Pages:
         opened = _Opened(page)
         if page.event_ids:
             events = {event.id: event for event in await self._heads.heads(page.event_ids, page.lo, page.hi)}
-            size = opened.size
+            began = time.monotonic()
             for at, id_ in enumerate(page.event_ids):
-                if (event := events.get(id_)) is not None:
+                if (event := events.pop(id_, None)) is not None:
+                    whole = await self._heads.whole(event) if event.unread else event
                     try:
-                        endpoints = self._endpoints_for(event)
+                        endpoints = self._endpoints_for(whole)
                     except Exception as error:  # which must hold up no cursor
                         log.exception("matching_broke", event_id=event.event_id)
                         await self._heads.set_aside({id_: f"a bug of webhookd in matching: {type(error).__name__}"})
                         continue
                     if endpoints:
-                        opened.add(at, event, endpoints)
-                    if opened.size >= size + LOOKED_AT:
-                        size = opened.size
+                        opened.add(at, event.lean(), endpoints)
+                    if time.monotonic() > began + MATCHING:
                         await asyncio.sleep(0)
+                        began = time.monotonic()
             await asyncio.sleep(0)
         return opened

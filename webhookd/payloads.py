@@ -6,12 +6,13 @@ BUDGET = 32 * 1024 * 1024  # bytes
 
 
 class Payload:
-    """The payload text of one event, and how many deliveries need it now."""
+    """The payload text of one event, metadata that is not kept with it, and how many deliveries need them now."""
 
-    __slots__ = ("content", "users")
+    __slots__ = ("content", "metadata", "users")
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, metadata: bytes | None = None) -> None:
         self.content = content
+        self.metadata = metadata
         self.users = 0
 
 
@@ -38,7 +39,7 @@ class Payloads:
 
     def reserve(self, event: Event) -> bool:
         """True when its payload may be fetched; its bytes count from now on."""
-        size = event.size
+        size = event.size + event.unread
         if size > self._large:
             if self._large_bytes and (
                 self._large_bytes + size > self._budget // 2 or self._bytes + size > self._budget
@@ -50,9 +51,9 @@ class Payloads:
         self._bytes += size
         return True
 
-    def keep(self, event: Event, content: bytes) -> None:
+    def keep(self, event: Event, content: bytes, metadata: bytes | None = None) -> None:
         """The payload that was reserved is here; nobody uses it yet."""
-        self._held[event.id] = Payload(content)
+        self._held[event.id] = Payload(content, metadata)
 
     def drop(self, event: Event) -> bool:
         """One delivery less needs it; True when its bytes are free again."""
@@ -66,6 +67,7 @@ class Payloads:
 
     def release(self, event: Event) -> None:
         """What was reserved did not come."""
-        self._bytes -= event.size
-        if event.size > self._large:
-            self._large_bytes -= event.size
+        size = event.size + event.unread
+        self._bytes -= size
+        if size > self._large:
+            self._large_bytes -= size

@@ -21,7 +21,7 @@ from typing import Literal, Protocol
 import structlog
 
 from webhookd.errors import SchemaMismatch, StoreUnavailable
-from webhookd.hand import Hand, Pairs, Portion
+from webhookd.hand import Hand, Pairs, Portion, weight
 from webhookd.matching import Matcher
 from webhookd.model import Batch, Cut, Delivery, Endpoint, Event, Postponed, Result, Share
 from webhookd.tasks import Setbacks, wait_for
@@ -37,6 +37,7 @@ RESCUE_SECONDS = 3.0
 AT_A_TIME = 100  # deliveries that are offered before others have their turn on the loop, and other tenants
 LEAST_AT_A_TIME = 10  # of a tenant, when many take turns
 LOOKED_AT = 500  # the same of pairs that turn out to be no deliveries
+MATCHING = 0.003  # seconds of looking for endpoints, the same
 CUT_BETWEEN = 0.1  # seconds after which the reader cuts although it has not offered everything
 CUT_AGAIN = 0.02  # the same when the last cut has not come to the end of the log
 NO_ROOM = 0.02  # seconds after which a full memory is looked at again, whether or not anything left it
@@ -75,6 +76,9 @@ class Batches(Protocol):
 
     async def set_aside(self, unreadable: Mapping[int, str]) -> None:
         """Show that these events, by their numbers, cannot be seen through, and why."""
+
+    async def whole(self, event: Event) -> Event:
+        """The event with what `heads` has left out of it."""
 
 
 class Bell(Protocol):
@@ -360,22 +364,35 @@ class Reader:
         # A first claim has no past; of a later one, the ledger and the backlog know what is settled.
         known = await self._store.known(batch) if batch.claims > 1 else frozenset[tuple[int, int]]()
         events = await self._store.heads(batch.event_ids, batch.lo, batch.hi) if batch.event_ids else []
+        whole = {event.id: self._matched(await self._store.whole(event)) for event in events if event.unread}
         await self._parking.catch_up(batch.parked)
         by_tenant: dict[str, list[Event]] = {}
         for event in events:
             by_tenant.setdefault(event.tenant, []).append(event)
-        left_out = known, self._parking.aside(batch.id)
-        return {key: (len(each), self._owed(each, *left_out)) for key, each in by_tenant.items()}
+        asides = whole, known, self._parking.aside(batch.id)
+        return {key: (sum(map(weight, each)), self._owed(each, *asides)) for key, each in by_tenant.items()}
 
-    def _owed(self, events: Sequence[Event], known: Set[tuple[int, int]], aside: Set[int]) -> Pairs:
-        looked_at = 0
+    def _owed(
+        self,
+        events: Sequence[Event],
+        whole: Mapping[int, tuple[Endpoint, ...]],
+        known: Set[tuple[int, int]],
+        aside: Set[int],
+    ) -> Pairs:
+        """Whom the events are owed to, but for what is settled or aside; those of whole ones have been found before."""
+        looked_at, spent = 0, 0.0
         for event in events:
-            for endpoint in self._matched(event):
+            began = time.monotonic()
+            endpoints = whole[event.id] if event.unread else self._matched(event)
+            lean = event.lean()
+            spent += time.monotonic() - began
+            for endpoint in endpoints:
                 if endpoint.id not in aside and (event.id, endpoint.id) not in known:
-                    yield event, endpoint
+                    yield lean, endpoint
                 elif (looked_at := looked_at + 1) % LOOKED_AT == 0:
                     yield None
-            if (looked_at := looked_at + 1) % LOOKED_AT == 0:
+            if spent > MATCHING or (looked_at := looked_at + 1) % LOOKED_AT == 0:
+                spent = 0.0
                 yield None
 
     def _matched(self, event: Event) -> tuple[Endpoint, ...]:

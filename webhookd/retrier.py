@@ -151,7 +151,7 @@ class Retrier:
         moments = [row.event_at for row in rows]
         # When this fails the leases run out, and the rows are claimed again.
         found = await self._heads.heads(list({row.event_id for row in rows}), min(moments), max(moments))
-        events = {event.id: event for event in found}
+        events = {event.id: event.lean() for event in found}
         for row in rows:
             endpoint, lease = asked[row.endpoint_id]
             # Changed since, or gone: then the dispatcher has no queue for it, and puts the row back.

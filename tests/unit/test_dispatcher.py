@@ -37,6 +37,7 @@ from webhookd.model import (
     Retry,
     RetryPolicy,
 )
+from webhookd.payloads import Payloads
 from webhookd.signing import SCHEMES
 from webhookd.turns import STRANDED_SECONDS
 
@@ -88,6 +89,9 @@ class Store:
     @property
     def fetched(self) -> list[int]:
         return [id_ for ids in self.fetches for id_ in ids]
+
+    async def metadata(self, events: Sequence[Event]) -> dict[int, bytes]:
+        return {event.id: b"m" * event.unread for event in events}
 
     async def payloads(self, events: Sequence[Event], most_bytes: int) -> dict[int, bytes | str]:
         self.fetches.append([event.id for event in events])
@@ -205,7 +209,8 @@ class Parts:
         return self.dispatcher.room >= self.idle
 
     def offer(self, event: int, endpoint: int = 1, size: int = 2, claimed: bool = False, **changes: Any) -> Delivery:
-        head = Event(event, f"evt_{event}", DAY, "order.created", "", None, None, None, size)
+        plain = Event(event, f"evt_{event}", DAY, "order.created", "", None, None, None, size)
+        head = changes.pop("head", plain)
         start = time.monotonic()
         delivery = Delivery(
             head, self.endpoints[endpoint], None if claimed else self.batch, 0, self.clock.now(), start, FOREVER
@@ -1079,3 +1084,46 @@ async def test_three_times_410_in_a_row_is_trouble_and_what_lies_between_begins_
             assert parts.dispatcher.gone_since(1) == (starts[-3] if number > 8 else None)
     assert set(troubles) == {"gone"}
     assert parts.dispatcher.gone_since(99) is None
+
+
+async def test_metadata_that_is_not_kept_comes_with_the_payload_and_counts_with_it() -> None:
+    seen: list[bytes | None] = []
+
+    def form(event: Event, payload: bytes, source: str) -> Body:
+        seen.append(event.metadata)
+        return FORMATS["raw"](event, payload, source)
+
+    async with running(hook(1, format=form)) as parts:
+        head = Event(8, "evt_8", DAY, "order.created", "", None, b"m" * 20_000, None, 2).lean()
+        delivery = parts.offer(7)
+        parts.offer(8, head=head)
+        await until(lambda: len(parts.recorder.results) == 2, "the results")
+        assert sorted(seen, key=bool) == [None, b"m" * 20_000]
+        assert parts.recorder.results[-1].delivery.event is head  # nothing large waits to be written
+        assert delivery.event.metadata is None
+
+
+def test_metadata_takes_of_the_budget_of_payloads() -> None:
+    payloads = Payloads(budget=100_000)
+    heads = [Event(n, "", DAY, "", "", None, b"m" * 5_000, None, 1_000).lean() for n in range(20)]
+    assert [payloads.reserve(head) for head in heads] == [True] * 16 + [False] * 4
+    payloads.release(heads[0])
+    assert payloads.reserve(heads[16])
+
+
+async def test_one_tenant_leaves_room_for_others() -> None:
+    """However much it is offered; and all of it is free again when its deliveries have left."""
+    gate = Gate()
+    async with running(hook(1), hook(2), most_deliveries=4_000, patience=600.0) as parts:
+        parts.network.answers["https://1.example.com/"] = gate
+        parts.offer(0)
+        offered = 0
+        while parts.dispatcher.room_for("a") > 0:
+            offered += 1
+            parts.offer(offered, head=Event(offered, f"evt_{offered}", DAY, "order.created", "a", None, None, None, 2))
+        assert 3_000 < offered < 3_600
+        assert parts.dispatcher.room_for("b") >= 300
+        gate.opened.set()
+        await until(lambda: len(parts.recorder.results) == offered + 1, "all of it")
+        parts.recorder.results.clear()
+        assert parts.dispatcher.room_for("a") == parts.dispatcher.room

@@ -387,6 +387,9 @@ class Resumed(Tables):
 
     async def set_aside(self, unreadable: object) -> None: ...
 
+    async def whole(self, event: Event) -> Event:
+        return event
+
     async def settled(self, pairs: Sequence[tuple[int, int]], lo: datetime) -> set[tuple[int, int]]:
         self.settled_pairs.append(len(pairs))
         return set()

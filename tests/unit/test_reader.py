@@ -39,6 +39,7 @@ class Log:
         self.calls: list[str] = []
         self.shares: list[Share] = []
         self.tenants: dict[int, str] = {}
+        self.metadata: dict[int, bytes] = {}
         self.drawn: str | None = None
         self.adopt_arguments: list[tuple[int, list[int], float]] = []
         self.during_cuts: list[Callable[[], None]] = []
@@ -79,9 +80,19 @@ class Log:
             if id_ in self.poison:
                 raise self.poison[id_]
         return [
-            Event(id_, f"evt_{id_}", DAY, "order.created", self.tenants.get(id_, ""), None, None, None, 2)
+            Event(id_, f"evt_{id_}", DAY, "order.created", self.tenants.get(id_, ""), None, text, None, 2, unread)
             for id_ in sorted(ids)
+            for text, unread in [self.heads_of(id_)]
         ]
+
+    def heads_of(self, id_: int) -> tuple[bytes | None, int]:
+        """Metadata, and how much of it is read only when it is asked for."""
+        text = self.metadata.get(id_)
+        return (None, len(text)) if text and len(text) > 100_000 else (text, 0)
+
+    async def whole(self, event: Event) -> Event:
+        self._call("whole")
+        return event._replace(metadata=self.metadata[event.id], unread=0)
 
 
 class Bell:
@@ -461,6 +472,58 @@ async def test_tenants_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         await until(lambda: len(parts.dispatcher.offered) == 3001, "the rest")
     assert mine.open == 3000
     assert sorted(parts.dispatcher.pairs) == sorted([*((event, 1) for event in range(3000)), (1, 1)])
+
+
+@pytest.mark.parametrize("size", [10, 2_000, 200_000])
+async def test_metadata_is_there_to_be_matched_and_not_kept_when_it_is_large(size: int) -> None:
+    async with reading() as parts:
+        seen: list[bytes | None] = []
+
+        def endpoints_for(event: Event) -> tuple[Endpoint, ...]:
+            seen.append(event.metadata)
+            return HOOK, OTHER
+
+        parts.reader.endpoints_for = endpoints_for
+        text = b'"' + b"x" * size + b'"'
+        parts.log.metadata = {1: text}
+        parts.log.cuts.append([batch(1, 1)])
+        parts.bell.rung.set()
+        await until(lambda: len(parts.dispatcher.offered) == 2, "both")
+        assert seen == [text]  # once
+        first, second = (delivery.event for delivery in parts.dispatcher.offered)
+        assert first is second
+        assert (first.metadata, first.unread) == ((text, 0) if size == 10 else (None, len(text)))
+
+
+async def test_large_heads_fill_the_share_of_a_tenant() -> None:
+    async with reading(room=0) as parts:
+        parts.log.metadata = dict.fromkeys(range(100), b"x" * 60_000)
+        parts.log.cuts.append([batch(1, *range(100))])
+        parts.dispatcher.free(10)
+        await until(lambda: parts.dispatcher.room == 0, "some")
+        parts.dispatcher.full = {""}
+        parts.dispatcher.free(10)
+        await until(lambda: parts.log.shares[-1].full == [""], "it to be full")
+        assert parts.log.shares[-1].most == reader.LEAST_PER_CUT
+
+
+async def test_others_have_their_turn_while_events_are_matched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "MATCHING", 0.0)
+    async with reading() as parts:
+        matched: list[int] = []
+        seen: set[int] = set()
+
+        def endpoints_for(event: Event) -> tuple[Endpoint, ...]:
+            matched.append(event.id)
+            return ()
+
+        parts.reader.endpoints_for = endpoints_for
+        parts.log.cuts.append([batch(1, *range(500))])
+        parts.bell.rung.set()
+        while len(matched) < 500:
+            seen.add(len(matched))
+            await asyncio.sleep(0)
+    assert len(seen) > 400
 
 
 async def test_it_draws_on_after_whose_surplus_was_drawn_last() -> None:

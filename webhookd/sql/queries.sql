@@ -9,9 +9,14 @@ SELECT batch_id, o_nonce, o_cut_at, o_ids, CASE WHEN o_lo < '0001-01-02 00:00:00
   FROM webhookd.cut($1, $2, $3, p_rest => $4, p_read => $5, p_full => $6, p_busy => $7, p_after => $8);
 
 -- name: heads
--- Everything of the events but their payloads. The range prunes partitions.
-SELECT id, event_id, created_at, type, tenant, ordering_key, metadata, occurred_at, size
+-- Everything of the events but their payloads, and metadata of rows that are older than its bound. The range prunes partitions.
+SELECT id, event_id, created_at, type, tenant, ordering_key, CASE WHEN octet_length(metadata::text) <= 65536 THEN metadata END, occurred_at, size,
+       CASE WHEN octet_length(metadata::text) > 65536 THEN octet_length(metadata::text) ELSE 0 END
   FROM webhookd.outbox WHERE id = ANY($1::bigint[]) AND created_at BETWEEN $2 AND $3;
+
+-- name: metadata
+-- What was left out of heads, or not kept.
+SELECT id, metadata FROM webhookd.outbox WHERE id = ANY($1::bigint[]) AND created_at BETWEEN $2 AND $3 AND metadata IS NOT NULL;
 
 -- name: payloads
 -- The payloads of what starts now; one that is too large is never read.
@@ -536,12 +541,12 @@ SELECT tenant, name, spec FROM webhookd.endpoint WHERE source = 'file' AND remov
 -- The events of an id: one, unless the application gave it twice. Moments that a datetime cannot be are shown as the nearest that one can, here and
 -- in listings.
 SELECT id, event_id, LEAST(GREATEST(created_at, '0001-01-02 00:00:00+00'), '9999-12-30 00:00:00+00'), type, tenant, ordering_key, metadata,
-       LEAST(GREATEST(occurred_at, '0001-01-02 00:00:00+00'), '9999-12-30 00:00:00+00'), size
+       LEAST(GREATEST(occurred_at, '0001-01-02 00:00:00+00'), '9999-12-30 00:00:00+00'), size, 0
   FROM webhookd.outbox WHERE event_id = $1 ORDER BY id;
 
 -- name: ids_of
 -- The same where a row is damaged: what stands in the index.
-SELECT id, event_id, 'epoch'::timestamptz, '', '', NULL::text, NULL::json, NULL::timestamptz, 0 FROM webhookd.outbox WHERE event_id = $1 ORDER BY id;
+SELECT id, event_id, 'epoch'::timestamptz, '', '', NULL::text, NULL::json, NULL::timestamptz, 0, 0 FROM webhookd.outbox WHERE event_id = $1 ORDER BY id;
 
 -- name: fates
 -- What became of them.
@@ -579,7 +584,7 @@ WITH delivered AS MATERIALIZED (
   SELECT DISTINCT outbox_id, endpoint_id FROM webhookd.attempt WHERE outbox_id > $1 AND ok),
 settled AS MATERIALIZED (
   SELECT DISTINCT o AS id, b.id AS batch FROM webhookd.batch b, unnest(b.outbox_ids) o WHERE b.id > $2 AND b.done_at IS NOT NULL)
-SELECT e.id, e.event_id, e.created_at, e.type, e.tenant, e.ordering_key, e.metadata, e.occurred_at, e.size, p.id,
+SELECT e.id, e.event_id, e.created_at, e.type, e.tenant, e.ordering_key, e.metadata, e.occurred_at, e.size, 0, p.id,
        CASE WHEN d.outbox_id IS NOT NULL THEN 'delivered' WHEN b.state = 'retry' THEN 'retrying' WHEN b.state IS NOT NULL THEN b.state
             WHEN s.id IS NULL THEN 'waiting'
             WHEN EXISTS (SELECT FROM webhookd.parked k WHERE k.endpoint_id = p.id AND s.batch >= k.next_batch AND (s.batch < k.to_batch OR k.to_batch IS NULL))

@@ -121,6 +121,17 @@ class Batches:
         for (id_,) in new[:TOLD]:
             log.error("event_unreadable", id=id_, reason=unreadable[id_], others=len(new) - 1)
 
+    async def metadata(self, events: Sequence[Event]) -> dict[int, bytes]:
+        """Metadata texts by event id; nothing for an event that is gone."""
+        lo = min(event.created_at for event in events)
+        hi = max(event.created_at for event in events)
+        rows = await self._database.fetch(QUERIES["metadata"], [event.id for event in events], lo, hi)
+        return dict(rows)  # type: ignore[arg-type]  # a Record of two columns is a pair
+
+    async def whole(self, event: Event) -> Event:
+        """The event with the metadata that `heads` has left out."""
+        return event._replace(metadata=(await self.metadata([event])).get(event.id), unread=0)
+
     async def give_back(self, owner: int, ids: Sequence[int]) -> None:
         """Free the batches a stopping daemon did not finish."""
         await self._database.fetch(QUERIES["give_back"], owner, ids)
