@@ -43,6 +43,19 @@ async def parked(sql: Sql, reason: str = "failing") -> None:
     await eventually(is_so, f"it to be parked as {reason}")
 
 
+async def more_until_parked(sql: Sql) -> int:
+    """Insert events until the endpoint is parked since it cannot keep up; how many they were."""
+    events = 0
+
+    async def is_so() -> bool:
+        nonlocal events
+        events += len(await insert_many(sql, 20))
+        return bool(await sql.fetchval("SELECT EXISTS (SELECT FROM webhookd.parked WHERE reason = 'saturated')"))
+
+    await eventually(is_so, "it to be parked as saturated")
+    return events
+
+
 async def live(sql: Sql) -> None:
     async def is_so() -> bool:
         return not await sql.fetchval("SELECT EXISTS (SELECT FROM webhookd.parked)")
@@ -208,14 +221,11 @@ async def test_one_that_cannot_keep_up_is_live_again_whoever_sent_what_another_h
     receiver.scripts["hook"] = slow
     config = configuration({"hook": {"url": receiver.url("hook"), "max_in_flight": 1}})
     async with daemon(config), daemon(config):
-        for _ in range(30):
-            await insert_many(sql, 20)
-            await asyncio.sleep(0.01)
-        await parked(sql, "saturated")
+        events = await more_until_parked(sql)
         quick.set()
         await finished(sql)
         await live(sql)
-    await each_once(sql, 600)
+    await each_once(sql, events)
 
 
 async def test_one_that_cannot_keep_up_is_live_again_when_the_time_of_what_it_was_owed_is_over(
@@ -227,8 +237,7 @@ async def test_one_that_cannot_keep_up_is_live_again_when_the_time_of_what_it_wa
     answered = receiver.hangs("hook")
     config = configuration({"hook": {"url": receiver.url("hook"), "max_in_flight": 1}})
     async with daemon(config):
-        await insert_many(sql, 300)
-        await parked(sql, "saturated")
+        await more_until_parked(sql)
         await sql.execute("UPDATE webhookd.backlog SET state = 'exhausted' WHERE due <= now()")
         answered.set()
         await live(sql)
