@@ -25,6 +25,12 @@ class StoreForbidden(StoreUnavailable):
     """Postgres does not let this role do it. That passes when somebody grants what is missing."""
 
 
+class StoreDamaged(StoreUnavailable):
+    """Postgres could not read or write its own files: at one row, or at all."""
+
+    passes = True
+
+
 class StoreRefused(WebhookdError):
     """Postgres refused a value, or gave one that cannot be read: it lies in the data.
 

@@ -1,6 +1,7 @@
 """Brings payloads to the deliveries that start next: late, many in one query, and within a byte budget."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -96,9 +97,15 @@ class Feeder:
         """The next deliveries that need a fetch; those whose payload is at hand are ready at once."""
         chosen: Chosen = []
         new: set[int] = set()
-        while len(new) < EVENTS_PER_FETCH and (queue := self._hungry.take()) is not None:
-            self._feed(queue, chosen, new)
-        self._on_fed()
+        whole = False
+        try:
+            while len(new) < EVENTS_PER_FETCH and (queue := self._hungry.take()) is not None:
+                self._feed(queue, chosen, new)
+            self._on_fed()
+            whole = True
+        finally:
+            if not whole:
+                self._put_back(chosen, {delivery.event.id: delivery.event for _, delivery in chosen}.values())
         return chosen
 
     def _feed(self, queue: EndpointQueue, chosen: Chosen, new: set[int]) -> None:
@@ -125,34 +132,37 @@ class Feeder:
             self._on_ready(queue)
 
     async def _fetch(self, chosen: Chosen) -> None:
-        """Fetch the payloads of these deliveries, which wait again when that fails."""
-        events = {delivery.event.id: delivery.event for _, delivery in chosen}
-        found: dict[int, bytes | str] | None = None
-        metadata: dict[int, bytes] = {}
+        """Fetch the payloads of these deliveries. What has not come to its place when anything fails waits again."""
+        reserved = {delivery.event.id: delivery.event for _, delivery in chosen}
+        left = deque(chosen)
         try:
-            large = [event for event in events.values() if event.unread]
+            large = [event for event in reserved.values() if event.unread]
             metadata = await self._store.metadata(large) if large else {}
-            found = await self._store.payloads(list(events.values()), self.max_payload)
+            found = await self._store.payloads(list(reserved.values()), self.max_payload)
+            for event in list(reserved.values()):
+                content = found.setdefault(event.id, "event_missing")
+                del reserved[event.id]
+                if isinstance(content, str):
+                    self._payloads.release(event)
+                    self._ask_the_starved()
+                else:
+                    self._payloads.keep(event, content, metadata.get(event.id))
+            while left:
+                queue, delivery = left[0]
+                payload = self._payloads.use(delivery.event)
+                if payload is None:
+                    self._on_gone(delivery, str(found[delivery.event.id]))
+                    left.popleft()
+                    self.ask(queue)
+                else:
+                    queue.ready.append((delivery, payload))
+                    left.popleft()
+                    self._on_ready(queue)
         finally:
-            if found is None:
-                self._put_back(chosen, events.values())
-        for event in events.values():
-            content = found.setdefault(event.id, "event_missing")
-            if isinstance(content, str):
-                self._payloads.release(event)
-                self._ask_the_starved()
-            else:
-                self._payloads.keep(event, content, metadata.get(event.id))
-        for queue, delivery in chosen:
-            payload = self._payloads.use(delivery.event)
-            if payload is None:
-                self._on_gone(delivery, str(found[delivery.event.id]))
-                self.ask(queue)
-            else:
-                queue.ready.append((delivery, payload))
-                self._on_ready(queue)
+            if left:
+                self._put_back(left, reserved.values())
 
-    def _put_back(self, chosen: Chosen, events: Iterable[Event]) -> None:
+    def _put_back(self, chosen: Sequence[tuple[EndpointQueue, Delivery]], events: Iterable[Event]) -> None:
         for event in events:
             self._payloads.release(event)
         for queue, delivery in reversed(chosen):

@@ -342,3 +342,21 @@ async def test_an_event_that_was_dropped_from_the_log_is_missed(sql: Sql) -> Non
     assert await states(sql, one) == {None: "unmatched"}
     await sql.execute("INSERT INTO webhookd.missed VALUES (1, 1, 2, 'discarded')")
     assert await states(sql, one) == {None: "missed"}
+
+
+async def test_days_ahead_end_at_the_first_day_that_is_missing(sql: Sql) -> None:
+    """A clock that was ahead for a moment leaves a day far behind the others, which hides nothing."""
+    ahead = "SELECT days_ahead FROM webhookd.health"
+    await make_day(sql, 90)
+    assert 29 < await sql.fetchval(ahead) <= 30
+    await sql.execute(f"DROP TABLE webhookd.outbox_{at(3):%Y%m%d}")
+    assert 2 < await sql.fetchval(ahead) <= 3
+    await sql.execute(f"DROP TABLE webhookd.attempt_{at(2):%Y%m%d}")
+    assert 1 < await sql.fetchval(ahead) <= 2
+    await sql.execute(f"DROP TABLE webhookd.outbox_{at(0):%Y%m%d}")
+    assert await sql.fetchval(ahead) <= 0
+    for name in await parts(sql, "attempt"):
+        if not name.endswith("_default"):
+            await sql.execute(f"DROP TABLE webhookd.{name}")
+    await sql.execute("SELECT webhookd.maintain()")
+    assert 29 < await sql.fetchval(ahead) <= 30

@@ -1,13 +1,20 @@
 """Whatever a role or a database sets by default, everything works as it does without; and strangers hold nothing up."""
 
+import asyncio
+import json
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import asyncpg
 import pytest
 
 from tests.conftest import connected
-from tests.integration.conftest import Receiver, Running, Sql, as_user, configuration, insert, settled
-from webhookd.errors import StoreUnavailable
+from tests.integration.conftest import Receiver, Running, Sql, as_user, configuration, eventually, insert, settled
+from tests.integration.test_cli import configuration as files
+from tests.integration.test_cli import running, webhookd
+from tests.waiting import until
+from webhookd.errors import StoreForbidden, StoreUnavailable
 from webhookd.store.database import Database
 from webhookd.store.migrations import migrate
 from webhookd.store.parking import ParkingStore
@@ -120,6 +127,110 @@ async def test_row_security_is_an_error_and_not_a_loss(granted: Sql, dsn: str) -
             await database.fetch("SELECT * FROM webhookd.cut(100, 100, 1)")
         await granted.execute("ALTER ROLE webhookd_daemon BYPASSRLS")
         await database.fetch("SELECT * FROM webhookd.cut(100, 100, 1)")
+
+
+ROW_SECURITY = {  # what an operator did, and on which tables of whom `check` says that it hides rows
+    "of_the_log": (["ALTER TABLE webhookd.outbox ENABLE ROW LEVEL SECURITY"], "outbox (from webhookd_daemon)"),
+    "of_another": (["ALTER TABLE webhookd.missed ENABLE ROW LEVEL SECURITY"], "missed (from webhookd_daemon)"),
+    "of_a_partition": (
+        ["ALTER TABLE webhookd.outbox_default ENABLE ROW LEVEL SECURITY"],
+        "outbox_default (from webhookd_daemon)",
+    ),
+    "forced": (
+        [
+            "ALTER TABLE webhookd.batch ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+            "ALTER ROLE webhookd_daemon BYPASSRLS",
+        ],
+        "batch (from webhookd_owner)",
+    ),
+    "everywhere": (
+        [
+            f"ALTER TABLE webhookd.{table} ENABLE ROW LEVEL SECURITY"
+            for table in ("attempt", "backlog", "batch", "daemon", "endpoint", "outbox")
+        ],
+        "attempt (from webhookd_daemon), backlog (from webhookd_daemon), batch (from webhookd_daemon) and 3 more",
+    ),
+}
+
+
+@pytest.fixture
+async def owned(granted: Sql, server: str) -> AsyncIterator[Sql]:
+    """A schema whose owner is no superuser, and has the role of a daemon beside it."""
+    await granted.execute("CREATE ROLE webhookd_owner LOGIN")
+    await granted.execute(
+        f"GRANT CREATE ON DATABASE {await granted.fetchval('SELECT current_database()')} TO webhookd_owner"
+    )
+    for kind, name in await granted.fetch(
+        """SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE' WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, oid::regclass::text
+             FROM pg_class WHERE relnamespace = 'webhookd'::regnamespace
+                             AND (relkind IN ('r', 'p', 'v') OR relname = 'outbox_id_seq')
+           UNION ALL
+           SELECT 'FUNCTION', oid::regprocedure::text FROM pg_proc WHERE pronamespace = 'webhookd'::regnamespace
+           UNION ALL SELECT 'SCHEMA', 'webhookd'"""
+    ):
+        await granted.execute(f"ALTER {kind} {name} OWNER TO webhookd_owner")
+    yield granted
+    await granted.execute("REASSIGN OWNED BY webhookd_owner TO postgres")
+    await granted.execute("DROP OWNED BY webhookd_owner")
+    await granted.execute("DROP ROLE webhookd_owner")
+
+
+@pytest.mark.parametrize("kind", ROW_SECURITY)
+async def test_check_finds_row_security_before_it_hurts(owned: Sql, dsn: str, tmp_path: Path, kind: str) -> None:
+    file = files(tmp_path, as_user(dsn, "webhookd_daemon"))
+    found = await asyncio.to_thread(webhookd, "check", "-c", file)
+    assert (found.returncode, found.stderr) == (0, "")
+    done, told = ROW_SECURITY[kind]
+    for statement in done:
+        await owned.execute(statement)
+    found = await asyncio.to_thread(webhookd, "check", "-c", file)
+    assert found.returncode == 69
+    assert f"Row security would hide events: it is enabled on {told}. No policy helps:" in found.stderr
+    await owned.execute("ALTER ROLE webhookd_daemon BYPASSRLS")
+    await owned.execute("ALTER ROLE webhookd_owner BYPASSRLS")
+    found = await asyncio.to_thread(webhookd, "check", "-c", file)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+async def test_a_daemon_and_status_say_that_row_security_is_in_the_way(
+    owned: Sql, dsn: str, tmp_path: Path, receiver: Receiver
+) -> None:
+    file = files(tmp_path, as_user(dsn, "webhookd_daemon"), receiver.url("hook"))
+    async with running(file) as (daemon, log):
+        await until(lambda: any(line["event"] == "started" for line in log), "it runs")
+        await owned.execute("ALTER TABLE webhookd.outbox ENABLE ROW LEVEL SECURITY")
+        event_id = await insert(owned)
+        await until(lambda: "Row security would hide events" in json.dumps(log), "the log to say it")
+
+        async def in_health() -> bool:
+            problems = await owned.fetchval("SELECT problems FROM webhookd.health")
+            return "Row security would hide events" in (problems or "")
+
+        await eventually(in_health, "health to say it")
+        found = await asyncio.to_thread(webhookd, "status", "-c", file)
+        assert found.returncode == 69
+        assert "Row security would hide events" in found.stderr
+        assert receiver.got == []
+        await owned.execute("ALTER TABLE webhookd.outbox DISABLE ROW LEVEL SECURITY")
+        await settled(owned, event_id, {"orders": "delivered"})
+        daemon.terminate()
+
+
+async def test_forced_row_security_stops_what_runs_with_the_owner_s_rights_with_a_sentence(
+    owned: Sql, dsn: str
+) -> None:
+    await owned.execute("ALTER TABLE webhookd.batch ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY")
+    await owned.execute("ALTER ROLE webhookd_daemon BYPASSRLS")
+    await owned.execute("DROP TABLE webhookd.outbox_" + f"{datetime.now(UTC) + timedelta(days=9):%Y%m%d}")
+    async with Database(as_user(dsn, "webhookd_daemon")) as database:
+        registry = Registry(database)
+        assert await registry.maintain(WEEK, WEEK) != []  # days ahead need no row of it
+        with pytest.raises(
+            StoreForbidden, match=r"Row security would hide events.*owner of the schema where it is FORCED"
+        ):
+            await registry.sweep(WEEK)
+        await owned.execute("ALTER ROLE webhookd_owner BYPASSRLS")
+        await registry.sweep(WEEK)
 
 
 async def test_a_clock_that_was_ahead_for_a_moment_leaves_one_day(sql: Sql) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,9 +31,10 @@ from webhookd.cli import exit_code
 from webhookd.daemon import Daemon
 from webhookd.errors import ConfigError, SchemaMismatch
 from webhookd.matching import passes_filter
+from webhookd.store.batches import Batches
 from webhookd.store.database import Database
 from webhookd.store.listings import STATES, Asked, Listings
-from webhookd.store.migrations import migrate
+from webhookd.store.migrations import Rebased, migrate, rebase
 from webhookd.store.reports import Reports
 
 LATE = "to_timestamp(1764336000000)"  # milliseconds where seconds are wanted
@@ -50,17 +52,24 @@ BOUNDED = {
     "occurred_at must lie in the years 1 to 9999": f"'t', '{{}}', occurred_at => {LATE}",
     "deliver_after must lie in the years 1 to 9999": "'t', '{}', deliver_after => 'infinity'",
 }
+BOUNDS = """
+SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint
+ WHERE conrelid = 'webhookd.outbox'::regclass AND contype = 'c' AND conname ~ ' '"""
 
 
-async def unbound(sql: Sql) -> None:
-    """As the table was for rows that are older than its bounds."""
-    names = await sql.fetch(
-        """SELECT conname FROM pg_constraint
-            WHERE conrelid = 'webhookd.outbox'::regclass AND contype = 'c' AND conname ~ ' '"""
-    )
-    assert len(names) == 7
-    for (name,) in names:
+async def unbound(sql: Sql) -> list[asyncpg.Record]:
+    """As the table was for rows that are older than its bounds, which are returned."""
+    bounds = await sql.fetch(BOUNDS)
+    assert len(bounds) == 7
+    for name, _ in bounds:
         await sql.execute(f'ALTER TABLE webhookd.outbox DROP CONSTRAINT "{name}"')
+    return bounds
+
+
+async def bind(sql: Sql, bounds: Sequence[asyncpg.Record]) -> None:
+    """The bounds that `unbound` took, for what comes from now on."""
+    for name, definition in bounds:
+        await sql.execute(f'ALTER TABLE webhookd.outbox ADD CONSTRAINT "{name}" {definition}')
 
 
 async def emit(sql: Sql, arguments: str) -> str:
@@ -206,6 +215,61 @@ async def test_what_is_unreadable_is_forgotten_with_its_event(sql: Sql, receiver
     await insert(sql)
     await sql.fetch("SELECT webhookd.sweep()")
     assert [row[0] for row in await sql.fetch("SELECT outbox_id FROM webhookd.unreadable")] == [1000]
+
+
+async def test_a_partition_for_what_is_older_than_the_bounds_is_made_moved_and_attached(sql: Sql) -> None:
+    """Both rows fall into DEFAULT, in two gaps, so one of them is written anew."""
+    bounds = await unbound(sql)
+    for days in (-40, 60):
+        await sql.execute(
+            f"""INSERT INTO webhookd.outbox (type, payload, created_at, occurred_at)
+                VALUES (repeat('t', 1000), '{{}}', now() + $1 * interval '1 day', {LATE})""",
+            days,
+        )
+    await bind(sql, bounds)
+    done = [tuple(row) for row in await sql.fetch("SELECT * FROM webhookd.maintain(interval '90 days')")]
+    done += [tuple(row) for row in await sql.fetch("SELECT * FROM webhookd.maintain(interval '90 days')")]
+    assert [problem for _, problem in done] == [None, None]
+    assert await sql.fetchval("SELECT count(*) FROM webhookd.outbox WHERE char_length(type) = 1000") == 2
+    assert await sql.fetchval("SELECT count(*) FROM webhookd.outbox_default") == 0
+    # A whole partition that was taken out comes back.
+    (name, since, until), *_ = await sql.fetch(
+        "SELECT * FROM webhookd.partitions('outbox') WHERE until < now() AND name ~ 'until' ORDER BY until"
+    )
+    assert await sql.fetchval(f"SELECT count(*) FROM webhookd.{name}") == 1
+    await sql.execute(f"ALTER TABLE webhookd.outbox DETACH PARTITION webhookd.{name}")
+    low = "MINVALUE" if since.year == 1 else f"'{since}'"
+    await sql.execute(
+        f"ALTER TABLE webhookd.outbox ATTACH PARTITION webhookd.{name} FOR VALUES FROM ({low}) TO ('{until}')"
+    )
+    with pytest.raises(asyncpg.CheckViolationError):  # whatever DEFAULT is now
+        await sql.execute(
+            "INSERT INTO webhookd.outbox (type, payload, created_at) SELECT repeat('t', 513), '{}', '2222-02-22'"
+        )
+
+
+async def test_a_copy_with_events_older_than_the_bounds_is_taken_over(sql: Sql, dsn: str) -> None:
+    bounds = await unbound(sql)
+    bad = await emit(sql, f"repeat('t', 513), '{{}}', occurred_at => {LATE}")
+    await sql.execute("UPDATE webhookd.outbox SET xid = (xid::text::bigint + 8000000000)::text::xid8")
+    await bind(sql, bounds)
+    await sql.execute("DELETE FROM webhookd.binding")
+    await sql.execute("INSERT INTO webhookd.binding (system_identifier, environment) VALUES ('7', 'production')")
+    assert await rebase(dsn, "production", "deliver") == Rebased(events=1, batches=0, deliveries=0, later=0)
+    assert await sql.fetchval("SELECT xid FROM webhookd.outbox WHERE event_id = $1", bad) == 0
+    rows = await sql.fetch(BOUNDS)
+    assert sorted(map(tuple, rows)) == sorted(map(tuple, bounds))
+
+
+async def test_a_batch_may_be_adopted_without_end(sql: Sql, dsn: str) -> None:
+    await insert(sql)
+    await sql.execute("SELECT webhookd.cut(100, 500, 1)")
+    await sql.execute("UPDATE webhookd.batch SET claims = 32766, owner = NULL WHERE done_at IS NULL")
+    async with Database(dsn) as asked:
+        for _ in range(3):
+            (adopted,) = await Batches(asked).adopt(7, 0, [], steady_until=0.0, dead_after=15.0, most=20)
+            assert adopted.claims == 32767
+            await sql.execute("UPDATE webhookd.batch SET owner = NULL WHERE done_at IS NULL")
 
 
 # Metadata and moments that SQL alone cannot read

@@ -1127,3 +1127,30 @@ async def test_one_tenant_leaves_room_for_others() -> None:
         await until(lambda: len(parts.recorder.results) == offered + 1, "all of it")
         parts.recorder.results.clear()
         assert parts.dispatcher.room_for("a") == parts.dispatcher.room
+
+
+@pytest.mark.parametrize("where", ["_on_ready", "_on_gone", "_on_fed"])
+@pytest.mark.parametrize("behind", [False, True], ids=["first", "behind_a_fetch"])
+async def test_an_error_of_its_own_loses_the_feeder_no_delivery(
+    monkeypatch: pytest.MonkeyPatch, where: str, behind: bool
+) -> None:
+    monkeypatch.setattr(feeder, "AWAY_SECONDS", 0.01)
+    async with running(hook(1), hook(2)) as parts:
+        fed, calls = parts.dispatcher.feeder, itertools.count()
+        works = getattr(fed, where)
+
+        def breaks(*arguments: Any) -> None:
+            if (parts.store.fetches or not behind) and next(calls) in (0, 2):
+                raise RuntimeError("a bug")
+            works(*arguments)
+
+        parts.store.gone = {3, 4}
+        for event in range(1, 9):
+            parts.offer(event, 1 + event % 2)
+        monkeypatch.setattr(fed, where, breaks)
+        await until(lambda: len(parts.recorder.results) == 8, "all of them to come to an end")
+        ended = [result.delivery.event.id for result in parts.recorder.results]
+        assert sorted(ended) == list(range(1, 9))
+        assert sorted(parts.recorder.delivered) == [1, 2, 5, 6, 7, 8]
+        await until(lambda: parts.empty, "memory to be empty")
+    assert (fed._payloads._bytes, fed._payloads._held) == (0, {})

@@ -41,7 +41,8 @@ def check(
     """Find mistakes, and show what would change.
 
     Reads the whole configuration, and compares its endpoints with those that the daemons run.
-    Ends with 0 when all is well, 1 when daemons would refuse it, 69 without the database, 78 with a mistake.
+    Ends with 0 when all is well, 1 when daemons would refuse it, 69 without the database or a right that they need
+    there, 78 with a mistake.
     """
     if schema:
         _print(json_schema())
@@ -58,6 +59,7 @@ def check(
 
 async def _ask(dsn: str) -> Deployed:
     async with Database(dsn or None, size=1) as database:
+        await database.expect_all_rows()
         return await Reports(database).deployed(BEAT_SECONDS * DEAD_AFTER_BEATS)
 
 

@@ -48,7 +48,7 @@ WITH orphan AS MATERIALIZED (
                SELECT FROM webhookd.daemon d
                 WHERE d.id = b.owner AND d.stopped_at IS NULL AND d.beat_at > now() - $5 * interval '1 s'))
    ORDER BY b.id LIMIT $6 FOR UPDATE SKIP LOCKED)
-UPDATE webhookd.batch b SET owner = $2, claims = claims + 1
+UPDATE webhookd.batch b SET owner = $2, claims = LEAST(claims + 1, 32767)  -- beyond that the owner is fence enough
   FROM orphan WHERE b.id = orphan.id
 RETURNING b.id, b.nonce, b.cut_at, b.outbox_ids,
        CASE WHEN b.lo < '0001-01-02 00:00:00+00' THEN '-infinity' ELSE LEAST(b.lo, '9999-12-30 00:00:00+00') END,
@@ -532,6 +532,13 @@ SELECT p.tenant, p.name,
                       WHERE a.endpoint_id = p.id AND a.at > now() - interval '1 minute') m
  WHERE p.removed_at IS NULL OR b.endpoint_id IS NOT NULL
  ORDER BY p.tenant, p.name;
+
+-- name: hidden
+-- Tables whose rows row security may hide from us, or, where it is FORCED, from functions that run with the owner's rights; and whom that is.
+SELECT c.relname, CASE WHEN row_security_active(c.oid) THEN current_user ELSE o.rolname END
+  FROM pg_class c JOIN pg_roles o ON o.oid = c.relowner
+ WHERE c.relnamespace = to_regnamespace('webhookd') AND c.relrowsecurity
+   AND (row_security_active(c.oid) OR c.relforcerowsecurity AND NOT (o.rolsuper OR o.rolbypassrls)) ORDER BY 1;
 
 -- name: deployed
 -- The endpoints of the files that run.

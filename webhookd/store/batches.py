@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from webhookd.errors import StoreRefused, StoreUnavailable
+from webhookd.errors import StoreDamaged, StoreRefused, StoreUnavailable
 from webhookd.model import Batch, Cut, Event, Share
 from webhookd.sql import QUERIES
 from webhookd.store.database import Database
@@ -92,25 +92,25 @@ class Batches:
     async def _halved(
         self, read: Callable[[Sequence[int]], Awaitable[T]], ids: Sequence[int]
     ) -> tuple[list[T], Iterable[int]]:
-        """What `read` gives of these events, in parts, and those of them that cannot be read, which are set aside."""
+        """What `read` gives of these events, in parts, and those of them that cannot be read, which are set aside.
+
+        StoreDamaged when the server can read none of them: then it may be no fault of any event.
+        """
         try:
             return [await read(ids)], ()
-        except StoreRefused as error:
-            if error.passes:  # then it may be no fault of any event
+        except (StoreRefused, StoreDamaged) as error:
+            if error.passes:
                 await asyncio.sleep(SURE_AFTER)
-        parts: list[T] = []
-        unreadable: dict[int, str] = {}
-        rest = [ids]
-        while rest:
-            some = rest.pop()
+        parts, unreadable, unsure = await _apart(read, ids)
+        for id_ in unsure:
             try:
-                parts.append(await read(some))
+                parts.append(await read([id_]))
             except StoreRefused as error:
-                half = len(some) // 2
-                if half:
-                    rest += some[half:], some[:half]
-                else:
-                    unreadable[some[0]] = str(error)
+                unreadable[id_] = str(error)
+            except StoreDamaged as error:
+                if not parts:
+                    raise
+                unreadable[id_] = str(error)
         if unreadable:
             await self.set_aside(unreadable)
         return parts, unreadable
@@ -135,6 +135,32 @@ class Batches:
     async def give_back(self, owner: int, ids: Sequence[int]) -> None:
         """Free the batches a stopping daemon did not finish."""
         await self._database.fetch(QUERIES["give_back"], owner, ids)
+
+
+async def _apart(
+    read: Callable[[Sequence[int]], Awaitable[T]], ids: Sequence[int]
+) -> tuple[list[T], dict[int, str], list[int]]:
+    """What `read` gives of these events, in parts; those that cannot be read, and why; those that may be another time.
+
+    The last are to be read once more when all others are, by which time it may have passed.
+    """
+    parts: list[T] = []
+    unreadable: dict[int, str] = {}
+    unsure: list[int] = []
+    rest = [ids]
+    while rest:
+        some = rest.pop()
+        try:
+            parts.append(await read(some))
+        except (StoreRefused, StoreDamaged) as error:
+            half = len(some) // 2
+            if half:
+                rest += some[half:], some[:half]
+            elif error.passes:
+                unsure.append(some[0])
+            else:
+                unreadable[some[0]] = str(error)
+    return parts, unreadable, unsure
 
 
 def _batch(row: Any) -> Batch:

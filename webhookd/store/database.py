@@ -18,11 +18,13 @@ from webhookd.errors import (
     Moved,
     SchemaMismatch,
     StoreConflict,
+    StoreDamaged,
     StoreForbidden,
     StoreRefused,
     StoreUnavailable,
     WebhookdError,
 )
+from webhookd.sql import QUERIES
 from webhookd.store.migrations import check_schema
 from webhookd.store.session import pins
 
@@ -39,6 +41,7 @@ NO_ROW_SECURITY = (
     "No policy helps: `ALTER TABLE … DISABLE ROW LEVEL SECURITY`, or `ALTER ROLE … BYPASSRLS` for the daemon's role, "
     "and for the owner of the schema where it is FORCED."
 )
+TABLES_NAMED = 3  # of those with row security
 
 # Where the database is, None for the PG* variables. A function is asked at each connect: passwords may be short-lived.
 Dsn = str | None | Callable[[], str | None]
@@ -80,9 +83,9 @@ def translated() -> Iterator[None]:
         raise StoreConflict(f"Another transaction was in the way: {_sentence(error)}.") from error
     except asyncpg.InsufficientPrivilegeError as error:
         if error.server_source_function == "check_enable_rls":
-            raise StoreForbidden(f"Row security would hide events: {error}. {NO_ROW_SECURITY}") from error
+            raise StoreForbidden(f"Row security would hide events: {_sentence(error)}. {NO_ROW_SECURITY}") from error
         raise StoreForbidden(
-            f"The database refuses us: {error}. Grant the daemon's role what sql/grants.sql lists."
+            f"The database refuses us: {_sentence(error)}. Grant the daemon's role what sql/grants.sql lists."
         ) from error
     except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError) as error:
         raise StoreUnavailable(f"The database refuses us: {error}. Check user and password of the DSN.") from error
@@ -94,7 +97,8 @@ def translated() -> Iterator[None]:
             "default_transaction_read_only is on for the server, the database or the role: switch that off.)"
         ) from error
     except _UNAVAILABLE as error:
-        raise StoreUnavailable(f"The database does not answer: {_sentence(error)}.") from error
+        kind = StoreDamaged if isinstance(error, asyncpg.PostgresSystemError) else StoreUnavailable
+        raise kind(f"The database does not answer: {_sentence(error)}.") from error
 
 
 @contextmanager
@@ -259,6 +263,16 @@ class Database:
         async with self.connection() as connection, connection.transaction(**{**COMMITTED, **options}):
             await self.check_place(connection)
             yield connection
+
+    async def expect_all_rows(self) -> None:
+        """Raise StoreForbidden if row security may hide rows of any table, from us or from functions of the owner."""
+        hidden = [f"{table} (from {role})" for table, role in await self.fetch(QUERIES["hidden"])]
+        if hidden:
+            more = f" and {len(hidden) - TABLES_NAMED} more" if len(hidden) > TABLES_NAMED else ""
+            raise StoreForbidden(
+                f"Row security would hide events: it is enabled on {', '.join(hidden[:TABLES_NAMED])}{more}. "
+                + NO_ROW_SECURITY
+            )
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator["asyncpg.pool.PoolConnectionProxy[Any]"]:
