@@ -141,6 +141,8 @@ class Feeder:
             found = await self._store.payloads(list(reserved.values()), self.max_payload)
             for event in list(reserved.values()):
                 content = found.setdefault(event.id, "event_missing")
+                if event.unread and event.id not in metadata and not isinstance(content, str):
+                    content = found[event.id] = "event_unreadable"
                 del reserved[event.id]
                 if isinstance(content, str):
                     self._payloads.release(event)

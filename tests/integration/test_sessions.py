@@ -3,86 +3,283 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
 from tests.conftest import connected
-from tests.integration.conftest import Receiver, Running, Sql, as_user, configuration, eventually, insert, settled
+from tests.fault.pooler import PROGRAM, Pooler
+from tests.integration.conftest import (
+    QUICK,
+    Receiver,
+    Running,
+    Sql,
+    as_user,
+    attempts,
+    configuration,
+    eventually,
+    finished,
+    insert,
+    settled,
+)
 from tests.integration.test_cli import configuration as files
 from tests.integration.test_cli import running, webhookd
-from tests.waiting import until
+from tests.integration.test_migrations import VECTOR, catalogue
+from tests.integration.test_retention import make_day
+from tests.waiting import HANGS, until
+from webhookd.config import Config
+from webhookd.daemon import Daemon
 from webhookd.errors import StoreForbidden, StoreUnavailable
+from webhookd.sql import MIGRATIONS
 from webhookd.store.database import Database
+from webhookd.store.erasure import Erased, pieces
+from webhookd.store.listings import STATES, Asked, Listings
 from webhookd.store.migrations import migrate
 from webhookd.store.parking import ParkingStore
 from webhookd.store.registry import Registry
-from webhookd.store.reports import Reports
+from webhookd.store.reports import NewEvent, Producer, Reports
 
 DEFAULTS = {
     "repeatable_read": ("default_transaction_isolation = 'repeatable read'",),
     "serializable": ("default_transaction_isolation = 'serializable'", "default_transaction_deferrable = on"),
-    "written": ("DateStyle = 'SQL, DMY'", "IntervalStyle = 'sql_standard'", "TimeZone = 'Asia/Kolkata'"),
-    "strings": ("standard_conforming_strings = off", "bytea_output = 'escape'", "search_path = public"),
-    "timeouts": ("statement_timeout = '2s'", "lock_timeout = '1ms'", "idle_session_timeout = '2s'"),
+    "written": (
+        "DateStyle = 'SQL, DMY'",
+        "IntervalStyle = 'sql_standard'",
+        "TimeZone = 'Asia/Kolkata'",
+        "extra_float_digits = -15",
+        "client_encoding = 'LATIN1'",
+        "xmloption = 'document'",
+    ),
+    "strings": (
+        "standard_conforming_strings = off",
+        "backslash_quote = off",
+        "escape_string_warning = on",
+        "bytea_output = 'escape'",
+        "search_path = public",
+        "quote_all_identifiers = on",
+        "row_security = on",
+    ),
+    "timeouts": (
+        "statement_timeout = '500ms'",  # less would end statements that no session has pinned anything for yet
+        "lock_timeout = '1ms'",
+        "idle_session_timeout = '2s'",
+        "idle_in_transaction_session_timeout = '500ms'",
+        "transaction_timeout = '600ms'",
+    ),
+    "planner": (
+        "transform_null_equals = on",
+        "array_nulls = off",
+        "plan_cache_mode = 'force_generic_plan'",
+        "enable_partition_pruning = off",
+        "jit_above_cost = 0",
+        "enable_indexscan = off",
+    ),
 }
+WHERE = {
+    "of_the_role_there": "ALTER ROLE postgres IN DATABASE {name}",
+    "of_the_role": "ALTER ROLE postgres",
+    "of_the_database": "ALTER DATABASE {name}",
+}
+POOLER = pytest.mark.skipif(not Path(PROGRAM).exists(), reason="Debian's pgbouncer is not installed")
+# All of them in one place, some in the others: it is one mechanism.
+PLACES = [
+    *((name, "of_the_database", False) for name in DEFAULTS),
+    *((name, "of_the_role", False) for name in ("serializable", "timeouts")),
+    ("written", "of_the_role_there", False),
+    *(pytest.param(name, "of_the_database", True, marks=POOLER) for name in DEFAULTS),
+]
+VERSIONS = {"standard_conforming_strings": (150000, 190000), "transaction_timeout": (170000, 1_000_000)}  # who has it
 PINNED = "SELECT " + ", ".join(
     f"current_setting('{name}')"
     for name in (
-        "transaction_isolation",
         "DateStyle",
+        "transaction_isolation",
         "standard_conforming_strings",
         "statement_timeout",
         "lock_timeout",
-        "idle_session_timeout",
         "row_security",
+        "search_path",
+        "client_encoding",
     )
 )
 WEEK = 7 * 86_400.0
 
 
-@pytest.fixture(params=DEFAULTS.keys())
-async def defaults(request: pytest.FixtureRequest, sql: Sql) -> str:
-    """A name of defaults that each new session has."""
-    name = await sql.fetchval("SELECT current_database()")
-    for setting in DEFAULTS[request.param]:
-        if setting.split()[0] != "standard_conforming_strings" or await sql.fetchval(
-            "SELECT current_setting('server_version_num')::int < 190000"
-        ):
-            await sql.execute(f"ALTER ROLE postgres IN DATABASE {name} SET {setting}")
-    return str(request.param)
+@asynccontextmanager
+async def defaults(dsn: str, server: str, kind: str, where: str) -> AsyncIterator[None]:
+    """Each new session has these defaults; not those of who sets them."""
+    target = WHERE[where].format(name=urlsplit(dsn).path[1:])
+    async with connected(server) as admin:
+        version = await admin.fetchval("SELECT current_setting('server_version_num')::int")
+        settings = []
+        for setting in DEFAULTS[kind]:
+            least, below = VERSIONS.get(setting.split()[0], (0, 1_000_000))
+            if least <= version < below:
+                settings.append(setting)
+        try:
+            for setting in settings:
+                await admin.execute(f"{target} SET {setting}")
+            yield
+        finally:
+            for setting in settings:
+                await admin.execute(f"{target} RESET {setting.split()[0]}")
 
 
+@pytest.mark.parametrize(("kind", "where", "pooled"), PLACES)
 async def test_the_whole_path_works_under_defaults_of_others(
-    defaults: str, dsn: str, sql: Sql, receiver: Receiver, daemon: Running
+    kind: str, where: str, pooled: bool, dsn: str, server: str, sql: Sql, receiver: Receiver
 ) -> None:
+    async with AsyncExitStack() as stack:
+        through = (await stack.enter_async_context(Pooler(dsn))).dsn("postgres") if pooled else dsn
+        await stack.enter_async_context(defaults(dsn, server, kind, where))
+        await whole_path(through, dsn, sql, receiver)
+
+
+async def whole_path(dsn: str, direct: str, sql: Sql, receiver: Receiver) -> None:
+    """All that daemons and commands ask of a database."""
     receiver.answers("hook", 500, 200)
-    style = "ISO, DMY" if defaults == "written" else "ISO, MDY"
+    async with Database(dsn) as database, database.transaction() as connection:
+        row = await connection.fetchrow(PINNED)
+        assert row is not None
+        assert row[0] in ("ISO, MDY", "ISO, DMY")
+        assert tuple(each.replace('"', "") for each in row)[1:] == (
+            "read committed",
+            "on",
+            "0",
+            "0",
+            "off",
+            "pg_catalog, pg_temp",
+            "UTF8",
+        )
+    before = configuration({"hook": {"url": receiver.url("hook")}})
+    after = configuration({"hook": {"url": receiver.url("hook")}, "other": {"url": receiver.url("other")}})
+    config = [before]
     async with Database(dsn) as database:
-        assert tuple(await database.fetch_row(PINNED)) == ("read committed", style, "on", "0", "0", "0", "off")
-    async with Database(dsn) as database, daemon(configuration({"hook": {"url": receiver.url("hook")}})):
-        event_id = await insert(sql, metadata='{"a": "b"}')
-        await settled(sql, event_id, {"hook": "delivered"})
-        parking, hook = ParkingStore(database), await sql.fetchval("SELECT id FROM webhookd.endpoint")
-        assert await parking.pause([hook]) == [hook]
-        kept = await insert(sql)
-        await settled(sql, kept, {"hook": "parked"})
-        assert await parking.resume([hook]) == [hook]
-        await settled(sql, kept, {"hook": "delivered"})
-        found = await Reports(database).status(15.0)
-        assert found.endpoints[0].name == "hook"
-        # A day past its time, that of DEFAULT, and those ahead.
-        old = datetime.now(UTC) - timedelta(days=40)
-        await sql.execute("UPDATE webhookd.batch SET done_at = now() WHERE done_at IS NULL")
-        await sql.execute("INSERT INTO webhookd.attempt_default SELECT $1, 1, 1, 1, true", old)
-        while pieces := await Registry(database).maintain(WEEK, WEEK):
-            assert [problem for _, problem in pieces if problem] == []
+        ready = asyncio.Event()
+        running = Daemon(before, dsn, load=lambda: config[-1], pace=QUICK, on_ready=lambda _: ready.set())
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(running.run())
+            try:
+                async with asyncio.timeout(HANGS):
+                    await ready.wait()
+                await daily_life(database, sql, running, config, after)
+            except BaseException:
+                task.cancel()
+                raise
+            running.stop()
+        await what_people_ask(database, sql)
+        await what_is_kept_in_shape(database, sql)
+    assert await migrate(direct) == []
+
+
+async def daily_life(database: Database, sql: Sql, running: Daemon, config: list[Config], after: Config) -> None:
+    """Events, a retry, a pause, and a reload."""
+    event_id = await Producer(database).emit(NewEvent("order.created", b'{"a": "\\u00e9"}', metadata=b'{"a": "b"}'))
+    await settled(sql, event_id, {"hook": "delivered"})
+    assert len(await attempts(sql, event_id)) == 2
+    parking, hook = ParkingStore(database), await sql.fetchval("SELECT id FROM webhookd.endpoint")
+    assert await parking.pause([hook]) == [hook]
+    kept = await Producer(database).insert("order.created", b"{}")
+    await settled(sql, kept, {"hook": "parked"})
+    assert await parking.resume([hook]) == [hook]
+    await settled(sql, kept, {"hook": "delivered"})
+    config.append(after)
+    running.reload()
+
+    async def there() -> bool:
+        return bool(await sql.fetchval("SELECT count(*) = 2 FROM webhookd.endpoint"))
+
+    await eventually(there, "the other endpoint")
+    both = await insert(sql)
+    await settled(sql, both, {"hook": "delivered", "other": "delivered"})
+    await finished(sql)
+
+
+async def what_people_ask(database: Database, sql: Sql) -> None:
+    """Commands that only read, and `erase`."""
+    event_id = await sql.fetchval("SELECT event_id FROM webhookd.outbox ORDER BY id LIMIT 1")
+    reports, listings = Reports(database), Listings(database)
+    found = await reports.status(15.0)
+    assert {each.name for each in found.endpoints} == {"hook", "other"}
+    assert len((await reports.deployed(15.0)).specs) == 2
+    ((event, fates),) = await reports.fates(event_id)
+    assert [(fate.endpoint, fate.state) for fate in fates] == [("hook", "delivered")]
+    assert event.created_at.utcoffset() == timedelta(0)
+    lines, _ = await listings.events(Asked(10), None, None)
+    assert len(lines) == 3
+    lines_of_deliveries, _ = await listings.deliveries(Asked(10), None, STATES, event_id)
+    assert [line.state for line in lines_of_deliveries] == ["delivered"]
+    assert len(await listings.endpoints()) == 2
+    erased = [piece async for piece in pieces(database, event_id=event_id)]
+    assert sum(erased, Erased()).events == 1
+
+
+async def what_is_kept_in_shape(database: Database, sql: Sql) -> None:
+    """Rows in DEFAULT get their partition, one past its time goes, and days are made ahead."""
+    registry = Registry(database)
+    old = datetime.now(UTC) - timedelta(days=40)
+    await sql.execute("DELETE FROM webhookd.outbox")
+    await make_day(sql, -40)
+    for moment in (old, old + timedelta(days=20)):
+        await sql.execute("INSERT INTO webhookd.outbox (type, payload, created_at) VALUES ('a', '{}', $1)", moment)
+    await sql.execute("SELECT webhookd.cut(100, 500, 1)")
+    await sql.execute("UPDATE webhookd.batch SET done_at = now() WHERE done_at IS NULL")
+    await sql.execute("INSERT INTO webhookd.attempt_default SELECT $1, 1, 1, 1, true", old + timedelta(days=20))
+    done = []
+    while some := await registry.maintain(WEEK, WEEK):
+        assert [problem for _, problem in some if problem] == []
+        done += [what for what, _ in some]
+    assert {f"{what} outbox_{old:%Y%m%d}" for what in ("emptied", "dropped")} <= set(done)
+    assert await sql.fetchval("SELECT count(*) FROM webhookd.outbox") == 1
+    await registry.sweep(WEEK)
     bounds = await sql.fetch("SELECT since, until FROM webhookd.partitions('outbox') WHERE name ~ '_[0-9]{8}$'")
     assert len(bounds) >= 30
     assert {(row["since"].hour, row["since"].minute) for row in bounds} == {(0, 0)}
-    assert await migrate(dsn) == []
+
+
+@pytest.mark.parametrize("kind", ["repeatable_read", "serializable"])
+async def test_nothing_is_lost_and_no_producer_fails_while_an_endpoint_is_parked_and_comes_back(
+    kind: str, dsn: str, server: str, sql: Sql, receiver: Receiver, daemon: Running
+) -> None:
+    """Whatever isolation all sessions begin with, those of the producers too."""
+    made: list[str] = []
+    enough = asyncio.Event()
+
+    async def produce() -> None:
+        async with connected(dsn) as connection:
+            while not enough.is_set():
+                async with connection.transaction():
+                    some = [await insert(connection) for _ in range(3)]
+                    await asyncio.sleep(0)
+                made.extend(some)  # what is committed
+
+    async with defaults(dsn, server, kind, "of_the_database"), Database(dsn) as database:
+        config = configuration({"hook": {"url": receiver.url("hook")}})
+        async with daemon(config), daemon(config):
+            parking, hook = ParkingStore(database), await sql.fetchval("SELECT id FROM webhookd.endpoint")
+            async with asyncio.TaskGroup() as producers:
+                for _ in range(3):
+                    producers.create_task(produce())
+                for _ in range(10):
+                    for move in (parking.pause, parking.resume):
+                        await move([hook])
+                        least = len(made) + 30
+                        await until(lambda: len(made) >= least, "events between")  # noqa: B023
+                enough.set()
+            await finished(sql)
+    assert sorted(set(receiver.events("hook"))) == sorted(made)
+    assert await sql.fetchval("SELECT count(*) FROM webhookd.outbox") == len(made)
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+async def test_the_schema_comes_about_under_defaults_of_others(kind: str, empty_dsn: str, server: str) -> None:
+    async with defaults(empty_dsn, server, kind, "of_the_database"):
+        assert len(await migrate(empty_dsn)) == len(MIGRATIONS)
+    assert await catalogue(empty_dsn) == VECTOR.read_text()
 
 
 @pytest.mark.parametrize("isolation", ["repeatable_read", "serializable"])

@@ -41,7 +41,7 @@ class Damaged:
                 self.times -= 1
                 with translated():
                     raise self.poison[id_]
-        if query == QUERIES["payloads"]:
+        if query in (QUERIES["payloads"], QUERIES["metadata"]):
             return [(id_, b"{}") for id_ in ids]
         return [tuple(event(id_)) for id_ in ids]
 
@@ -77,6 +77,10 @@ async def test_each_that_cannot_be_read_is_set_aside_and_no_other(error: Excepti
     found = await payloads(database, ids)
     assert {id_ for id_, content in found.items() if content == UNREADABLE} == bad
     assert {id_ for id_, content in found.items() if content == b"{}"} == set(ids) - bad
+    assert database.aside.keys() == bad
+    database = Damaged(dict.fromkeys(bad, error))
+    metadata = await Batches(database).metadata([event(id_) for id_ in ids])  # type: ignore[arg-type]
+    assert metadata.keys() == set(ids) - bad
     assert database.aside.keys() == bad
 
 

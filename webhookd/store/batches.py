@@ -122,11 +122,15 @@ class Batches:
             log.error("event_unreadable", id=id_, reason=unreadable[id_], others=len(new) - 1)
 
     async def metadata(self, events: Sequence[Event]) -> dict[int, bytes]:
-        """Metadata texts by event id; nothing for an event that is gone."""
+        """Metadata texts by event id; nothing for an event that is gone, or whose metadata cannot be read."""
         lo = min(event.created_at for event in events)
         hi = max(event.created_at for event in events)
-        rows = await self._database.fetch(QUERIES["metadata"], [event.id for event in events], lo, hi)
-        return dict(rows)  # type: ignore[arg-type]  # a Record of two columns is a pair
+
+        async def read(ids: Sequence[int]) -> Sequence[Any]:
+            return await self._database.fetch(QUERIES["metadata"], ids, lo, hi)
+
+        parts, _ = await self._halved(read, [event.id for event in events])
+        return {id_: text for part in parts for id_, text in part}
 
     async def whole(self, event: Event) -> Event:
         """The event with the metadata that `heads` has left out."""

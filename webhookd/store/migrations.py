@@ -15,7 +15,7 @@ _CONNECT_SECONDS = 10.0
 _TRIES, _PAUSE = 240, 0.5  # an application's long transaction, or another migration, may be in the way
 # INSERTs queue up behind a lock that we wait for, so it is waited for briefly. No session state: poolers.
 _BEGIN = """SET LOCAL search_path = pg_catalog, pg_temp;
-SET LOCAL standard_conforming_strings = on;
+SET LOCAL standard_conforming_strings = on; SET LOCAL quote_all_identifiers = off;
 SET LOCAL DateStyle = 'ISO'; SET LOCAL IntervalStyle = 'postgres'; SET LOCAL TimeZone = 'UTC';
 SET LOCAL row_security = off;
 SET LOCAL statement_timeout = 0;
