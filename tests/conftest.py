@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import asyncpg
+import hypothesis
 import pytest
 import uvloop
 
@@ -24,6 +25,8 @@ from webhookd.embedded import postgres
 from webhookd.store.migrations import migrate
 
 T = TypeVar("T")
+hypothesis.settings.register_profile("webhookd", deadline=None)  # on a busy machine any single example may take long
+hypothesis.settings.load_profile("webhookd")
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 SETTINGS = {"max_connections": "200", "fsync": "off", "full_page_writes": "off"}  # nothing here outlives the session
 LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {

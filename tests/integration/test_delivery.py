@@ -471,9 +471,12 @@ async def test_a_delivery_that_was_tried_more_often_than_can_be_counted_ends_and
     async with daemon(configuration({"hook": hook}, retry={"first": "1h", "max_interval": "1h"})):
         event_id = await insert(sql)
         await settled(sql, event_id, {"hook": "retrying"})
-    # A second apart and for three days would be more attempts than a smallint counts.
+    # A second apart and for three days would be more attempts than a smallint counts. What are left reach to the end.
     await sql.execute("UPDATE webhookd.backlog SET attempts = 32765, due = now()")
     async with daemon(configuration({"hook": hook}, retry={"schedule": ["20ms"], "jitter": 0.0})):
+        await eventually(lambda: sql.fetchval("SELECT attempts = 32766 FROM webhookd.backlog"), "the last but one")
+        assert await sql.fetchval("SELECT due > now() + interval '2 days 23 hours' FROM webhookd.backlog")
+        await sql.execute("UPDATE webhookd.backlog SET due = now(), clock_from = now() - interval '3 days'")
         await settled(sql, event_id, {"hook": "exhausted"})
         receiver.answers("hook", 200)
         await settled(sql, await insert(sql), {"hook": "delivered"})

@@ -14,7 +14,7 @@ SEED = int(os.environ.get("WEBHOOKD_TEST_SEED", "20261120"))
 SECONDS = 10.0
 CUTTERS = 4
 HUGE = 6_000  # events of one transaction, far more than a cut asks for
-MOST, PAGE = 1_000, 500
+MOST, PAGE, READ = 1_000, 500, 10_000
 
 
 async def cut(dsn: str, owner: int, stopped: asyncio.Event) -> int:
@@ -24,7 +24,7 @@ async def cut(dsn: str, owner: int, stopped: asyncio.Event) -> int:
     try:
         while True:
             last = stopped.is_set()
-            rows = await connection.fetch(QUERIES["cut"], MOST, PAGE, owner, PAGE)
+            rows = await connection.fetch(QUERIES["cut"], MOST, PAGE, owner, PAGE, READ, [], [], None)
             found += bool(rows)
             if last and not rows and await nothing_is_left(connection):
                 return found

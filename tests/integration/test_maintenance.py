@@ -60,7 +60,9 @@ def test_migrate_writes_one_file_per_version(tmp_path: Path) -> None:
     names = [*(f"{each.name}.sql" for each in MIGRATIONS), "partitions.sql", "wake.sql"]
     assert found.stdout.split() == [str(tmp_path / "sql" / name) for name in names]
     for name in names:
-        assert (tmp_path / "sql" / name).read_text().startswith("BEGIN;\nSET LOCAL lock_timeout")
+        text = (tmp_path / "sql" / name).read_text()
+        assert text.startswith("BEGIN ISOLATION LEVEL READ COMMITTED;\nSET LOCAL ")
+        assert "SET LOCAL lock_timeout = '50ms'" in text
     assert "DROP TRIGGER" in (tmp_path / "sql" / "wake.sql").read_text()
 
 

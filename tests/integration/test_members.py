@@ -184,7 +184,13 @@ async def test_what_was_removed_while_its_daemon_seemed_dead_is_back_when_it_is(
             return await running_names(sql) == {"one", "two"}
 
         await eventually(is_back, "it to be back")
-        await settled(sql, await insert(sql), {"one": "delivered", "two": "delivered"})
+
+        async def are_owed() -> bool:  # once each daemon has looked
+            event_id = await insert(sql)
+            await finished(sql)
+            return await states(sql, event_id) == {"one": "delivered", "two": "delivered"}
+
+        await eventually(are_owed, "events to be owed to both")
 
 
 async def test_a_heartbeat_leaves_what_a_daemon_has_where_it_is(sql: Sql, dsn: str) -> None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from webhookd import matching
@@ -192,7 +192,6 @@ patterns = st.one_of(
 labels = st.dictionaries(st.sampled_from("kl"), st.sampled_from(["1", "2", 1, True, None, [1]]))
 
 
-@settings(deadline=None)  # on a busy machine any single example may take long
 @given(
     st.lists(
         st.tuples(
