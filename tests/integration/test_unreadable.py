@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -27,6 +28,8 @@ from tests.integration.conftest import (
     states,
     status,
 )
+from tests.integration.test_cli import configuration as files
+from tests.integration.test_cli import fails, webhookd
 from webhookd.cli import exit_code
 from webhookd.daemon import Daemon
 from webhookd.errors import ConfigError, SchemaMismatch
@@ -367,6 +370,24 @@ async def test_commands_show_what_can_be_shown_of_an_event_that_cannot_be_read(
         ((line,), _) = await listings.events(Asked(10), None, None)
         assert (line.event_id, line.state) == (bad, "unreadable")
         await listings.deliveries(Asked(10), None, STATES, bad)
+
+
+async def test_emit_explain_and_status_say_it_in_a_sentence(
+    sql: Sql, dsn: str, receiver: Receiver, daemon: Running, tmp_path: Path
+) -> None:
+    file = files(tmp_path, dsn)
+    found = await asyncio.to_thread(webhookd, "emit", "-c", file, "t" * 513, "{}")
+    fails(found, 1, "the outbox does not take this event: type may have 512 characters at most")
+    await unbound(sql)
+    async with daemon(configuration({"hook": {"url": receiver.url("hook")}})):
+        bad = await emit(sql, f"'order.created', '{{}}', occurred_at => {LATE}")
+        await finished(sql)
+    found = await asyncio.to_thread(webhookd, "explain", "-c", file, bad)
+    why = await sql.fetchval("SELECT why FROM webhookd.unreadable")
+    assert "unreadable" in found.stdout + found.stderr
+    assert why in found.stdout
+    found = await asyncio.to_thread(webhookd, "status", "-c", file)
+    assert "problem      1 event could not be read: the table webhookd.unreadable says why" in found.stdout
 
 
 async def test_a_right_that_is_missing_makes_a_daemon_wait_and_say_so(
