@@ -22,7 +22,6 @@ from webhookd.store.migrations import _BEGIN, as_sql, check_schema, migrate
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
-ON_THEIR_WAY = (16,)  # numbers of changes that are written at the same time; to be emptied when they are in
 VECTOR = Path(__file__).parents[1] / "vectors" / "schema.txt"
 CATALOGUE = r"""
 WITH relation AS (
