@@ -140,13 +140,17 @@ class _Subscribers:
         self.everybody = tuple(endpoints)
         self._free = [at for at, endpoint in enumerate(endpoints) if not endpoint.filter]
         self.unfiltered = self.everybody
-        self._by_label: dict[str, dict[str, list[int]]] = {}  # by the first key of the filter, and its values
+        # By the first key of the filter, and its values: filters, each once, and who has it.
+        self._by_label: dict[str, dict[str, list[list[int]]]] = {}
         if len(self._free) < len(endpoints):
             self.unfiltered = tuple(endpoints[at] for at in self._free)
+        alike: dict[tuple[tuple[str, tuple[str, ...]], ...], list[int]] = {}
         for at, endpoint in enumerate(endpoints):
-            for key in list(endpoint.filter)[:1]:
-                for value in endpoint.filter[key]:
-                    self._by_label.setdefault(key, {}).setdefault(value, []).append(at)
+            if endpoint.filter:
+                alike.setdefault(tuple(endpoint.filter.items()), []).append(at)
+        for ((key, values), *_), group in alike.items():
+            for value in values:
+                self._by_label.setdefault(key, {}).setdefault(value, []).append(group)
 
     @property
     def size(self) -> int:
@@ -162,8 +166,9 @@ class _Subscribers:
             at
             for key, by_value in self._by_label.items()
             if key in labels
-            for at in by_value.get(_text(labels[key]), ())
-            if _failing_key(self.everybody[at], labels) is None
+            for group in by_value.get(_text(labels[key]), ())
+            if _failing_key(self.everybody[group[0]], labels) is None
+            for at in group
         }
         return tuple(self.everybody[at] for at in sorted(found.union(self._free))) if found else self.unfiltered
 

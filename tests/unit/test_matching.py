@@ -254,6 +254,22 @@ def test_only_those_are_looked_at_whose_filter_may_let_it_pass(monkeypatch: pyte
     assert asked == [77]
 
 
+def test_a_filter_that_thousands_have_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    failing_key = matching._failing_key
+
+    def spy(asked_of: Endpoint, labels: dict[str, object]) -> str | None:
+        asked.append(asked_of.id)
+        return failing_key(asked_of, labels)
+
+    monkeypatch.setattr(matching, "_failing_key", spy)
+    filters = [{"region": ("eu",), "tier": (str(n % 2),)} if n % 3 else {} for n in range(6_000)]
+    matcher = Matcher([endpoint(id=n, filter=each) for n, each in enumerate(filters)])
+    found = [found.id for found in matcher.endpoints_for(event(metadata=b'{"region": "eu", "tier": 1}'))]
+    assert found == [n for n in range(6_000) if n % 3 == 0 or n % 2 == 1]
+    assert len(asked) == 2
+
+
 def test_what_is_remembered_of_types_is_bounded_in_bytes() -> None:
     matcher = Matcher([endpoint(id=n) for n in range(8_000)])
     for n in range(200):
