@@ -230,7 +230,7 @@ class Follower:
             key: cursor for key, cursor in self._cursors.items() if key not in cursors and not cursor.is_settled
         }
         self._cursors, self._fed = cursors, fed
-        self._noted = {id_: fails for id_, fails in self._noted.items() if fed.get(id_, Fed()).feed is Feed.CURSOR}
+        self._noted = {id_: fails for id_, fails in self._noted.items() if id_ in fed and fed[id_].feed is Feed.CURSOR}
         self._dispatcher.follow(fed)
 
     async def _see_to(self, troubles: Mapping[int, str]) -> None:
@@ -322,6 +322,7 @@ class Follower:
         idle, well = [], {}
         newest = await self._store.newest()
         first = self._first(newest)
+        await asyncio.sleep(0)
         for row in self._parking.rows:
             if row.to_batch is not None or row.is_still:
                 continue
@@ -394,7 +395,9 @@ class Follower:
         first: dict[int, Cursor] = {}
         for cursor in self._cursors.values():
             if cursor.has_more(newest):
-                first[cursor.endpoint_id] = min(first.get(cursor.endpoint_id, cursor), cursor, key=lambda c: c.batch)
+                other = first.setdefault(cursor.endpoint_id, cursor)
+                if cursor.batch < other.batch:
+                    first[cursor.endpoint_id] = cursor
         return first
 
     def _room(self, cursor: Cursor, taken: int = 0) -> int:

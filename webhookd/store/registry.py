@@ -244,7 +244,7 @@ class Registry:
             await connection.fetch(QUERIES["raise_version"])
         ids = await connection.fetchval(QUERIES["own_endpoints"], tenants, names)
         rows = await connection.fetch(QUERIES["foreign_endpoints"], tenants, names)
-        return Known(ids or [], [Foreign(row[0], row[1], row[2], json.loads(row[3])) for row in rows])
+        return Known(ids or [], await asyncio.to_thread(_foreign, rows))
 
 
 def _other_place(server: str, deployment: str, here: str, environment: str) -> str:
@@ -273,6 +273,10 @@ def _columns(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
 
 def _hash(ids: Sequence[int]) -> str:
     return hashlib.sha256(array("q", ids).tobytes()).hexdigest()[:32]
+
+
+def _foreign(rows: Iterable[Any]) -> list[Foreign]:
+    return [Foreign(row[0], row[1], row[2], json.loads(row[3])) for row in rows]
 
 
 def _texts(specs: Specs) -> list[str]:
