@@ -269,18 +269,21 @@ class Daemon:
             following.shares = shares(daemon_id, own, members)
             sending.share(following.shares)
 
-        def apply(config: Config, ours: Sequence[Endpoint], foreign: Sequence[Endpoint]) -> None:
-            self._config = config  # a new life goes on with it
-            sender.configure(config.egress)
+        async def apply(config: Config, ours: Sequence[Endpoint], new: Matcher) -> None:
             # An inactive endpoint is sent nothing: it has no queue, and what it was owed stays in the backlog.
             active = [endpoint for endpoint in ours if endpoint.active]
+            for _ in sending.prepare(active):
+                await asyncio.sleep(0)
+            # From here on all at once, or a cursor would pass over what its endpoint is owed.
+            self._config = config  # a new life goes on with it
+            sender.configure(config.egress)
             own.clear()
             own.update((endpoint.id, endpoint) for endpoint in active)
             sending.configure(active, config.delivery)
             tokens.keep({endpoint.grant for endpoint in active if endpoint.grant})
             divide(beaten.members)
             nonlocal matcher
-            matcher = Matcher((*active, *foreign), require_tenant=config.delivery.require_tenant)
+            matcher = new
             reading.endpoints_for = matcher.endpoints_for
             pages.configure(matcher.endpoints_for)
             following.changed()

@@ -11,7 +11,7 @@ of the daemon stays, and fills the memory until the reader stops reading.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import structlog
@@ -34,6 +34,7 @@ PATIENCE = 3.0  # seconds a delivery may wait for its endpoint, or be in flight,
 LEASE_MARGIN = 25.0  # seconds of a lease beyond the timeout of the attempt
 DEATHS_MOST = 6  # of daemons that had a delivery in hand, from which on it is not tried, but waits for its next step
 SWEEP_SECONDS = 0.25
+AT_A_TIME = 500  # endpoints that are looked at before others have their turn on the loop
 UNSEEN_SECONDS = 5.0  # without a look at our way out, from which on more is taken into memory that can have one
 
 log = structlog.get_logger("webhookd.dispatcher")
@@ -226,50 +227,63 @@ class Dispatcher:
         else:
             self._spill_all(queue)  # its endpoint went while its payloads came
 
-    def configure(self, endpoints: Iterable[Endpoint], delivery: Settings) -> None:
+    def configure(self, endpoints: Collection[Endpoint], delivery: Settings) -> None:
         """Go on with these endpoints and settings; what an endpoint that is gone was owed goes to the backlog."""
+        for _ in self.prepare(endpoints):
+            pass
         self._max_in_flight, self._per_host = delivery.max_in_flight, delivery.max_in_flight_per_host
         self.feeder.max_payload = self._max_payload = delivery.max_payload
         self._source = delivery.source
         self.answers.keep_response = delivery.response_body == "failures"
-        gone = set(self._queues)
-        for endpoint in endpoints:
-            gone.discard(endpoint.id)
-            if (queue := self._queues.get(endpoint.id)) is not None:
-                queue.change(endpoint, self._turns.host(endpoint.url))
-            else:
+        for endpoint_id in self._queues.keys() - {endpoint.id for endpoint in endpoints}:
+            queue = self._queues.pop(endpoint_id)
+            queue.host.queues.discard(queue)
+            self._spill_all(queue)
+        self._turns.forget_hosts()
+        self._limit(list(self._queues.values()))
+
+    def prepare(self, endpoints: Collection[Endpoint]) -> Iterator[None]:
+        """Do most of what `configure` does with these, in pieces, between which others may have their turn."""
+        for number, endpoint in enumerate(endpoints, start=1):
+            queue = self._queues.get(endpoint.id)
+            if queue is None:
                 queue = self._queues[endpoint.id] = EndpointQueue(endpoint, self._turns.host(endpoint.url))
                 queue.follow(*self._fed.get(endpoint.id, _LIVE))
-        for endpoint_id in gone:
-            self._spill_all(self._queues.pop(endpoint_id))
-        self._apply_limits()
+                queue.share(*self._shares.place(self._shares.of(endpoint.id)))
+            elif queue.endpoint is not endpoint:
+                queue.change(endpoint, self._turns.host(endpoint.url))
+            if number % AT_A_TIME == 0:
+                yield
 
     def share(self, shares: Shares) -> None:
         """Keep to our share of the limits of endpoints and hosts."""
         if shares != self._shares:
             self._shares = shares
-            self._apply_limits()
+            self._limit(list(self._queues.values()))
 
     def follow(self, fed: Mapping[int, Fed]) -> None:
         """Feed these endpoints from there, and all others from memory."""
         self._fed = fed
-        changed = False
+        changed = []
         for endpoint_id, queue in self._queues.items():
             now_fed = fed.get(endpoint_id, _LIVE)
             if queue.feed is not now_fed.feed:
                 queue.follow(*now_fed)
-                changed = True
+                changed.append(queue)
                 if queue.feed is Feed.NONE:
                     self._spill_all(queue)
         if changed:
-            self._apply_limits()
+            self._limit(changed)
 
-    def _apply_limits(self) -> None:
-        shares = self._shares
-        for endpoint_id, queue in self._queues.items():
-            queue.share(*shares.place(shares.of(endpoint_id)))
-        self._turns.configure(self._max_in_flight, self._per_host, self._queues.values(), shares)
+    def _limit(self, queues: Sequence[EndpointQueue]) -> None:
+        """Keep to our share of the limits of these; of thousands some at a time, so that others have their turn."""
+        some = [queue for queue in queues[:AT_A_TIME] if self._queues.get(queue.endpoint.id) is queue]
+        for queue in some:
+            queue.share(*self._shares.place(self._shares.of(queue.endpoint.id)))
+        self._turns.configure(self._max_in_flight, self._per_host, some, self._shares)
         self._fill_lanes()
+        if len(queues) > AT_A_TIME:
+            asyncio.get_running_loop().call_soon(self._limit, queues[AT_A_TIME:])
 
     def hold(self, on_hold: bool) -> None:
         """Start no attempts while nobody can know whether we are alive."""
@@ -408,11 +422,13 @@ class Dispatcher:
             self._turns.age(now)
             for delivery in self._turns.stragglers(now - self._patience):
                 self._recorder.lease(delivery, delivery.endpoint.timeout + LEASE_MARGIN)
-            for queue in self._queues.values():
+            for number, queue in enumerate(list(self._queues.values()), start=1):
                 if (queue.ready or queue.waiting) and queue.is_held_up(now):
                     self._spill_overdue(queue, now)
                 if queue.ready:
                     self._turns.ask(queue)  # a limit that was raised rings no bell
+                if number % AT_A_TIME == 0:
+                    await asyncio.sleep(0)
             self._fill_lanes()
 
     def _spill_overdue(self, queue: EndpointQueue, now: float) -> None:

@@ -47,11 +47,12 @@ class Fed(NamedTuple):
 class Host:
     """A receiver's machine, which several endpoints may share: their attempts, and the queues that wait for it."""
 
-    __slots__ = ("flying", "most", "waiting")
+    __slots__ = ("flying", "most", "queues", "waiting")
 
     def __init__(self) -> None:
         self.most = 0
         self.flying = 0
+        self.queues: set[EndpointQueue] = set()
         self.waiting: Rotation[EndpointQueue] = Rotation()
 
 
@@ -100,6 +101,7 @@ class EndpointQueue:
     def __init__(self, endpoint: Endpoint, host: Host) -> None:
         self.endpoint = endpoint
         self.host = host
+        host.queues.add(self)
         self.waiting: deque[Delivery] = deque()
         self.ready: deque[tuple[Delivery, Payload]] = deque()
         self.flying: dict[Delivery, Flight] = {}
@@ -259,7 +261,9 @@ class EndpointQueue:
     def change(self, endpoint: Endpoint, host: Host) -> None:
         """Go on with a changed endpoint; what is queued follows when it starts, its limits with the next `share`."""
         self.endpoint = endpoint
+        self.host.queues.discard(self)
         self.host = host
+        host.queues.add(self)
 
     def take_all(self) -> list[tuple[Delivery, Payload | None]]:
         """Take out everything that is not in flight."""

@@ -10,7 +10,7 @@ everything as it is.
 
 import asyncio
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from webhookd.config import Config
 from webhookd.difference import difference, refusal
 from webhookd.errors import ConfigError, SchemaMismatch, StoreRefused, StoreUnavailable, WebhookdError
 from webhookd.formats import FORMATS
+from webhookd.matching import Matcher
 from webhookd.model import Endpoint, RetryPolicy
 from webhookd.signing import SCHEMES
 from webhookd.tasks import Setbacks, wait_for
@@ -78,7 +79,7 @@ class Registry(Protocol):
 
 
 class Reloader:
-    """Runs beside the other parts. `apply(config, own, foreign)` is called with every change; it must not wait.
+    """Runs beside the other parts. `apply(config, own, matcher)` is awaited with every change.
 
     `wanted` is set by whoever wants the files read again; asking a thousand times is asking once.
     """
@@ -89,7 +90,7 @@ class Reloader:
         daemon: int,
         config: Config,
         load: Callable[[], Config],
-        apply: Callable[[Config, Sequence[Endpoint], Sequence[Endpoint]], None],
+        apply: Callable[[Config, Sequence[Endpoint], Matcher], Awaitable[None]],
         wanted: asyncio.Event,
         *,
         dead_after: float,
@@ -144,7 +145,7 @@ class Reloader:
         self._on_reload()
         try:
             config = await asyncio.to_thread(self._read)
-            change = difference(self._config.specs, config.specs)
+            change = await asyncio.to_thread(difference, self._config.specs, config.specs)
             accepted = await self._store.accepted_removals() if change.removed else frozenset()
             if not accepted.issuperset(change.removed) and (why := refusal(change, len(self._config.specs))):
                 raise ConfigError([why])
@@ -186,8 +187,8 @@ class Reloader:
     async def take_over(self, config: Config, known: Known) -> None:
         """Go on with this configuration and these endpoints."""
         # In a thread, because thousands of endpoints would stall the loop.
-        own, self._foreign = await asyncio.to_thread(_endpoints, config, known)
-        self._apply(config, own, self._foreign)
+        own, self._foreign, matcher = await asyncio.to_thread(_endpoints, config, known)
+        await self._apply(config, own, matcher)
 
     async def _refuse(self, mistakes: Sequence[str]) -> None:
         log.error("reload_refused", mistakes=list(mistakes))
@@ -216,11 +217,12 @@ def _differs(before: Config, after: Config, section: str) -> bool:
     return bool(getattr(before, section) != getattr(after, section))
 
 
-def _endpoints(config: Config, known: Known) -> tuple[list[Endpoint], list[Endpoint]]:
-    """Our endpoints with their numbers, and those of other daemons' files."""
+def _endpoints(config: Config, known: Known) -> tuple[list[Endpoint], list[Endpoint], Matcher]:
+    """Our endpoints with their numbers, those of other daemons' files, and who of all of them is owed what."""
     ids = dict(zip(config.specs, known.ids, strict=True))
     own = [replace(endpoint, id=ids[endpoint.tenant, endpoint.name]) for endpoint in config.endpoints]
-    return own, [_foreign(each) for each in known.foreign]
+    foreign = [_foreign(each) for each in known.foreign]
+    return own, foreign, Matcher((*own, *foreign), require_tenant=config.delivery.require_tenant)
 
 
 def _foreign(known: Foreign) -> Endpoint:

@@ -14,6 +14,7 @@ from webhookd.tasks import Setbacks, wait_for
 LOOK_SECONDS = 0.5
 AWAY_SECONDS = 1.0
 RESTRAINT, RESTRAINT_MOST = 10.0, 2.0  # times what it took to ask who owes, until that is asked again; seconds
+AT_A_TIME = 500  # endpoints that are looked at before others have their turn on the loop
 START_MARGIN = 5.0  # seconds before the end of a lease by which its attempt must be over
 
 log = structlog.get_logger("webhookd.retrier")
@@ -127,13 +128,15 @@ class Retrier:
         least = min((time.monotonic() - began) * RESTRAINT, RESTRAINT_MOST)
         self.due = frozenset(endpoint_id for endpoint_id, due_in in owing.items() if due_in <= 0)
         wanted, asked = [], {}
-        for endpoint_id, due_in in owing.items():
+        for number, (endpoint_id, due_in) in enumerate(owing.items(), start=1):
             endpoint = self._endpoint(endpoint_id)
             if due_in <= 0 and endpoint is not None:
                 room, lease = self._dispatcher.claimable(endpoint_id)
                 if room > 0:
                     wanted.append((endpoint_id, room, lease, -due_in))
                     asked[endpoint_id] = endpoint, lease
+            if number % AT_A_TIME == 0:
+                await asyncio.sleep(0)
         if wanted:
             # A lease may have run out while the database was away and the result waited here: it is no reason to
             # send once more. What was written while the claim was under way had waited before.

@@ -53,19 +53,21 @@ class Turns:
         queues: Iterable[EndpointQueue],
         shares: Shares = ALONE,
     ) -> None:
-        """Give the daemon so many slots, and each host our share of so many, but not fewer than an endpoint of it has.
+        """Give the daemon so many slots, and the hosts of these queues our share of so many.
 
-        Those share a host that have one of our endpoints there.
+        It is not less than an endpoint of the host has. Those share a host that have one of our endpoints there.
         """
         self._slots = slots
-        used: dict[Host, list[EndpointQueue]] = {}
-        for queue in queues:
-            used.setdefault(queue.host, []).append(queue)
-        for host, there in used.items():
-            sharers = sorted({id_ for queue in there for id_ in shares.of(queue.endpoint.id)})
-            key = min(queue.endpoint.id for queue in there)  # so that one slot goes where its endpoint's slot goes
-            host.most = max(share(per_host, *shares.place(sharers), key), *(queue.most for queue in there))
-        self._hosts = {name: host for name, host in self._hosts.items() if host in used or host.flying}
+        for host in {queue.host for queue in queues}:
+            ids = [queue.endpoint.id for queue in host.queues]
+            sharers = sorted({id_ for group in {shares.of(each) for each in ids} for id_ in group})
+            key = min(ids)  # so that one slot goes where its endpoint's slot goes
+            most = max(queue.most for queue in host.queues)
+            host.most = max(share(per_host, *shares.place(sharers), key), most)
+
+    def forget_hosts(self) -> None:
+        """Remember only those that have an endpoint, or an attempt under way."""
+        self._hosts = {name: host for name, host in self._hosts.items() if host.queues or host.flying}
 
     def host(self, url: str) -> Host:
         """The host of an endpoint; it has slots when `configure` was told of the endpoint."""

@@ -1,6 +1,7 @@
 """What is offered is sent: within the limits, in turns, within memory, and never at the cost of another endpoint."""
 
 import asyncio
+import functools
 import itertools
 import time
 from collections import Counter, defaultdict
@@ -16,7 +17,7 @@ from tests.stopwatch import Stopwatch
 from tests.waiting import HANGS, until
 from webhookd import feeder
 from webhookd.clock import Clock
-from webhookd.dispatcher import DEATHS_MOST, UNSEEN_SECONDS, Dispatcher
+from webhookd.dispatcher import AT_A_TIME, DEATHS_MOST, UNSEEN_SECONDS, Dispatcher
 from webhookd.errors import StoreUnavailable
 from webhookd.formats import FORMATS
 from webhookd.members import Shares, alone
@@ -38,6 +39,7 @@ from webhookd.model import (
     RetryPolicy,
 )
 from webhookd.payloads import Payloads
+from webhookd.queues import EndpointQueue, Fed, Feed
 from webhookd.signing import SCHEMES
 from webhookd.turns import STRANDED_SECONDS
 
@@ -1154,3 +1156,84 @@ async def test_an_error_of_its_own_loses_the_feeder_no_delivery(
         assert sorted(parts.recorder.delivered) == [1, 2, 5, 6, 7, 8]
         await until(lambda: parts.empty, "memory to be empty")
     assert (fed._payloads._bytes, fed._payloads._held) == (0, {})
+
+
+async def most_between_turns(calls: list[int], work: Callable[[], object], done: Callable[[], bool]) -> int:
+    """How many calls were made at most before others had a turn on the loop, until it is done."""
+    most, before = 0, len(calls)
+    work()
+    while True:
+        most, before = max(most, len(calls) - before), len(calls)
+        if done():
+            return most
+        await asyncio.sleep(0)
+
+
+async def test_thousands_of_endpoints_get_new_shares_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoints = [hook(number) for number in range(1, 4_001)]
+    async with running(*endpoints) as parts:
+        await until(lambda: all(queue.host.most for queue in parts.dispatcher._queues.values()), "their slots")
+        shared: list[int] = []
+        share = EndpointQueue.share
+
+        def spy(queue: EndpointQueue, rank: int, live: int) -> None:
+            shared.append(queue.endpoint.id)
+            share(queue, rank, live)
+
+        monkeypatch.setattr(EndpointQueue, "share", spy)
+        work = functools.partial(parts.dispatcher.share, Shares(0, (0, 1), {}))
+        most = await most_between_turns(shared, work, lambda: len(shared) >= 4_000)
+        assert most <= AT_A_TIME
+        assert sorted(shared) == list(range(1, 4_001)), "each once"
+        assert {queue.most for queue in parts.dispatcher._queues.values()} == {5}
+
+        shared.clear()
+        parts.dispatcher.follow({7: Fed(Feed.CURSOR)})
+        assert shared == [7], "no other, when one is parked"
+        assert parts.dispatcher._queues[7].most == 10
+
+
+async def test_an_endpoint_that_shares_a_host_leaves_its_slots_right_when_it_alone_is_parked() -> None:
+    one, other = hook(1, max_in_flight=8), replace(hook(2), url=hook(1).url, max_in_flight=2)
+    async with running(one, other, max_in_flight_per_host=4) as parts:
+        host = parts.dispatcher._queues[2].host
+        assert host.most == 8
+        parts.dispatcher.follow({2: Fed(Feed.NONE)})
+        assert host.most == 8, "its neighbour has as many"
+        parts.dispatcher.configure([other], parts.settings)
+        assert host.most == 4
+
+
+async def test_thousands_of_endpoints_are_prepared_some_at_a_time_and_start_nothing_before() -> None:
+    endpoints = [hook(number) for number in range(1, 4_001)]
+    async with running(HOOK) as parts:
+        there = parts.dispatcher._queues
+        before = [len(there)]
+        for _ in parts.dispatcher.prepare(endpoints):
+            assert len(there) - before[-1] <= AT_A_TIME
+            before.append(len(there))
+        assert before[-1] == 4_000
+        assert {there[number].host.most for number in range(2, 4_001)} == {0}
+        parts.dispatcher.configure(endpoints, parts.settings)
+        await until(lambda: all(queue.host.most for queue in there.values()), "their slots")
+        parts.endpoints = {endpoint.id: endpoint for endpoint in endpoints}
+        parts.offer(1, endpoint=4_000)
+        await until(lambda: parts.recorder.delivered == [1], "the last of them")
+
+
+async def test_thousands_of_endpoints_are_looked_through_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoints = [hook(number) for number in range(1, 4_001)]
+    async with running(*endpoints) as parts:
+        looked_at: list[int] = []
+
+        def spy(queue: EndpointQueue, now: float) -> bool:
+            looked_at.append(queue.endpoint.id)
+            return False
+
+        monkeypatch.setattr(EndpointQueue, "is_held_up", spy)
+        parts.store.open.clear()
+        for number in range(1, 4_001):
+            parts.offer(number, endpoint=number)
+        most = await most_between_turns(looked_at, lambda: None, lambda: len(looked_at) >= 4_000)
+        assert 0 < most <= AT_A_TIME
+        parts.store.open.set()

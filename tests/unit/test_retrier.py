@@ -16,7 +16,7 @@ from tests.waiting import HANGS, until
 from webhookd import retrier
 from webhookd.errors import SchemaMismatch, StoreUnavailable
 from webhookd.model import Delivery, Ended, Event, Result
-from webhookd.retrier import START_MARGIN, Retrier
+from webhookd.retrier import AT_A_TIME, START_MARGIN, Retrier
 
 DAY = datetime(2021, 1, 27, tzinfo=UTC)
 LEASE = 45.0
@@ -314,3 +314,23 @@ async def test_who_owes_is_not_asked_for_more_than_a_part_of_the_time(parts: Par
         began = time.monotonic()
         await until(lambda: slow.looks == 6, "some looks")
         assert time.monotonic() - began > 5 * 0.01 * (1 + retrier.RESTRAINT) * 0.9
+
+
+async def test_thousands_that_owe_are_looked_at_some_at_a_time() -> None:
+    asked: list[int] = []
+
+    class Room(Dispatcher):
+        def claimable(self, endpoint_id: int) -> tuple[int, float]:
+            asked.append(endpoint_id)
+            return 0, 0.0
+
+    store = Store()
+    store.due = dict.fromkeys(range(1, 4_001), -1.0)
+    looking = asyncio.create_task(Retrier(store, store, Room(), Recorder(), lambda _: HOOK)._look())
+    most, before = 0, 0
+    while not looking.done():
+        await asyncio.sleep(0)
+        most, before = max(most, len(asked) - before), len(asked)
+    await looking
+    assert asked == list(range(1, 4_001))
+    assert most <= AT_A_TIME
