@@ -308,8 +308,8 @@ class Daemon:
 
         def problem() -> str:
             """What keeps a part from its work, in one sentence: of several, the first."""
-            parts = (retrying, following, sending.feeder, keeping, reloading)
-            first = next(filter(None, (reading.problem, *(part.setbacks.problem for part in parts))), "")
+            parts = (retrying, following, sending.feeder, keeping, reloading, bell)
+            first = next(filter(None, (reading.problem, *(part.setbacks.problem for part in parts), bell.problem)), "")
             return first[:MOST_OF_A_PROBLEM].replace("\0", "")  # it must never be what a heartbeat fails for
 
         keeping = janitor.Janitor(
@@ -342,6 +342,7 @@ class Daemon:
 
         async with asyncio.TaskGroup() as parts:
             parts.create_task(keeping.run())
+            ringing = parts.create_task(bell.run())
             burying = parts.create_task(around.run(daemon_id))
             watching = parts.create_task(watch(self._watch, self.reload, self._stopped))
             changing = parts.create_task(reloading.run())
@@ -365,6 +366,7 @@ class Daemon:
             _, late = await asyncio.wait(claiming, timeout=CLAIM_SECONDS)
             for claim in late:
                 claim.cancel()
+            ringing.cancel()
             sending.stop()
             await asyncio.wait([dispatching])
             results.stop()

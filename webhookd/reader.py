@@ -86,10 +86,10 @@ class Bell(Protocol):
 
     rung: asyncio.Event
 
-    async def lie_down(self) -> Literal["sleep", "listen", "poll"]:
-        """Ask to be woken."""
+    def lie_down(self) -> Literal["sleep", "listen", "poll"]:
+        """Ask to be woken; whether we are, by now."""
 
-    async def get_up(self) -> None:
+    def get_up(self) -> None:
         """No longer ask."""
 
 
@@ -278,7 +278,7 @@ class Reader:
         return bool(found.batches)
 
     async def _pause(self) -> None:
-        await self._bell.get_up()
+        self._bell.get_up()
         await wait_for(self._stopped, min(max(self._rate * PAUSE_PER_RATE, PAUSE_LEAST), PAUSE_MOST))
 
     def _measure(self, events: int) -> None:
@@ -288,9 +288,9 @@ class Reader:
         self._rate_at = now
 
     async def _rest(self) -> None:
-        rest = await self._bell.lie_down()
+        rest = self._bell.lie_down()
         if rest == "poll":
-            await wait_for(self._stopped, self._poll)
+            await wait_for(self._bell.rung, self._poll)  # it also rings when it has an answer
             self._poll = min(self._poll * 1.5, POLL_MOST)
             return
         self._poll = POLL_FIRST

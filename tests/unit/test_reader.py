@@ -104,12 +104,12 @@ class Bell:
         self.asleep = False
         self.calls: list[str] = []
 
-    async def lie_down(self) -> Literal["sleep", "listen", "poll"]:
+    def lie_down(self) -> Literal["sleep", "listen", "poll"]:
         self.calls.append("lie_down")
         self.asleep = True
         return self.rest
 
-    async def get_up(self) -> None:
+    def get_up(self) -> None:
         self.calls.append("get_up")
         self.asleep = False
 
@@ -308,10 +308,10 @@ async def test_it_cuts_once_more_after_it_has_lain_down(monkeypatch: pytest.Monk
     parts = Parts((HOOK,), 600.0, 10)
 
     class Late(Bell):
-        async def lie_down(self) -> Literal["sleep", "listen", "poll"]:
+        def lie_down(self) -> Literal["sleep", "listen", "poll"]:
             if not self.calls:  # committed between the cut that was empty and the lock: it rang nobody
                 parts.log.cuts.append([batch(1, 11)])
-            return await super().lie_down()
+            return super().lie_down()
 
     late = Late()
     reading = Reader(

@@ -454,6 +454,14 @@ SELECT CASE WHEN pg_try_advisory_lock(7301, 2) THEN 'sleep'
             WHEN pg_try_advisory_xact_lock_shared(7301, 2) THEN 'poll'
             ELSE 'listen' END;
 
+-- name: sleepers
+-- Who has the sleep lock beside us, and is no daemon.
+SELECT l.pid, a.usename, a.application_name FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+ WHERE (l.locktype, l.classid, l.objid, l.objsubid) = ('advisory', 7301, 2, 2) AND l.granted AND l.pid <> pg_backend_pid()
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND l.pid NOT IN (SELECT listen_pid FROM webhookd.daemon WHERE stopped_at IS NULL AND listen_pid IS NOT NULL)
+ ORDER BY l.pid LIMIT 5;
+
 -- name: rings
 -- Does an INSERT ring at all?
 SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhookd.outbox'::regclass AND tgname = 'wake' AND tgenabled IN ('O', 'A'));

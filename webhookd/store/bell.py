@@ -1,6 +1,11 @@
-"""Being woken by producers: a connection that listens, and the lock that tells them somebody sleeps."""
+"""Being woken by producers: a connection that listens, and the lock that tells them somebody sleeps.
+
+A part of its own, so that the reader waits for nothing here: it says what it wants and looks at what is so.
+"""
 
 import asyncio
+from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -11,6 +16,7 @@ from webhookd.errors import WebhookdError
 from webhookd.sql import QUERIES
 from webhookd.store.database import Dsn, connect, is_pooled, translated
 from webhookd.store.session import pins
+from webhookd.tasks import Setbacks, wait_for
 
 CHANNEL = "webhookd"
 # A listening daemon that hangs pins the NOTIFY queue and the sleep lock, so its silence must end by itself.
@@ -22,6 +28,11 @@ RECONNECT_AFTER = 5.0
 USELESS_FOR = 60.0  # a connection that cannot wake us, until it is tried again
 ANSWER_WITHIN = 5.0
 CHECK_AFTER = 10.0
+LOOK_EVERY = 1.0  # while the sleep lock is not ours: who has it?
+IN_THE_WAY_AFTER = 2.5  # seconds for which the same one has had it
+MOST_RINGS = 2_000  # in a second: more than daemons ever ask for, which costs us more than polls
+LEAVE_FIRST, LEAVE_MOST = 10.0, 300.0  # seconds for which a flooded channel is left alone
+QUIET_FOR = 5.0  # seconds on the channel without a flood, until that is over
 
 Rest = Literal["sleep", "listen", "poll"]
 
@@ -29,20 +40,34 @@ log = structlog.get_logger("webhookd.bell")
 
 
 class Bell:
-    """`rung` is set by each NOTIFY; without a connection nothing rings and the reader polls.
+    """`rung` is set by each NOTIFY, and when there is an answer to `lie_down`.
 
-    It also polls where a pooler stands in the way, whose connections must be left as they were, and where the trigger
-    is missing that rings (`webhookd migrate --no-wake`). The payload of a NOTIFY is ignored: any role can send one.
+    The reader polls where a pooler stands in the way, whose connections must be left as they were, and where the
+    trigger is missing that rings (`webhookd migrate --no-wake`). The payload of a NOTIFY is ignored: any role can send
+    one. What any role can also do, to keep the lock or to flood the channel, costs no more than that we poll, and
+    `problem` says who does it.
     """
 
     def __init__(self, dsn: Dsn) -> None:
         self.rung = asyncio.Event()
+        self.setbacks = Setbacks("bell")
         self._dsn = dsn
         self._connection: asyncpg.Connection[Any] | None = None
-        self._asleep = False
+        self._wanted = asyncio.Event()
+        self._wants_sleep = False
+        self._held = False  # the sleep lock is ours
+        self._answer: Rest = "poll"
         self._next_try = 0.0
         self._next_check = 0.0
         self._told = ""
+        self._next_look = 0.0
+        self._holders: dict[int, float] = {}  # who has the lock beside us, and since when we see it
+        self._kept = ""  # who keeps it
+        self._flood = ""  # who floods the channel
+        self._rings: Counter[int] = Counter()  # by process, of this second
+        self._second = 0.0
+        self._leave_for = LEAVE_FIRST
+        self._quiet_at = 0.0
 
     async def __aenter__(self) -> Self:
         return self
@@ -50,59 +75,97 @@ class Bell:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._connection is not None:
-            self._connection.terminate()  # the server lets go of the lock; there is nothing to say goodbye for
+        self._lose()  # the server lets go of the lock; there is nothing to say goodbye for
 
     @property
     def pid(self) -> int | None:
         """The server's process that listens for us: who finds us dead ends it, since it pins the queue of NOTIFY."""
         return None if self._connection is None else self._connection.get_server_pid()
 
-    async def lie_down(self) -> Rest:
-        """Ask producers to ring. 'sleep', 'listen': they do. 'poll': look again soon, for they do not."""
+    @property
+    def problem(self) -> str:
+        """Who keeps producers from waking us, or nothing."""
+        return self._flood or self._kept
+
+    def lie_down(self) -> Rest:
+        """Ask producers to ring. 'sleep', 'listen': they do. 'poll': not yet, or not at all, so look again soon."""
+        answer: Rest = "poll"
+        if self._connection is not None and not self._connection.is_closed():
+            answer = self._answer
+        if answer == "listen":
+            self._answer = "poll"  # true of this moment: who sleeps now may get up
+        if not self._wants_sleep or answer == "poll":
+            self._wants_sleep = True
+            self._wanted.set()
+        return answer
+
+    def get_up(self) -> None:
+        """Tell producers that nobody sleeps."""
+        if self._wants_sleep:
+            self._wants_sleep = False
+            self._answer = "poll"
+            self._wanted.set()
+
+    async def run(self) -> None:
+        """Ask for what the reader wants, until cancelled."""
+        while True:
+            pause = LOOK_EVERY
+            try:
+                await self._turn()
+            except WebhookdError:
+                self._lose()  # the reader's own queries say what is wrong
+            except Exception as error:
+                self._lose()
+                pause = self.setbacks.met(error)
+                await asyncio.sleep(pause)
+            else:
+                self.setbacks.over()
+            await wait_for(self._wanted, pause)
+
+    async def _turn(self) -> None:
+        self._wanted.clear()
         connection = self._connection
         if connection is None or connection.is_closed():
-            connection = await self._listen()
+            connection = await self._listen() if self._wants_sleep else None
             if connection is None:
-                return "poll"
-        if self._asleep:
+                return
+        self._see_whether_it_is_quiet()
+        if self._wants_sleep and not self._held:
+            answer: Rest = await _ask(connection, "sleep")
+            self._held = answer == "sleep"
+            if self._wants_sleep:
+                self._answer = answer
+                if answer != "poll":
+                    self.rung.set()
+            await self._see_who_keeps_it(connection, self._held)
+        elif self._wants_sleep:
+            if self._answer != "sleep":
+                self._answer = "sleep"
+                self.rung.set()
             await self._check(connection)
-            return "sleep" if self._asleep else "poll"
-        rest: Rest | None = await self._ask(connection, "sleep")
-        self._asleep = rest == "sleep"
-        return rest or "poll"
+        elif self._held:
+            self._held = False
+            await _ask(connection, "get_up")
 
-    async def get_up(self) -> None:
-        """Tell producers that nobody sleeps."""
-        if self._asleep and self._connection is not None:
-            self._asleep = False
-            await self._ask(self._connection, "get_up")
+    def _see_whether_it_is_quiet(self) -> None:
+        if self._flood and _now() >= self._quiet_at:
+            log.info("flood_over")
+            self._flood, self._leave_for = "", LEAVE_FIRST
 
     async def _check(self, connection: "asyncpg.Connection[Any]") -> None:
         """Ask now and then: a half-open connection says for ever that it is open, while its lock may be gone."""
-        now = asyncio.get_running_loop().time()
+        now = _now()
         if now >= self._next_check:
             self._next_check = now + CHECK_AFTER
-            await self._ask(connection, "ping")
-
-    async def _ask(self, connection: "asyncpg.Connection[Any]", query: str) -> Any:
-        try:
-            with translated():
-                return await connection.fetchval(QUERIES[query], timeout=ANSWER_WITHIN)
-        except WebhookdError:
-            self._lose(connection)
-            return None
+            await _ask(connection, "ping")
 
     async def _listen(self) -> "asyncpg.Connection[Any] | None":
-        now = asyncio.get_running_loop().time()
+        now = _now()
         if now < self._next_try:
             return None
         self._next_try = now + RECONNECT_AFTER
-        self._asleep = False
-        try:
-            connection = await connect(self._dsn)
-        except WebhookdError:
-            return None  # the reader's own queries say what is wrong
+        self._lose()
+        connection = await connect(self._dsn)
         try:
             with translated():
                 if why := await _useless(connection):
@@ -112,24 +175,72 @@ class Bell:
                     return None
                 await connection.execute(pins(connection) + SILENCE)
                 await connection.add_listener(CHANNEL, self._ring)
-        except WebhookdError:
+        except BaseException:
             connection.terminate()
-            return None
+            raise
         self._connection, self._told = connection, ""
+        self._quiet_at = _now() + QUIET_FOR
         return connection
+
+    async def _see_who_keeps_it(self, connection: "asyncpg.Connection[Any]", held: bool) -> None:
+        """Who has had the lock for seconds, and is no daemon?"""
+        now = _now()
+        if not held and now < self._next_look:
+            return
+        self._next_look = now + LOOK_EVERY
+        rows = []
+        if not held:
+            with translated():
+                rows = await connection.fetch(QUERIES["sleepers"], timeout=ANSWER_WITHIN)
+        self._holders = {row["pid"]: self._holders.get(row["pid"], now) for row in rows}
+        kept = _names([row for row in rows if now - self._holders[row["pid"]] >= IN_THE_WAY_AFTER])
+        if kept and not self._kept:
+            log.warning("sleep_lock_kept", by=kept)
+        elif self._kept and not kept:
+            log.info("sleep_lock_free")
+        self._kept = kept and f"producers cannot wake us, so we poll: advisory lock (7301, 2) is kept by {kept}"
 
     def _tell(self, why: str) -> None:
         if why != self._told:
             log.info("polling", reason=why)
         self._told = why
 
-    def _ring(self, *_: object) -> None:
+    def _ring(self, connection: object, pid: int, *_: object) -> None:
         self.rung.set()
+        now = _now()
+        if now - self._second > 1.0:
+            self._second = now
+            self._rings.clear()
+        self._rings[pid] += 1
+        if self._rings.total() > MOST_RINGS and connection is self._connection:
+            senders = ", ".join(f"process {pid}" for pid, _ in self._rings.most_common(3))
+            if not self._flood:
+                log.warning("flooded", by=senders)
+            self._flood = f"producers cannot wake us, so we poll: NOTIFY {CHANNEL} is flooded by {senders}"
+            self._next_try = now + self._leave_for
+            self._leave_for = min(self._leave_for * 2, LEAVE_MOST)
+            self._lose()
 
-    def _lose(self, connection: "asyncpg.Connection[Any]") -> None:
-        connection.terminate()
+    def _lose(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
         self._connection = None
-        self._asleep = False
+        self._held = False
+        self._answer = "poll"
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def _ask(connection: "asyncpg.Connection[Any]", query: str) -> Any:
+    with translated():
+        return await connection.fetchval(QUERIES[query], timeout=ANSWER_WITHIN)
+
+
+def _names(rows: Sequence[Any]) -> str:
+    found = [(f"process {row['pid']} of {row['usename']}", row["application_name"]) for row in rows]
+    return ", ".join(f"{process} ({name})" if name else process for process, name in found)
 
 
 async def _useless(connection: "asyncpg.Connection[Any]") -> str:
