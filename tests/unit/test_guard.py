@@ -214,7 +214,7 @@ def spellings(address: IPv4Address | IPv6Address) -> set[str]:
         }
     number = int(address)
     quad = IPv4Address(number & 0xFFFFFFFF)
-    above = IPv6Address(number >> 32 << 32).exploded.rsplit(":", 2)[0]
+    above = ":".join(f"{number >> bits & 0xFFFF:x}" for bits in range(112, 16, -16))
     return {str(address), address.compressed.upper(), address.exploded, f"{above}:{quad}"}
 
 
