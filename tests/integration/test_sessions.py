@@ -282,6 +282,17 @@ async def test_the_schema_comes_about_under_defaults_of_others(kind: str, empty_
     assert await catalogue(empty_dsn) == VECTOR.read_text()
 
 
+async def test_a_migration_may_take_longer_than_transactions_of_others(dsn: str, server: str, sql: Sql) -> None:
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'relation' AND now() - xact_start > '1.2s'"
+    async with defaults(dsn, server, "timeouts", "of_the_database"), asyncio.TaskGroup() as group:
+        async with sql.transaction():
+            await sql.execute("SELECT webhookd.lock_tables()")
+            migration = group.create_task(migrate(dsn))
+            async with connected(server) as watch:
+                await until(lambda: watch.fetchval(waits), "a migration that waits")
+        assert await migration == []
+
+
 @pytest.mark.parametrize("isolation", ["repeatable_read", "serializable"])
 async def test_what_judges_by_what_others_commit_refuses_another_isolation(sql: Sql, isolation: str) -> None:
     for call in ("pause('{1}')", "resume('{1}')", "maintain()", "cut(1, 1, 1)", "park('{1}', 'paused')", "sweep()"):

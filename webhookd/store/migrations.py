@@ -18,9 +18,11 @@ _BEGIN = """SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL standard_conforming_strings = on; SET LOCAL quote_all_identifiers = off;
 SET LOCAL DateStyle = 'ISO'; SET LOCAL IntervalStyle = 'postgres'; SET LOCAL TimeZone = 'UTC';
 SET LOCAL row_security = off;
-SET LOCAL statement_timeout = 0;
+SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = '1min';
 SET LOCAL lock_timeout = '2s';
 DO $$ BEGIN
+  -- PostgreSQL 17 has it; its clock runs since BEGIN, and this stops it.
+  PERFORM set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout';
   IF to_regclass('webhookd.lock_tables') IS NULL THEN PERFORM pg_advisory_xact_lock(7301, 0); END IF;
   -- Another may have made it while we waited, of which to_regclass would not hear.
   IF EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
