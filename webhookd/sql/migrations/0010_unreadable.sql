@@ -20,12 +20,16 @@ CREATE TABLE webhookd.unreadable (
   why       text        NOT NULL,
   at        timestamptz NOT NULL DEFAULT now()
 );
-ALTER TABLE webhookd.daemon ADD COLUMN problem text;  -- what keeps it from some of its work; NULL when nothing does
+
+-- Functions depend on no default of a session, a role or a database: from here on each says what its text depends on, which is how moments and intervals
+-- are written, what a backslash in a literal is, and that rows which row security would hide are an error. Not `wake` and `emit`, which run at every
+-- INSERT of every application and depend on none of it; `cut` and `place` run so often that they have only what they need.
 
 -- True when each key of an endpoint's filter has one of its values in the metadata, as the daemon sees it. Metadata that jsonb does not take, for its
 -- depth or a lone surrogate, passes none. \u0000, which text cannot hold, becomes a character that no filter names.
 CREATE FUNCTION webhookd.passes(filter jsonb, metadata json) RETURNS boolean
-LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+SET row_security = off SET DateStyle = 'ISO' SET IntervalStyle = 'postgres' SET TimeZone = 'UTC' SET standard_conforming_strings = on AS $$
 DECLARE
   labels jsonb;
 BEGIN
@@ -38,12 +42,16 @@ BEGIN
 EXCEPTION
   WHEN data_exception OR program_limit_exceeded THEN RETURN false;
 END $$;
+REVOKE EXECUTE ON FUNCTION webhookd.passes(jsonb, json) FROM PUBLIC;
 
--- What became of an event, as before; of one that could not be read also that, and why. Whatever its metadata is.
+-- What became of an event: a row per endpoint that has an attempt or a backlog row, or whose cursor has not come to it (`parked`), or that was disabled
+-- when it came (`missed`); or else one row without an endpoint. waiting, sending and unmatched are nowhere written down: they follow from the batch,
+-- because a healthy delivery has no row. `missed` and `unreadable` have the reason.
 CREATE OR REPLACE FUNCTION webhookd.event_status(event_id text)
 RETURNS TABLE (outbox_id bigint, endpoint text, state text, attempts int, last_code smallint, last_error text,
                due timestamptz, last_attempt_at timestamptz)
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+SET row_security = off SET DateStyle = 'ISO' SET IntervalStyle = 'postgres' SET TimeZone = 'UTC' SET standard_conforming_strings = on AS $$
   WITH event AS MATERIALIZED (
     SELECT o.id, o.created_at, o.deliver_after, o.type, o.tenant, o.metadata FROM webhookd.outbox o WHERE o.event_id = event_status.event_id),
   tried AS MATERIALIZED (
@@ -102,41 +110,12 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
   ORDER BY 1, 2
 $$;
 
--- As before; what is known of events that could not be read goes with them.
-CREATE OR REPLACE FUNCTION webhookd.sweep(events interval DEFAULT '7 days') RETURNS bigint
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-  oldest timestamptz := LEAST(now() - events, (SELECT o.created_at FROM webhookd.outbox o WHERE isfinite(o.created_at) ORDER BY o.id LIMIT 1));
-  first bigint := COALESCE((SELECT o.id FROM webhookd.outbox o ORDER BY o.id LIMIT 1), 9e18);
-  kept bigint := LEAST((SELECT b.id FROM webhookd.batch b WHERE b.hi >= oldest - interval '1 day' ORDER BY b.hi LIMIT 1), (SELECT max(b.id) FROM webhookd.batch b), (SELECT max(d.low) + 1 FROM webhookd.daemon d),
-                       (SELECT min(p.next_batch) FROM webhookd.parked p), (SELECT min(r.next_batch) FROM webhookd.replay r WHERE r.state = 'running'));
-  swept bigint := 0;
-  count bigint;
-BEGIN
-  IF NOT pg_try_advisory_xact_lock(7301, 0) THEN RETURN 0; END IF;
-  UPDATE webhookd.backlog b SET state = 'rejected', last_error = CASE WHEN p.removed_at IS NULL THEN 'endpoint_inactive' ELSE 'endpoint_removed' END
-    FROM (SELECT w.endpoint_id, w.outbox_id, e.removed_at FROM webhookd.endpoint e JOIN webhookd.backlog w ON w.endpoint_id = e.id
-           WHERE (e.removed_at IS NOT NULL OR e.spec ->> 'active' = 'false') AND w.state IN ('retry', 'held') AND w.outbox_at < now() - events
-           LIMIT 10000) p
-   WHERE b.endpoint_id = p.endpoint_id AND b.outbox_id = p.outbox_id;
-  GET DIAGNOSTICS count = ROW_COUNT; swept := swept + count;
-  DELETE FROM webhookd.backlog b USING (SELECT w.endpoint_id, w.outbox_id FROM webhookd.backlog w
-     WHERE w.outbox_id < first AND w.state IN ('exhausted', 'rejected') AND w.outbox_at < oldest ORDER BY w.outbox_id LIMIT 10000) w
-   WHERE b.endpoint_id = w.endpoint_id AND b.outbox_id = w.outbox_id;
-  GET DIAGNOSTICS count = ROW_COUNT; swept := swept + count;
-  DELETE FROM webhookd.batch b USING (SELECT c.id FROM webhookd.batch c
-     WHERE c.id < kept AND c.done_at IS NOT NULL AND COALESCE(c.hi, c.cut_at) < oldest - interval '1 day' ORDER BY c.id LIMIT 10000) c
-   WHERE b.id = c.id;
-  GET DIAGNOSTICS count = ROW_COUNT; swept := swept + count;
-  DELETE FROM webhookd.unreadable u WHERE u.outbox_id < first;
-  DELETE FROM webhookd.missed m WHERE m.to_batch <= (SELECT min(b.id) FROM webhookd.batch b);
-  DELETE FROM webhookd.downtime t WHERE t.ended_at < now() - interval '90 days';
-  RETURN swept;
-END $$;
-
+-- Erase what events say: payload, metadata, what receivers answered, and what is owed. That attempts were made stays. Of a tenant 10,000 events of the
+-- log at a time, after the number `after`; gives the number to go on after, or NULL at the end. For the owner alone.
 CREATE OR REPLACE FUNCTION webhookd.erase(tenant text DEFAULT NULL, event_id text DEFAULT NULL, after bigint DEFAULT 0, dry_run boolean DEFAULT false,
-                               OUT next bigint, OUT events bigint, OUT deliveries bigint, OUT responses bigint)
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+                                          OUT next bigint, OUT events bigint, OUT deliveries bigint, OUT responses bigint)
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+SET row_security = off SET DateStyle = 'ISO' SET IntervalStyle = 'postgres' SET TimeZone = 'UTC' SET standard_conforming_strings = on AS $$
 DECLARE
   ids bigint[];
   low timestamptz;
@@ -160,5 +139,3 @@ BEGIN
   DELETE FROM webhookd.scheduled z WHERE z.outbox_id = ANY (ids);
   DELETE FROM webhookd.outbox o WHERE o.id = ANY (ids) AND o.created_at >= low;
 END $$;
-
-REVOKE EXECUTE ON FUNCTION webhookd.passes(jsonb, json) FROM PUBLIC;
