@@ -5,8 +5,9 @@ import errno
 import functools
 import select
 import socket
+import ssl
 from collections import deque
-from typing import cast
+from typing import Any, cast
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -16,7 +17,9 @@ from aiohttp.http import StreamWriter
 from aiohttp.tracing import Trace
 from multidict import CIMultiDict
 
+from webhookd.crew import Crew
 from webhookd.guard import address_mistake, host_mistake
+from webhookd.handshake import ASIDE, Aside
 from webhookd.model import Network, Proxy
 from webhookd.resolver import Resolver, Verdict
 
@@ -95,7 +98,9 @@ class Connector(aiohttp.TCPConnector):
     aiohttp dials; its own pool makes anew, for each request, an object, a key of eight parts and a queue.
     """
 
-    def __init__(self, resolver: Resolver, allow_networks: tuple[Network, ...], proxy: Proxy | None) -> None:
+    def __init__(
+        self, resolver: Resolver, crew: Crew, allow_networks: tuple[Network, ...], proxy: Proxy | None
+    ) -> None:
         super().__init__(
             limit=0,  # waiting for a slot would eat the deadline; the dispatcher bounds concurrency
             force_close=True,  # what is given back to aiohttp is not for further use
@@ -106,6 +111,7 @@ class Connector(aiohttp.TCPConnector):
         self._factory = functools.partial(Protocol, self._loop)  # type: ignore[assignment]  # there is no public way
         self._allow_networks = allow_networks
         self._names = resolver
+        self._crew = crew
         self._proxy = proxy
         self._has_tunnelled = False
         self._retired = False
@@ -194,6 +200,45 @@ class Connector(aiohttp.TCPConnector):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         return sock
 
+    async def _wrap_create_connection(
+        self, *arguments: Any, req: aiohttp.ClientRequest, ssl: Any = None, server_hostname: Any = None, **named: Any
+    ) -> tuple[asyncio.Transport, ResponseHandler]:
+        if ssl is None:
+            return await super()._wrap_create_connection(*arguments, req=req, **named)
+        aside = self._begin_aside()
+        transport, _ = await super()._wrap_create_connection(_Unread, req=req, **named)
+        return await self._secured(transport, req, aside)
+
+    def _begin_aside(self) -> Aside:
+        """What computes for the next connection of this task: uvloop takes its context when it is made."""
+        aside = Aside(self._crew.compute)
+        ASIDE.set(aside)
+        return aside
+
+    async def _secured(
+        self, transport: asyncio.Transport, req: aiohttp.ClientRequest, aside: Aside
+    ) -> tuple[asyncio.Transport, Protocol]:
+        """TLS on this connection, whose handshake is computed in a thread."""
+        protocol = Protocol(self._loop)
+        name = (req.url.raw_host or "").rstrip(".")  # no certificate has the dot at its end
+        aside.wake = functools.partial(_wake, transport)
+        context = self._get_ssl_context(req)
+        assert context is not None  # noqa: S101 - says so to mypy
+        try:
+            secured = await self._loop.start_tls(transport, protocol, context, server_hostname=name)
+            if secured is None:
+                raise ConnectionResetError
+        except BaseException as error:
+            aside.wake = None
+            transport.abort()
+            if isinstance(error, ssl.SSLCertVerificationError):
+                raise aiohttp.ClientConnectorCertificateError(req.connection_key, error) from error
+            if isinstance(error, OSError):
+                raise aiohttp.ClientConnectorError(req.connection_key, error) from error
+            raise
+        protocol.connection_made(secured)
+        return secured, protocol
+
     # Through the proxy.
 
     async def _create_connection(
@@ -203,11 +248,12 @@ class Connector(aiohttp.TCPConnector):
             return await super()._create_connection(req, traces, timeout)
         if host_mistake(req.url.raw_host or "", req.url.port or 0, self._allow_networks):
             raise Verdict("egress_denied")
+        aside = self._begin_aside()
         transport, protocol = await self._dial(self._proxy, timeout.sock_connect or PROXY_SECONDS)
         try:
             await self._ask_for_tunnel(protocol, self._proxy, f"{req.url.host_subcomponent}:{req.url.port}")
             if req.is_ssl():
-                _, protocol = await self._start_tls_connection(transport, req, _NO_TIMEOUT)  # type: ignore[assignment]
+                _, protocol = await self._secured(transport, req, aside)
             else:
                 protocol = Protocol(self._loop)
                 transport.set_protocol(protocol)
@@ -266,6 +312,21 @@ class Connector(aiohttp.TCPConnector):
             is_challenge = message.code == 407 and "proxy-authenticate" in message.headers
             raise Verdict("proxy_error", ours=is_challenge and not self._has_tunnelled)
         self._has_tunnelled = True
+
+
+class _Unread(asyncio.Protocol):
+    """Of a connection that will speak TLS: what comes before that has begun waits in the kernel."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).pause_reading()
+
+
+def _wake(transport: asyncio.Transport) -> None:
+    """Let the protocol that shakes hands on this transport go on, as it does when bytes come."""
+    if not transport.is_closing():
+        protocol = cast(asyncio.BufferedProtocol, transport.get_protocol())
+        protocol.get_buffer(1)
+        protocol.buffer_updated(0)
 
 
 def protocol_of(connection: Connection) -> Protocol:

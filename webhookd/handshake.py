@@ -1,9 +1,9 @@
 """What TLS may cost: a receiver chooses what this side has to compute, and the loop stands still meanwhile.
 
     first message of the server ──▶ a finite-field group? refused before anything is computed
-    each flight of a handshake  ──▶ its bytes and its CPU time are counted; too much of either ends it
+    each flight of a handshake  ──▶ computed in a thread; its bytes and CPU time are counted, too much of them ends it
     each read after it          ──▶ so are bytes that are no answer: tickets, key updates, padding
-    what it cost                ──▶ its host rests before it may have another handshake
+    what it cost                ──▶ its host rests before it may have another handshake, and comes after the others
 
 All of it ends a connection with an ssl.SSLError, which is a failed attempt. docs/performance.md has what is left.
 """
@@ -11,7 +11,9 @@ All of it ends a connection with an ssl.SSLError, which is a failed attempt. doc
 import ssl
 import struct
 import time
-from typing import Any, Final
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, Final, Protocol
 
 MOST_BYTES: Final = 32 * 1024  # of a handshake, and of what is no answer; long chains with many names have some 20 KiB
 FREE_SECONDS: Final = 0.005  # of CPU time; a usual handshake costs a fifth of it
@@ -21,12 +23,13 @@ BYTE_SECONDS: Final = 1e-6  # a key update that wants an answer is 27 bytes, and
 _FORGET_AT: Final = 4096  # hosts
 
 _RECORD: Final = struct.Struct(">BHH")  # RFC 8446 5.1: type, version, length
-_HANDSHAKE: Final = 22
-_BEFORE_HELLO: Final = (20, 21, _HANDSHAKE)  # a change of ciphers, an alert
+_ALERT, _HANDSHAKE = 21, 22
+_BEFORE_HELLO: Final = (20, _ALERT, _HANDSHAKE)  # a change of ciphers comes first, too
 _RECORD_MOST: Final = 16 * 1024 + 2048
 _RECORD_COSTS: Final = {"TLSv1.3": 22}  # bytes that a record has beside what is in it
 _RECORD_COSTS_MOST: Final = 100
 
+_TOO_MUCH: Final = "the receiver says too much that is no answer"
 _HELLO: Final = 2
 # RFC 8446 4.1.3: the SHA-256 of "HelloRetryRequest" in the place of the server's random bytes.
 _RETRY: Final = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
@@ -51,9 +54,31 @@ class Costs:
             self._paid_at = {host: moment for host, moment in self._paid_at.items() if moment > now}
         self._paid_at[host] = max(self._paid_at.get(host, 0.0), now) + rest(after) - rest(before)
 
+    def owed(self, host: str, now: float) -> float:
+        """Seconds of rest that this host owes; not more than 0 when it owes none."""
+        return self._paid_at.get(host, 0.0) - now
+
     def is_overdrawn(self, host: str, now: float) -> bool:
         """True when this host has to rest before it may cost more."""
-        return self._paid_at.get(host, 0.0) - now > OVERDRAWN
+        return self.owed(host, now) > OVERDRAWN
+
+
+class Compute(Protocol):
+    """Runs work in a thread, that of the smallest `rank` first, and then `over` on the loop."""
+
+    def __call__(self, rank: float, work: Callable[[], None], over: Callable[[], None]) -> None: ...
+
+
+class Aside:
+    """How the handshake of a connection is computed in a thread, and who goes on with it when it was."""
+
+    def __init__(self, compute: Compute) -> None:
+        self.compute = compute
+        self.wake: Callable[[], None] | None = None  # there is nobody before there is a connection, and after it
+
+
+# Of the connection that is made in this context: whoever makes it is heard of in `wrap_bio` only through loops.
+ASIDE: Final[ContextVar[Aside | None]] = ContextVar("aside", default=None)
 
 
 class Client(ssl.SSLContext):
@@ -63,65 +88,159 @@ class Client(ssl.SSLContext):
         self.sslobject_class = Bounded
         self.costs = Costs()
 
-    def wrap_bio(self, incoming: ssl.MemoryBIO, *arguments: Any, **named: Any) -> "Bounded":
-        """A connection that reads from `incoming`."""
-        made = super().wrap_bio(incoming, *arguments, **named)
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> "Bounded":
+        """A connection that reads from `incoming` and writes to `outgoing`.
+
+        A thread may compute for it while the loop has these two in its hands, so it has two of its own behind them.
+        """
+        inner, outer = ssl.MemoryBIO(), ssl.MemoryBIO()
+        made = super().wrap_bio(inner, outer, server_side, server_hostname, session)
         assert isinstance(made, Bounded)  # noqa: S101 - says so to mypy
-        made.attach(incoming, self.costs)
+        made.attach(incoming, outgoing, inner, outer, self.costs)
         return made
 
 
 class Bounded(ssl.SSLObject):
-    """One connection. What asyncio and uvloop call of it is `do_handshake` and `read`."""
+    """One connection. What asyncio and uvloop call of it is here, or asks nothing of the server."""
 
-    def attach(self, incoming: ssl.MemoryBIO, costs: Costs) -> None:
+    def attach(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        inner: ssl.MemoryBIO,
+        outer: ssl.MemoryBIO,
+        costs: Costs,
+    ) -> None:
         """Begin, with nothing counted."""
-        self._incoming = incoming
+        self._incoming, self._outgoing = incoming, outgoing
+        self._inner, self._outer = inner, outer
         self._costs = costs
+        self._aside = ASIDE.get()
         self._host = self.server_hostname or ""
         self._held: bytes | None = b""  # from the server, until its first message has been judged
         self._heard = 0  # bytes of the handshake, and of what was no answer after it
         self._unsettled = 0  # bytes since the last piece of an answer
         self._seconds = 0.0
         self._record_costs = _RECORD_COSTS_MOST
+        self._is_computing = False
+        self._has_computed = False  # and nobody has been told yet what came of it
+        self._wants_more = False
+        self._error: Exception | None = None
+        self._cost = 0.0  # of the last step, in CPU time
 
     def do_handshake(self) -> None:
-        if self._incoming.pending:  # uvloop loses the socket of one that ends before it has begun
-            if self._costs.is_overdrawn(self._host, time.monotonic()):
-                raise ssl.SSLError("handshakes with this host have cost too much")
-            self._hear(self._incoming.pending)
-            if self._held is not None:
-                self._judge(self._held + self._incoming.read())
-        began = time.thread_time()
-        try:
-            super().do_handshake()
-        finally:
-            self._charge(time.thread_time() - began)
+        """One step. SSLWantReadError says that the server has to speak before the next one, or a thread to end this."""
+        if self._is_computing:
+            if self._heard + self._incoming.pending > MOST_BYTES:
+                raise ssl.SSLError(_TOO_MUCH)
+            raise ssl.SSLWantReadError
+        self._pass_on()
+        if not self._has_computed or (self._wants_more and self._incoming.pending):
+            if self._listen() and self._aside is not None:
+                self._is_computing = True
+                owed = self._costs.owed(self._host, time.monotonic())
+                self._aside.compute(max(owed, 0.0), self._step, self._stepped)
+                raise ssl.SSLWantReadError
+            self._step()
+            self._charge(self._cost)
+            self._pass_on()
+        self._has_computed = False
+        if self._wants_more:
+            raise ssl.SSLWantReadError
+        if self._error is not None:
+            raise self._error
         if self._costs.is_overdrawn(self._host, time.monotonic()):
             raise ssl.SSLError("this handshake has cost too much")
         self._record_costs = _RECORD_COSTS.get(self.version() or "", _RECORD_COSTS_MOST)
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
-        there = self._incoming.pending
+        self._inner.write(self._incoming.read())
+        there = self._inner.pending
         try:
             answer: Any = super().read(len, buffer)  # bytes, or how many there are in `buffer`
         except ssl.SSLWantReadError:
-            self._unsettled += there - self._incoming.pending
+            self._unsettled += there - self._inner.pending
             if self._unsettled > MOST_BYTES:
                 self._surplus(self._unsettled)
             raise
+        finally:
+            self._pass_on()
         size = answer if isinstance(answer, int) else answer.__len__()
-        surplus = self._unsettled + there - self._incoming.pending - size - self._record_costs
+        surplus = self._unsettled + there - self._inner.pending - size - self._record_costs
         self._unsettled = 0
         if surplus > 0:
-            self._surplus(surplus - self.pending())  # what has been decrypted and not been asked for yet
+            self._surplus(surplus - super().pending())  # what has been decrypted and not been asked for yet
         return answer
 
-    def _judge(self, held: bytes) -> None:
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        finally:
+            self._pass_on()
+
+    def unwrap(self) -> Any:
+        self._inner.write(self._incoming.read())
+        try:
+            return super().unwrap()
+        finally:
+            self._pass_on()
+
+    def pending(self) -> int:
+        """Bytes that can be read, and those of which nobody knows yet: uvloop reads on until there are none."""
+        return super().pending() + self._inner.pending
+
+    def _pass_on(self) -> None:
+        if self._outer.pending:
+            self._outgoing.write(self._outer.read())
+
+    def _listen(self) -> bool:
+        """Take what the server said, up to what a handshake may have. True when the next step may cost much."""
+        if not self._incoming.pending:  # uvloop loses the socket of one that ends before it has begun
+            return False
+        if self._costs.is_overdrawn(self._host, time.monotonic()):
+            raise ssl.SSLError("handshakes with this host have cost too much")
+        self._hear(self._incoming.pending)
+        if self._held is None:
+            self._inner.write(self._incoming.read())
+            return True
+        said = self._held + self._incoming.read()
+        is_whole = self._judge(said)
+        # What is no TLS is refused at once: who speaks so often hangs up before a thread has looked.
+        return is_whole and said[0] in _BEFORE_HELLO
+
+    def _step(self) -> None:
+        """In a thread, perhaps: it only touches what is behind the two of the loop."""
+        self._wants_more, self._error, self._cost = False, None, 0.0
+        if self._is_computing and self._aside is not None and self._aside.wake is None:
+            return  # the connection has ended while it stood in line
+        began = time.thread_time()
+        try:
+            super().do_handshake()
+        except ssl.SSLWantReadError:
+            self._wants_more = True
+        except Exception as error:
+            self._error = error
+        self._cost = time.thread_time() - began
+
+    def _stepped(self) -> None:
+        self._is_computing, self._has_computed = False, True
+        self._charge(self._cost)
+        if self._aside is not None and self._aside.wake is not None:
+            self._aside.wake()
+
+    def _judge(self, held: bytes) -> bool:
         """Pass on what the server said, but its first message only when it is whole, and asks for nothing costly."""
         passed, is_whole = judged(held)
-        self._incoming.write(held[:passed])
+        self._inner.write(held[:passed])
         self._held = None if is_whole else held[passed:]
+        return is_whole
 
     def _surplus(self, count: int) -> None:
         if count > 0:
@@ -135,7 +254,7 @@ class Bounded(ssl.SSLObject):
     def _hear(self, count: int) -> None:
         self._heard += count
         if self._heard > MOST_BYTES:
-            raise ssl.SSLError("the receiver says too much that is no answer")
+            raise ssl.SSLError(_TOO_MUCH)
 
 
 def judged(said: bytes) -> tuple[int, bool]:

@@ -1,9 +1,12 @@
 """What a receiver may make the loop compute for TLS, on loopback."""
 
+import asyncio
 import base64
+import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -155,6 +158,105 @@ async def test_a_host_whose_handshake_cost_much_has_to_rest(
                 clock.now += 300
                 assert await another.send(request) == Response(200)
     tls_context.cache_clear()
+
+
+MANY = 30
+
+
+async def test_many_hosts_at_one_time_hold_up_no_loop(sender: Sender) -> None:
+    """Each costs 40 ms or so, with a chain that leads nowhere: together they would be a second, in one turn."""
+    certificates, key = chained(90)
+    context, together = serving(certificates, key), asyncio.Barrier(MANY)
+
+    async def behaviour(peer: Peer) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        ours = context.wrap_bio(incoming, outgoing, server_side=True)
+        incoming.write(await next_record(peer.reader))
+        with suppress(ssl.SSLWantReadError):
+            ours.do_handshake()
+        await together.wait()
+        await peer.say(outgoing.read())
+        await peer.gone()
+
+    sock = socket.socket()
+    sock.bind(("0.0.0.0", 0))  # noqa: S104 - all of loopback is as many hosts
+    async with receiver(behaviour, bound=sock) as there:
+        longest, over = 0.0, asyncio.Event()
+
+        async def watch() -> None:
+            nonlocal longest
+            while not over.is_set():
+                began = time.thread_time()
+                await asyncio.sleep(0)
+                longest = max(longest, time.thread_time() - began)
+                await asyncio.sleep(0.001)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(watch())
+            urls = [f"https://127.0.0.{number + 1}:{there.port}/" for number in range(MANY)]
+            sent = [group.create_task(sender.send(post(url, 60))) for url in urls]
+            await asyncio.wait(sent)
+            over.set()
+    assert {task.result() for task in sent} == {NoResponse("tls_certificate")}
+    assert longest < 0.2, "the receiver's own side of it is computed here, too"
+
+
+async def test_what_comes_while_a_thread_computes_is_bounded(certificate: tuple[str, str]) -> None:
+    works: list[tuple[float, Callable[[], None], Callable[[], None]]] = []
+    woken: list[bool] = []
+    aside = handshake.Aside(lambda rank, work, over: works.append((rank, work, over)))
+    aside.wake = lambda: woken.append(True)
+    token = handshake.ASIDE.set(aside)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = tls_context(certificate[0]).wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    handshake.ASIDE.reset(token)
+    heard, said = ssl.MemoryBIO(), ssl.MemoryBIO()
+    theirs = serving(*certificate).wrap_bio(heard, said, server_side=True)
+    with pytest.raises(ssl.SSLWantReadError):
+        ours.do_handshake()
+    assert not works, "our own first message is cheap"
+    heard.write(outgoing.read())
+    with pytest.raises(ssl.SSLWantReadError):
+        theirs.do_handshake()
+    incoming.write(said.read())
+    with pytest.raises(ssl.SSLWantReadError):
+        ours.do_handshake()
+    ((rank, work, over),) = works
+    assert rank == 0.0
+    incoming.write(b"x" * 1000)
+    with pytest.raises(ssl.SSLWantReadError):
+        ours.do_handshake()
+    assert incoming.pending == 1000, "it is left alone meanwhile"
+    incoming.write(b"x" * handshake.MOST_BYTES)
+    with pytest.raises(ssl.SSLError, match="too much"):
+        ours.do_handshake()
+    incoming.read()
+    work()
+    assert not woken
+    over()
+    assert woken
+    ours.do_handshake()
+    assert ours.version() == "TLSv1.3"
+
+
+async def test_who_has_gone_is_not_computed_for(certificate: tuple[str, str]) -> None:
+    aside = handshake.Aside(lambda rank, work, over: works.append(work))
+    works: list[Callable[[], None]] = []
+    aside.wake = lambda: None
+    token = handshake.ASIDE.set(aside)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = tls_context(certificate[0]).wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    assert isinstance(ours, handshake.Bounded)
+    handshake.ASIDE.reset(token)
+    with pytest.raises(ssl.SSLWantReadError):
+        ours.do_handshake()
+    incoming.write(record(HANDSHAKE, b"\x02\x00\x00\x26" + b"\x03\x03" + bytes(36)))
+    with pytest.raises(ssl.SSLWantReadError):
+        ours.do_handshake()
+    aside.wake = None
+    there = ours._inner.pending
+    works[0]()
+    assert ours._inner.pending == there > 0
 
 
 class Clock:
