@@ -18,9 +18,9 @@ import structlog
 from webhookd import breaker
 from webhookd.limiter import share
 from webhookd.members import alone
-from webhookd.model import Delivery, Endpoint, Window
+from webhookd.model import Delivery, Endpoint, Postponed, Result, Window
 from webhookd.pages import Pages, Taken
-from webhookd.parking import Cursor, Parking, without_sender
+from webhookd.parking import Cursor, Parking, in_turns, without_sender
 from webhookd.queues import SPILLED_MOST, Fed, Feed
 from webhookd.tasks import Setbacks, wait_for
 
@@ -30,6 +30,7 @@ RESTRAINT, RESTRAINT_MOST = 10.0, 2.0  # times what it took to read who is parke
 GIVE_UP_LOOKS = 120  # looks, which is a minute: how often we see whose time is over behind an endpoint that fails
 LEFT_BY_OTHERS = 1 / 6  # of the time after which a daemon is dead: half a heartbeat, and anybody takes what is left
 PASSED_ON = 200  # deliveries at a time of the end of a cursor that go to the backlog, since others have the slots
+DEATHS_MOST = 3  # of senders, beyond which a cursor passes on what they may have died of, to be counted one by one
 GIVE_UP_AT_ONCE = 50  # endpoints in one statement, in one look: a pause waits for it
 AT_ONCE = 500  # deliveries that are offered together
 HAND_OUT_SECONDS = 0.25  # after which we look what has changed
@@ -75,6 +76,8 @@ class Dispatcher(Protocol):
 class Recorder(Protocol):
     """Where windows end."""
 
+    def put(self, result: Result) -> None: ...
+
     def settle(self, batch: Window) -> None: ...
 
 
@@ -113,6 +116,7 @@ class Follower:
         self._dead_after = dead_after
         self._look_seconds = look_seconds
         self._next_look = 0.0
+        self._turn = 0  # of handing out
         self._parking = parking
         self._cursors: dict[tuple[int, int], Cursor] = {}
         self._fed: Mapping[int, Fed] = {}  # those that are not live
@@ -359,8 +363,10 @@ class Follower:
         some: list[Taken] = []
         count, handed_out = 0, False
         first = self._first(await self._store.newest())
-        for cursor in sorted(first.values(), key=lambda cursor: cursor.batch):  # neighbours read the same pages
+        self._turn += 1
+        for cursor in in_turns(first.values(), self._tenant):
             if (room := self._room(cursor, count)) > 0:
+                cursor.turn = self._turn
                 some.append(await self._pages.read(cursor, room))
                 count += len(some[-1].deliveries)
                 handed_out = True
@@ -400,6 +406,10 @@ class Follower:
                     first[cursor.endpoint_id] = cursor
         return first
 
+    def _tenant(self, endpoint_id: int) -> str:
+        endpoint = self._endpoint(endpoint_id)
+        return endpoint.tenant if endpoint is not None else ""
+
     def _room(self, cursor: Cursor, taken: int = 0) -> int:
         """What its endpoint can take, and memory, when so much of that is about to be offered."""
         id_ = cursor.endpoint_id
@@ -413,6 +423,8 @@ class Follower:
         if self._dispatcher.breaker(id_)[0] and self._owes(id_):
             return 0  # a probe is what has failed before, if there is such
         claimable = self._dispatcher.claimable(id_)[0]
+        if claimable and cursor.deaths > DEATHS_MOST:
+            claimable = PASSED_ON  # at least what they had in hand
         return claimable and min(claimable, self._dispatcher.room_for(endpoint.tenant) - taken)
 
     def _offer(self, taken: Taken, settled: set[tuple[int, int]]) -> None:
@@ -433,5 +445,10 @@ class Follower:
         for event, clock_from in taken.deliveries:
             if (event.id, cursor.endpoint_id) not in settled:
                 window.open += 1
-                self._dispatcher.offer(Delivery(event, endpoint, window, 0, clock_from, time.monotonic(), FOREVER))
+                delivery = Delivery(event, endpoint, window, 0, clock_from, time.monotonic(), FOREVER)
+                if cursor.deaths > DEATHS_MOST:
+                    self._recorder.put(Result(delivery, None, Postponed(0.0)))
+                else:
+                    self._dispatcher.offer(delivery)
+        cursor.deaths = 0
         self._recorder.settle(window)

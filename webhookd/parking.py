@@ -1,5 +1,6 @@
 """Which endpoints are parked: they read the log with a cursor of their own, and one daemon alone sends to them."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ class Parked(NamedTuple):
     disabled: bool
     resumed_at: float  # the end of its last pause, on the database's clock; 0 when there was none
     idle: bool  # it is owed nothing new: inactive, or gone from the files
+    deaths: int = 0  # of daemons that were its sender, since the cursor last moved
 
     @property
     def is_at_its_end(self) -> bool:
@@ -77,14 +79,27 @@ def without_sender(rows: Iterable[Parked], me: int, sharers: Callable[[int], Col
 class Cursor:
     """Where a parked endpoint that is ours has come to: `batch` and `pos` are what is handed out next."""
 
-    __slots__ = ("batch", "endpoint_id", "epoch", "from_batch", "last", "pos", "resumed_at", "to_batch")
+    __slots__ = (
+        "batch",
+        "deaths",
+        "endpoint_id",
+        "epoch",
+        "from_batch",
+        "last",
+        "pos",
+        "resumed_at",
+        "to_batch",
+        "turn",
+    )
 
     def __init__(self, row: Parked) -> None:
         self.endpoint_id = row.endpoint_id
         self.from_batch = row.from_batch
         self.epoch = row.epoch
+        self.deaths = row.deaths
         self.batch, self.pos = row.next_batch, row.next_pos
         self.last: Window | None = None
+        self.turn = 0  # when it last handed out something, in turns of all cursors
         self.follow(row)
 
     def follow(self, row: Parked) -> None:
@@ -112,3 +127,20 @@ class Cursor:
         self.last = window
         self.batch, self.pos = batch, pos
         return window
+
+
+def in_turns(cursors: Iterable[Cursor], tenant: Callable[[int], str]) -> list[Cursor]:
+    """In the order in which they may hand out: tenants in turns, and of each first whoever has waited longest.
+
+    Of those that have waited alike, neighbours follow each other, since they read the same pages. `tenant(endpoint id)`
+    is whose events an endpoint gets.
+    """
+    before: Counter[str] = Counter()
+    served: dict[str, int] = {}
+    turns: list[tuple[int, str, Cursor]] = []
+    for cursor in sorted(cursors, key=lambda cursor: (cursor.turn, cursor.batch)):
+        whose = tenant(cursor.endpoint_id)
+        turns.append((before[whose], whose, cursor))
+        before[whose] += 1
+        served[whose] = cursor.turn  # the last is the latest
+    return [cursor for _, _, cursor in sorted(turns, key=lambda turn: (turn[0], served[turn[1]]))]

@@ -2,8 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence, Set
 from datetime import datetime
+from operator import itemgetter
 from typing import Protocol
 
 import structlog
@@ -14,6 +16,7 @@ from webhookd.tasks import Setbacks, wait_for
 LOOK_SECONDS = 0.5
 AWAY_SECONDS = 1.0
 RESTRAINT, RESTRAINT_MOST = 10.0, 2.0  # times what it took to ask who owes, until that is asked again; seconds
+AT_ONCE = 500  # endpoints that have a part of what is claimed at a time
 AT_A_TIME = 500  # endpoints that are looked at before others have their turn on the loop
 START_MARGIN = 5.0  # seconds before the end of a lease by which its attempt must be over
 
@@ -37,6 +40,8 @@ class Claimed(Protocol):
     def asked(self) -> int: ...
     @property
     def deaths(self) -> int: ...
+    @property
+    def is_suspect(self) -> bool: ...
 
 
 class Backlog(Protocol):
@@ -45,8 +50,10 @@ class Backlog(Protocol):
     async def owing(self) -> dict[int, float]:
         """Endpoint id -> seconds until its first delivery is due."""
 
-    async def claim(self, wanted: Sequence[tuple[int, int, float, float]]) -> Sequence[Claimed]:
-        """Lease what is due."""
+    async def claim(
+        self, wanted: Sequence[tuple[int, int, float, float]], *, suspects: bool = True
+    ) -> Sequence[Claimed]:
+        """Lease what is due, of the first endpoints at least a part."""
 
 
 class Heads(Protocol):
@@ -100,6 +107,8 @@ class Retrier:
         self._endpoint = endpoint
         self._look_seconds = look_seconds
         self.due: frozenset[int] = frozenset()  # the endpoints that owed something when we looked last
+        self._last = 0  # the endpoint behind which the next claim begins
+        self._suspect: Delivery | None = None  # the last one that daemons may have died of
         self._stopped = asyncio.Event()
         self.setbacks = Setbacks("retrier", AWAY_SECONDS)
 
@@ -138,17 +147,29 @@ class Retrier:
             if number % AT_A_TIME == 0:
                 await asyncio.sleep(0)
         if wanted:
+            wanted.sort()
+            first = bisect_right(wanted, self._last, key=itemgetter(0))
+            wanted = wanted[first:] + wanted[:first]
+            self._last = wanted[AT_ONCE - 1 if len(wanted) > AT_ONCE else 0][0]
             # A lease may have run out while the database was away and the result waited here: it is no reason to
             # send once more. What was written while the claim was under way had waited before.
             unwritten = self._recorder.unwritten()
             asked_at = time.monotonic()  # no lease has begun before, however long the answer takes
-            found = await self._backlog.claim(wanted)
+            found = await self._backlog.claim(wanted, suspects=not self._has_suspect(unwritten))
             unwritten |= self._recorder.unwritten()
             if rows := [row for row in found if (row.event_id, row.endpoint_id, row.attempts) not in unwritten]:
                 await self._offer(rows, asked, asked_at)
                 return max(self._look_seconds / 10, least)
         upcoming = min((due_in for due_in in owing.values() if due_in > 0), default=self._look_seconds)
         return max(min(upcoming, self._look_seconds), least)
+
+    def _has_suspect(self, unwritten: Set[tuple[int, int, int]]) -> bool:
+        """True while one is in hand, or what became of it is not in the database: whoever died then had it."""
+        if (delivery := self._suspect) is None:
+            return False
+        if (delivery.event.id, delivery.endpoint.id, delivery.attempts) in unwritten:
+            return True
+        return bool(delivery.deaths) and time.monotonic() < delivery.start_by  # an answer ends the count
 
     async def _offer(self, rows: Sequence[Claimed], asked: dict[int, tuple[Endpoint, float]], asked_at: float) -> None:
         moments = [row.event_at for row in rows]
@@ -167,7 +188,10 @@ class Retrier:
                 continue
             # What is owed was due before its horizon, so it has this attempt, however late we or its endpoint are.
             past = row.attempts, row.clock_from, asked_at, start_by, row.asked, row.deaths
-            self._dispatcher.offer(Delivery(event, endpoint, None, *past))
+            delivery = Delivery(event, endpoint, None, *past)
+            if row.is_suspect:
+                self._suspect = delivery
+            self._dispatcher.offer(delivery)
 
 
 def _gone(row: Claimed) -> Event:

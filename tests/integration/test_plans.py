@@ -108,7 +108,16 @@ def arguments(batch: "asyncpg.Record", low: int) -> dict[str, Callable[[int], tu
         ),
         "batch_done": lambda _: ([batch["id"]], [batch["nonce"]], [1], DEAD),
         "owing": lambda _: (),
-        "claim": lambda _: (wanted, [200] + [10] * 20, [45.0] * len(wanted), [LONG_AGO] * len(wanted), ME, 15.0, 3),
+        "claim": lambda _: (
+            wanted,
+            [200] + [10] * 20,
+            [45.0] * len(wanted),
+            [LONG_AGO] * len(wanted),
+            ME,
+            15.0,
+            3,
+            True,
+        ),
         "end_leases": lambda _: ([DEAD], 45.0),
         "low": lambda _: (low,),
     }  # fmt: skip

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any, cast
 
 import pytest
@@ -15,7 +16,7 @@ from webhookd import follower
 from webhookd.errors import StoreUnavailable
 from webhookd.follower import Dispatcher, Follower, Recorder, Store
 from webhookd.members import Shares
-from webhookd.model import Delivery, Endpoint, Event, Window
+from webhookd.model import Delivery, Endpoint, Event, Postponed, Result, Window
 from webhookd.pages import Pages
 from webhookd.parking import Parked, Parking
 from webhookd.queues import SPILLED_MOST
@@ -352,8 +353,10 @@ class Full(Well):
 class Resumed(Tables):
     """A store with so many endpoints that are owed the same 500 events of one batch, and what is asked of it."""
 
-    def __init__(self, endpoints: int, fails: int = 0) -> None:
+    def __init__(self, endpoints: int, fails: int = 0, deaths: int = 0) -> None:
         super().__init__()
+        self.recorder = Ends()
+        self.deaths = deaths
         self.endpoints = {id_: replace(HOOK, id=id_, name=f"hook-{id_}") for id_ in range(1, endpoints + 1)}
         self.fails = fails
         self.settled_pairs: list[int] = []
@@ -368,7 +371,7 @@ class Resumed(Tables):
         return Parking(
             1,
             [
-                Parked(id_, 1, None, 1, 0, "x", 42, 1, self.fails, None, False, False, 0.0, False)
+                Parked(id_, 1, None, 1, 0, "x", 42, 1, self.fails, None, False, False, 0.0, False, self.deaths)
                 for id_ in self.endpoints
             ],
         )
@@ -405,7 +408,7 @@ class Resumed(Tables):
             cast(Store, self),
             pages,
             cast(Dispatcher, dispatcher),
-            cast(Recorder, Ends()),
+            cast(Recorder, self.recorder),
             42,
             Parking(-1),
             self.endpoints.get,
@@ -420,6 +423,12 @@ class Resumed(Tables):
 
 class Ends:
     """A recorder that writes nothing."""
+
+    def __init__(self) -> None:
+        self.results: list[Result] = []
+
+    def put(self, result: Result) -> None:
+        self.results.append(result)
 
     def settle(self, batch: Window) -> None:
         batch.open -= 1
@@ -453,6 +462,37 @@ async def test_others_have_their_turn_while_cursors_hand_out() -> None:
             await asyncio.sleep(0)
         following.stop()
     assert len(seen) >= 20_000 // (follower.AT_ONCE + 200)
+
+
+async def test_no_endpoint_waits_until_others_have_had_their_turns_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little there is time for at once."""
+    monkeypatch.setattr(follower, "HAND_OUT_SECONDS", 0.0)
+    store, dispatcher = Resumed(20), Full(100_000)
+    store.endpoints[20] = replace(store.endpoints[20], tenant="b")
+    following = store.follower(dispatcher)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(following.run())
+        await until(lambda: len({delivery.endpoint.id for delivery in dispatcher.offered}) == 20, "each to have a turn")
+        following.stop()
+    turns = [id_ for id_, _ in groupby(delivery.endpoint.id for delivery in dispatcher.offered)]
+    assert turns[1] == 20  # of another tenant, behind the first
+    assert [id_ for id_ in turns if id_ != 20][:19] == list(range(1, 20))
+
+
+@pytest.mark.parametrize("deaths", [follower.DEATHS_MOST, follower.DEATHS_MOST + 1])
+async def test_what_daemons_may_have_died_of_goes_to_the_backlog_once(deaths: int) -> None:
+    store, dispatcher = Resumed(1, deaths=deaths), Full(1_000)
+    following = store.follower(dispatcher)
+    suspect = deaths > follower.DEATHS_MOST
+    async with asyncio.TaskGroup() as group:
+        group.create_task(following.run())
+        await until(lambda: len(dispatcher.offered) + len(store.recorder.results) >= 200, "a turn")
+        await until(lambda: dispatcher.offered, "what is tried")
+        following.stop()
+    passed_on = [result.delivery.event.id for result in store.recorder.results]
+    assert passed_on == list(range(follower.PASSED_ON if suspect else 0))
+    assert {result.outcome for result in store.recorder.results} <= {Postponed(0.0)}
+    assert dispatcher.offered[0].event.id == len(passed_on)
 
 
 class Failing(Well):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.parking import Cursor, Parked, Parking, without_sender
+from webhookd.parking import Cursor, Parked, Parking, in_turns, without_sender
 
 
 def row(endpoint: int = 1, start: int = 10, end: int | None = None, **changes: Any) -> Parked:
@@ -63,6 +63,17 @@ def test_retention_moves_a_cursor_on_and_nothing_moves_it_back() -> None:
     assert (cursor.batch, cursor.pos, cursor.resumed_at) == (40, 0, 5.0)
     cursor.follow(row(next_batch=12, end=60))
     assert (cursor.batch, cursor.to_batch) == (40, 60)
+
+
+def test_tenants_hand_out_in_turns_and_of_each_first_who_has_waited_longest() -> None:
+    cursors = [Cursor(row(id_, start=batch)) for id_, batch in ((1, 10), (2, 30), (3, 20), (4, 99), (5, 98))]
+    cursors[0].turn = cursors[3].turn = 7
+    tenants = {1: "a", 2: "a", 3: "a", 4: "b", 5: "b"}
+    assert [cursor.endpoint_id for cursor in in_turns(cursors, tenants.__getitem__)] == [3, 5, 2, 4, 1]
+    cursors[4].turn = 8  # b has just had one
+    assert [cursor.endpoint_id for cursor in in_turns(cursors, tenants.__getitem__)][:2] == [3, 4]
+    cursors[2].turn = cursors[1].turn = 9
+    assert in_turns(cursors, tenants.__getitem__)[0].endpoint_id == 4
 
 
 def parked(endpoint: int, owner: int | None, first: int = 1, last: int | None = None, **changes: Any) -> Parked:

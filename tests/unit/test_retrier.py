@@ -30,6 +30,7 @@ class Row(NamedTuple):
     clock_from: float
     asked: int = 0
     deaths: int = 0
+    is_suspect: bool = False
 
 
 def row(event: int, endpoint: int = 1, attempts: int = 1, **changes: Any) -> Row:
@@ -58,7 +59,7 @@ class Store:
         self._call("owing")
         return {**self.due, **{each.endpoint_id: -1.0 for each in self.rows}}
 
-    async def claim(self, wanted: Sequence[tuple[int, int, float, float]]) -> Sequence[Row]:
+    async def claim(self, wanted: Sequence[tuple[int, int, float, float]], *, suspects: bool = True) -> Sequence[Row]:
         assert wanted
         assert all(overdue >= 0 for *_, overdue in wanted)
         self._call("claim")
@@ -66,7 +67,9 @@ class Store:
         self.claimed()
         taken: list[Row] = []
         for endpoint_id, room, _, _ in wanted:
-            taken += [each for each in self.rows if each.endpoint_id == endpoint_id][:room]
+            taken += [
+                each for each in self.rows if each.endpoint_id == endpoint_id and (suspects or not each.is_suspect)
+            ][:room]
         self.rows = [each for each in self.rows if each not in taken]
         return taken
 
@@ -182,6 +185,46 @@ async def test_only_endpoints_with_room_are_asked_for(parts: Parts) -> None:
     assert {claim[0] for claims in parts.store.claims for claim in claims} == {2}
     assert all(claim[1] == 3 for claims in parts.store.claims for claim in claims)
     assert {delivery.endpoint.id for delivery in parts.dispatcher.offered} == {2}
+
+
+async def test_a_claim_begins_behind_those_that_had_a_part_of_the_last(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrier, "AT_ONCE", 2)
+    parts.endpoints = {id_: replace(HOOK, id=id_) for id_ in range(1, 6)}
+    parts.retrier._endpoint = parts.endpoints.get
+    parts.dispatcher.rooms = dict.fromkeys(parts.endpoints, 1)
+    parts.store.rows = [row(n, endpoint=id_) for id_ in (5, 1, 3, 2, 4) for n in range(50)]
+    async with running(parts):
+        await until(lambda: len(parts.store.claims) >= 4, "some claims")
+    order = [[wanted[0] for wanted in claim] for claim in parts.store.claims[:4]]
+    assert order == [[1, 2, 3, 4, 5], [3, 4, 5, 1, 2], [5, 1, 2, 3, 4], [2, 3, 4, 5, 1]]
+
+
+async def test_a_suspect_waits_until_what_became_of_the_one_before_is_written(parts: Parts) -> None:
+    """Or it would seem that daemons have died of that."""
+    parts.store.rows = [row(7, deaths=4, is_suspect=True)]
+    async with running(parts):
+        await until(lambda: parts.dispatcher.offered, "a first one")
+        parts.store.rows = [row(8, deaths=4, is_suspect=True)]
+        claims = len(parts.store.claims)
+        await until(lambda: len(parts.store.claims) > claims + 2, "some claims while it is in hand")
+        parts.recorder.waiting = {(7, 1, 1)}
+        parts.dispatcher.offered[0].deaths = 0
+        claims = len(parts.store.claims)
+        await until(lambda: len(parts.store.claims) > claims + 2, "some more before it is written")
+        assert len(parts.dispatcher.offered) == 1
+        parts.recorder.waiting = set()
+        await until(lambda: len(parts.dispatcher.offered) == 2, "the next")
+
+
+async def test_a_suspect_that_is_put_off_holds_up_others_no_longer_than_its_lease(parts: Parts) -> None:
+    parts.store.rows = [row(7, deaths=4, is_suspect=True)]
+    async with running(parts):
+        await until(lambda: parts.dispatcher.offered, "a first one")
+        parts.dispatcher.offered[0].start_by = time.monotonic()
+        parts.store.rows = [row(8, deaths=4, is_suspect=True)]
+        await until(lambda: len(parts.dispatcher.offered) == 2, "the next")
 
 
 async def test_nothing_is_claimed_while_memory_is_full(parts: Parts) -> None:

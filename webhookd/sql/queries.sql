@@ -122,16 +122,21 @@ SELECT e.id, extract(epoch FROM f.due - now())::float8 AS due_in
 -- name: claim
 -- Lease what is due, of each endpoint as much as it has room for; `due` becomes the end of the lease. It begins at
 -- what `owing` found to be the first, `overdue` seconds ago: before that there are only dead rows, which a long snapshot keeps.
--- Who had a row leased and died may have died of it. Of those that too many died with, one at a time.
-WITH pick AS MATERIALIZED (
-  SELECT d.*, w.lease FROM unnest($1::int[], $2::int[], $3::float8[], $4::float8[]) w(id, room, lease, overdue) CROSS JOIN LATERAL (
+-- Each endpoint has its part of what is claimed at a time, however much others are owed; what is left is for whoever comes first.
+-- Who had a row leased and died may have died of it. Of those that too many died with, one at a time, and none unless $8.
+WITH wanted AS MATERIALIZED (
+  SELECT w.*, LEAST(w.room, GREATEST(500 / cardinality($1::int[]), 1)) AS part
+    FROM unnest($1::int[], $2::int[], $3::float8[], $4::float8[]) w(id, room, lease, overdue)),
+pick AS MATERIALIZED (
+  SELECT d.*, w.lease FROM (SELECT id, lease, overdue, 0 AS taken, part AS most FROM wanted UNION ALL
+                            SELECT id, lease, overdue, part, room - part FROM wanted WHERE room > part) w CROSS JOIN LATERAL (
     SELECT x.endpoint_id, x.outbox_id, x.due, x.deaths + (x.owner IS NOT NULL AND x.owner <> $5 AND NOT EXISTS (
              SELECT FROM webhookd.daemon a WHERE a.id = x.owner AND a.stopped_at IS NULL AND a.beat_at > now() - $6 * interval '1 s'))::int AS deaths
       FROM webhookd.backlog x
      WHERE x.endpoint_id = w.id AND x.state = 'retry' AND x.due <= now() AND x.due >= now() - w.overdue * interval '1 s'
-     ORDER BY x.due LIMIT w.room FOR UPDATE SKIP LOCKED) d
+     ORDER BY x.due OFFSET w.taken LIMIT w.most FOR UPDATE SKIP LOCKED) d
   LIMIT 500),
-suspect AS (SELECT p.endpoint_id, p.outbox_id FROM pick p WHERE p.deaths > $7 ORDER BY p.deaths, p.due LIMIT 1)
+suspect AS (SELECT p.endpoint_id, p.outbox_id FROM pick p WHERE p.deaths > $7 AND $8 ORDER BY p.deaths, p.due LIMIT 1)
 UPDATE webhookd.backlog d SET due = now() + p.lease * interval '1 s', owner = $5, deaths = p.deaths
   FROM pick p WHERE d.endpoint_id = p.endpoint_id AND d.outbox_id = p.outbox_id
    AND (p.deaths <= $7 OR (p.endpoint_id, p.outbox_id) = (SELECT s.endpoint_id, s.outbox_id FROM suspect s))
@@ -144,7 +149,7 @@ RETURNING d.outbox_id, d.endpoint_id, d.attempts, d.outbox_at,
 SELECT v.parked, p.endpoint_id, p.from_batch, p.to_batch, p.next_batch, p.next_pos, p.reason, p.owner, p.epoch, p.fails,
        extract(epoch FROM p.retry_at - now())::float8 AS retry_in, e.paused_at IS NOT NULL AS paused, e.disabled_at IS NOT NULL AS disabled,
        COALESCE(extract(epoch FROM e.resumed_at), 0)::float8 AS resumed_at,
-       e.removed_at IS NOT NULL OR e.spec ->> 'active' = 'false' AS idle
+       e.removed_at IS NOT NULL OR e.spec ->> 'active' = 'false' AS idle, p.deaths
   FROM webhookd.config_version v
   LEFT JOIN (webhookd.parked p JOIN webhookd.endpoint e ON e.id = p.endpoint_id) ON true;
 
@@ -178,7 +183,7 @@ SELECT webhookd.resume($1);
 
 -- name: take_parked
 -- Cursors without a daemon, or of one that stopped or is dead, which we judge as with batches. All of an endpoint have the same daemon, its only sender:
--- who has the lock of the first takes all, and who comes later finds it taken. An owner is looked at again once its row is locked.
+-- who has the lock of the first takes all, and who comes later finds it taken. An owner is looked at again once its row is locked, and counted if it died.
 WITH open AS MATERIALIZED (
   SELECT p.endpoint_id, p.from_batch, p.owner FROM webhookd.parked p
    WHERE p.endpoint_id = ANY($2::int[]) AND p.reason <> 'disabled' AND (p.to_batch IS NULL OR p.next_batch < p.to_batch)),
@@ -194,7 +199,7 @@ free AS MATERIALIZED (
      AND NOT EXISTS (SELECT FROM open o WHERE o.endpoint_id = p.endpoint_id AND o.owner <> $1 AND o.owner NOT IN (SELECT owner FROM dead WHERE owner IS NOT NULL))
    ORDER BY p.endpoint_id FOR UPDATE OF p SKIP LOCKED),
 taken AS (
-  UPDATE webhookd.parked p SET owner = $1, epoch = epoch + 1 FROM free f
+  UPDATE webhookd.parked p SET owner = $1, epoch = epoch + 1, deaths = LEAST(deaths + (p.owner IS NOT NULL)::int, 32767) FROM free f
    WHERE p.endpoint_id = f.endpoint_id AND p.reason <> 'disabled' AND (p.to_batch IS NULL OR p.next_batch < p.to_batch)
      AND (p.owner IS NULL OR p.owner <> $1 AND p.owner IN (SELECT owner FROM dead)) RETURNING p.endpoint_id),
 told AS (UPDATE webhookd.config_version SET parked = parked + 1 WHERE EXISTS (SELECT FROM taken))
@@ -212,7 +217,7 @@ UPDATE webhookd.config_version SET parked = parked + 1 WHERE EXISTS (SELECT FROM
 
 -- name: cursors
 -- All before is settled; fenced by owner and epoch, and never backward, as retention may have moved it on.
-UPDATE webhookd.parked p SET next_batch = u.batch, next_pos = u.pos
+UPDATE webhookd.parked p SET next_batch = u.batch, next_pos = u.pos, deaths = 0
   FROM unnest($1::int[], $2::bigint[], $3::int[], $4::bigint[], $5::int[]) u(endpoint_id, from_batch, epoch, batch, pos)
  WHERE p.endpoint_id = u.endpoint_id AND p.from_batch = u.from_batch AND p.owner = $6 AND p.epoch = u.epoch
    AND (p.next_batch, p.next_pos) < (u.batch, u.pos);

@@ -22,6 +22,11 @@ class Claimed(NamedTuple):
     asked: int
     deaths: int
 
+    @property
+    def is_suspect(self) -> bool:
+        """True when more daemons died with it in hand than chance explains."""
+        return self.deaths > ALONE_AFTER
+
 
 class Backlog:
     """What the retrier of one daemon asks; another that has not beaten for `dead_after` seconds is dead to it."""
@@ -36,14 +41,15 @@ class Backlog:
         rows = await self._database.fetch(QUERIES["owing"])
         return dict(rows)  # type: ignore[arg-type]  # a Record of two columns is a pair
 
-    async def claim(self, wanted: Sequence[tuple[int, int, float, float]]) -> list[Claimed]:
+    async def claim(self, wanted: Sequence[tuple[int, int, float, float]], *, suspects: bool = True) -> list[Claimed]:
         """Lease what is due: `wanted` are (endpoint id, most rows, seconds of the lease, seconds it is overdue).
 
-        Of those with which more daemons died than chance explains, there is one at most.
+        500 rows at most, of which each of the first 500 endpoints has its part. Of suspects there is one at most, and
+        none unless `suspects`.
         """
         ids, rooms, leases, overdue = zip(*wanted, strict=True)
         since = [seconds + SLACK for seconds in overdue]
         rows = await self._database.fetch(
-            QUERIES["claim"], ids, rooms, leases, since, self._owner, self._dead_after, ALONE_AFTER
+            QUERIES["claim"], ids, rooms, leases, since, self._owner, self._dead_after, ALONE_AFTER, suspects
         )
         return [Claimed._make(row) for row in rows]

@@ -31,4 +31,5 @@ ALTER TABLE webhookd.backlog
   ADD COLUMN asked  smallint NOT NULL DEFAULT 0,      -- of its attempts those that only asked for less: they use up no step of the schedule
   ADD COLUMN owner  int,                              -- the daemon that has it leased; NULL from its next result on
   ADD COLUMN deaths smallint NOT NULL DEFAULT 0;      -- daemons that have died with it in hand, since its last result
+ALTER TABLE webhookd.parked ADD COLUMN deaths smallint NOT NULL DEFAULT 0;  -- daemons that have died as its sender, since the cursor last moved
 ALTER TABLE webhookd.endpoint ADD COLUMN revived_at timestamptz;  -- the end of the last time that it was disabled: no 410 before it counts any longer
