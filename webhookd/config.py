@@ -19,7 +19,7 @@ from webhookd.checks import Around, name_mistake, type_mistake
 from webhookd.endpoint import endpoint_of, retry_mistakes, retry_policy
 from webhookd.errors import ConfigError
 from webhookd.formats import FORMATS
-from webhookd.mistakes import Lines, Mistake, Place, read, told, unknown
+from webhookd.mistakes import MOST_TOLD, UNTOLD, Lines, Mistake, Place, read, told, unknown
 from webhookd.model import Egress, Endpoint, Format, Proxy, RetryPolicy
 from webhookd.overlay import overlay
 from webhookd.reference import json_schema as json_schema
@@ -89,7 +89,7 @@ def build(
     of_main = Around(environ, _beside(read_secret, origin), Egress())
     sections = {name: read(SECTIONS[name], merged.get(name, {}), places[name], mistakes, of_main) for name in SECTIONS}
     for file, tables in documents:
-        mistakes += _strays(file, tables, main=tables is document)
+        _find_strays(file, tables, mistakes, main=tables is document)
 
     database, table = _get(sections, Database), _get(sections, Retry)
     if database.dsn.get_secret_value() and database.dsn_file:
@@ -164,17 +164,19 @@ def _named_variables(value: object) -> Iterator[str]:
             yield from _named_variables(each)
 
 
-def _strays(file: str, document: Document, main: bool) -> Iterator[Mistake]:
-    """Tables of a document that it cannot have."""
+def _find_strays(file: str, document: Document, mistakes: list[Mistake], main: bool) -> None:
+    """Add the tables of a document that it cannot have."""
     known = (*SECTIONS, *NAMED) if main else tuple(NAMED)
     for name in document:
         if name in known:
             continue
-        if name in SECTIONS:
+        if len(mistakes) >= MOST_TOLD:
+            mistakes.append(UNTOLD)
+        elif name in SECTIONS:
             hint = "; an endpoint is [endpoint.NAME]" if name == "endpoints" else ""
-            yield Mistake(file, (name,), f"[{name}] belongs into the main file{hint}")
+            mistakes.append(Mistake(file, (name,), f"[{name}] belongs into the main file{hint}"))
         else:
-            yield Mistake(file, (name,), f"{quoted(name)} {unknown((name,), 'section', known)}")
+            mistakes.append(Mistake(file, (name,), f"{quoted(name)} {unknown((name,), 'section', known)}"))
 
 
 def _named(

@@ -3,7 +3,7 @@
 import difflib
 import ipaddress
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final, NamedTuple, TypeVar, get_args
@@ -18,6 +18,8 @@ from webhookd.units import quoted
 M = TypeVar("M", bound=BaseModel)
 Path = tuple[str, ...]
 Lines = Callable[[str], Mapping[Path, int]]  # file -> the line of each key in it
+
+MOST_TOLD: Final = 100  # of the mistakes of a configuration; whoever has more has made one of them many times
 
 # Sections, and keys of a section, that the documentation promises and this version does not have yet.
 LATER: Final = frozenset(
@@ -37,6 +39,9 @@ class Mistake(NamedTuple):
     sentence: str
 
 
+UNTOLD: Final = Mistake("", (), "")  # one of those beyond MOST_TOLD, which are counted and cost nothing
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """A table of a file, and which of its keys the environment has replaced."""
@@ -54,10 +59,15 @@ class Place:
         return Mistake(self.file, (*self.path, *keys), f"[{header}] {key}{sentence}")
 
 
-def told(mistakes: Iterable[Mistake], lines: Lines) -> list[str]:
-    """The sentences as people and editors read them, `FILE:LINE: …`; only files with a mistake are asked for lines."""
+def told(mistakes: Sequence[Mistake], lines: Lines) -> list[str]:
+    """The sentences as people and editors read them, `FILE:LINE: …`, and of many how many more there are.
+
+    Only files with a mistake are asked for lines.
+    """
     lines = cache(lines)
-    return [_told(*mistake, lines) for mistake in mistakes]
+    sentences = [_told(*mistake, lines) for mistake in mistakes[:MOST_TOLD]]
+    more = len(mistakes) - MOST_TOLD
+    return [*sentences, f"and {more:,} more mistake{'s' if more > 1 else ''}"] if more > 0 else sentences
 
 
 def _told(file: str, path: Path, sentence: str, lines: Lines) -> str:
@@ -74,7 +84,8 @@ def read(model: type[M], table: object, place: Place, mistakes: list[Mistake], a
     try:
         return model.model_validate(table, context=around)
     except ValidationError as invalid:
-        for error in invalid.errors(include_url=False, include_input=False):
+        room = max(MOST_TOLD - len(mistakes), 0)
+        for error in invalid.errors(include_url=False, include_input=False)[:room] if room else ():
             loc = [part for part in error["loc"] if part != "[key]"]
             keys = [str(part) for part in loc if not isinstance(part, int)]
             item = next((f" item {part + 1}" for part in loc if isinstance(part, int)), "")
@@ -83,6 +94,7 @@ def read(model: type[M], table: object, place: Place, mistakes: list[Mistake], a
             else:
                 sentence = _sentence(error)
             mistakes.append(place.mistake(sentence, *keys, item=item))
+        mistakes += [UNTOLD] * (invalid.error_count() - room)
         return None
 
 

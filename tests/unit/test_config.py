@@ -786,3 +786,40 @@ def test_one_secret_may_follow_another_where_there_is_room_for_one() -> None:
     old = {"secret": "old-fake-secret", "until": date(2027, 1, 31)}
     keys = with_secrets("new-fake-secret", old, signature="github").endpoints[0].secrets
     assert [key.raw for key in keys] == [b"new-fake-secret", b"old-fake-secret"]
+
+
+MANY = range(2_000)
+
+
+@pytest.mark.parametrize(
+    ("documents", "count"),
+    [
+        ([{"daemon": {f"k{n}": 1 for n in MANY}}], 2_000),
+        ([{f"s{n}": {} for n in MANY}], 2_000),
+        ([orders(auth={**AUTH, **{f"k{n}": 1 for n in MANY}})], 2_000),
+        ([{"event_types": {f"s{n}": {"k": 1} for n in MANY}}], 2_000),
+        ([{"endpoint": {f"e{n}": {**ORDERS, "k": 1} for n in MANY}}], 2_000),
+        ([{"daemon": {"k": 1}}, {"endpoint": {"a": {**ORDERS, **{f"k{n}": 1 for n in MANY}}}, "x": {}}], 2_002),
+    ],
+    ids=["keys", "sections", "deep", "types", "endpoints", "files"],
+)
+def test_of_thousands_of_mistakes_the_first_are_told_and_only_these_are_thought_about(
+    documents: list[dict[str, Any]], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thought_about: list[str] = []
+
+    def close(word: str, *_: object) -> list[str]:
+        thought_about.append(word)
+        return []
+
+    monkeypatch.setattr("webhookd.mistakes.difflib.get_close_matches", close)
+    first, *others = documents
+    found = mistakes(first, *(("others.toml", other) for other in others))
+    assert len(found) == 101
+    assert len(thought_about) <= 100
+    assert found[-1] == f"and {count - 100:,} more mistakes"
+
+
+def test_one_mistake_more_than_are_told_is_told_as_one() -> None:
+    assert len(mistakes({"daemon": {f"k{n}": 1 for n in range(100)}})) == 100
+    assert mistakes({"daemon": {f"k{n}": 1 for n in range(101)}})[100:] == ["and 1 more mistake"]
