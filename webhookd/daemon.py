@@ -33,6 +33,7 @@ from webhookd.store.backlog import Backlog
 from webhookd.store.batches import Batches
 from webhookd.store.bell import Bell
 from webhookd.store.database import Database, Dsn
+from webhookd.store.keepers import Keepers
 from webhookd.store.migrations import check_schema
 from webhookd.store.parking import ParkingStore
 from webhookd.store.registry import Beat, Joined, Known, Registry
@@ -143,12 +144,18 @@ class Daemon:
             Bell(self._direct_dsn) as bell,
             Sender(self._config.egress, self._user_agent) as sender,
         ):
-            registry = Registry(database)
-            joined = await unless(self._stopped, self._join(database, registry))
-            if joined is None:
-                return
-            batches = Batches(database)
-            unfinished = await self._deliver(joined, database, batches, registry, bell, sender)
+            registry, keepers = Registry(database), Keepers(database)
+            looking = asyncio.create_task(
+                keepers.run()
+            )  # who joins may have to wait for a lock, too; it raises nothing
+            try:
+                joined = await unless(self._stopped, self._join(database, registry))
+                if joined is None:
+                    return
+                batches = Batches(database)
+                unfinished = await self._deliver(joined, database, batches, registry, bell, keepers, sender)
+            finally:
+                looking.cancel()
             await self._leave(joined.daemon_id, batches, ParkingStore(database), registry, unfinished)
 
     async def _join(self, database: Database, registry: Registry) -> _Joined:
@@ -212,6 +219,7 @@ class Daemon:
         batches: Batches,
         registry: Registry,
         bell: Bell,
+        keepers: Keepers,
         sender: Sender,
     ) -> list[int]:
         """Run the parts until stopped; the ids of the batches that were not finished."""
@@ -308,8 +316,9 @@ class Daemon:
 
         def problem() -> str:
             """What keeps a part from its work, in one sentence: of several, the first."""
-            parts = (retrying, following, sending.feeder, keeping, reloading, bell)
-            first = next(filter(None, (reading.problem, *(part.setbacks.problem for part in parts), bell.problem)), "")
+            parts = (retrying, following, sending.feeder, keeping, reloading, bell, keepers)
+            setbacks = (part.setbacks.problem for part in parts)
+            first = next(filter(None, (keepers.problem, reading.problem, *setbacks, bell.problem)), "")
             return first[:MOST_OF_A_PROBLEM].replace("\0", "")  # it must never be what a heartbeat fails for
 
         keeping = janitor.Janitor(

@@ -5,7 +5,6 @@ A part of its own, so that the reader waits for nothing here: it says what it wa
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -15,6 +14,7 @@ import structlog
 from webhookd.errors import WebhookdError
 from webhookd.sql import QUERIES
 from webhookd.store.database import Dsn, connect, is_pooled, translated
+from webhookd.store.keepers import IN_THE_WAY_AFTER, Lasting, named
 from webhookd.store.session import pins
 from webhookd.tasks import Setbacks, wait_for
 
@@ -29,8 +29,8 @@ USELESS_FOR = 60.0  # a connection that cannot wake us, until it is tried again
 ANSWER_WITHIN = 5.0
 CHECK_AFTER = 10.0
 LOOK_EVERY = 1.0  # while the sleep lock is not ours: who has it?
-IN_THE_WAY_AFTER = 2.5  # seconds for which the same one has had it
 MOST_RINGS = 2_000  # in a second: more than daemons ever ask for, which costs us more than polls
+FLOODERS_NAMED = 3
 LEAVE_FIRST, LEAVE_MOST = 10.0, 300.0  # seconds for which a flooded channel is left alone
 QUIET_FOR = 5.0  # seconds on the channel without a flood, until that is over
 
@@ -61,9 +61,10 @@ class Bell:
         self._next_check = 0.0
         self._told = ""
         self._next_look = 0.0
-        self._holders: dict[int, float] = {}  # who has the lock beside us, and since when we see it
+        self._lasting = Lasting(IN_THE_WAY_AFTER)
         self._kept = ""  # who keeps it
         self._flood = ""  # who floods the channel
+        self._flooders: list[int] = []  # processes that are yet to be told
         self._rings: Counter[int] = Counter()  # by process, of this second
         self._second = 0.0
         self._leave_for = LEAVE_FIRST
@@ -124,6 +125,8 @@ class Bell:
 
     async def _turn(self) -> None:
         self._wanted.clear()
+        if self._flooders:
+            await self._tell_flood()
         connection = self._connection
         if connection is None or connection.is_closed():
             connection = await self._listen() if self._wants_sleep else None
@@ -192,8 +195,8 @@ class Bell:
         if not held:
             with translated():
                 rows = await connection.fetch(QUERIES["sleepers"], timeout=ANSWER_WITHIN)
-        self._holders = {row["pid"]: self._holders.get(row["pid"], now) for row in rows}
-        kept = _names([row for row in rows if now - self._holders[row["pid"]] >= IN_THE_WAY_AFTER])
+        lasting = self._lasting.of((row["pid"] for row in rows), now)
+        kept = ", ".join(named(row) for row in rows if row["pid"] in lasting)
         if kept and not self._kept:
             log.warning("sleep_lock_kept", by=kept)
         elif self._kept and not kept:
@@ -213,13 +216,28 @@ class Bell:
             self._rings.clear()
         self._rings[pid] += 1
         if self._rings.total() > MOST_RINGS and connection is self._connection:
-            senders = ", ".join(f"process {pid}" for pid, _ in self._rings.most_common(3))
-            if not self._flood:
-                log.warning("flooded", by=senders)
-            self._flood = f"producers cannot wake us, so we poll: NOTIFY {CHANNEL} is flooded by {senders}"
+            self._flooders = [pid for pid, _ in self._rings.most_common(FLOODERS_NAMED)]
             self._next_try = now + self._leave_for
             self._leave_for = min(self._leave_for * 2, LEAVE_MOST)
             self._lose()
+            self._wanted.set()
+
+    async def _tell_flood(self) -> None:
+        """Say who floods the channel: by their names as well, if they are still there."""
+        pids, self._flooders = self._flooders, []
+        senders = ", ".join(f"process {pid}" for pid in pids)
+        try:
+            connection = await connect(self._dsn)  # ours would bring what is left of the flood
+            try:
+                with translated():
+                    rows = await connection.fetch(QUERIES["processes"], pids, timeout=ANSWER_WITHIN)
+                senders = ", ".join(map(named, rows))
+            finally:
+                connection.terminate()
+        finally:
+            if not self._flood:
+                log.warning("flooded", by=senders)
+            self._flood = f"producers cannot wake us, so we poll: NOTIFY {CHANNEL} is flooded by {senders}"
 
     def _lose(self) -> None:
         if self._connection is not None:
@@ -236,11 +254,6 @@ def _now() -> float:
 async def _ask(connection: "asyncpg.Connection[Any]", query: str) -> Any:
     with translated():
         return await connection.fetchval(QUERIES[query], timeout=ANSWER_WITHIN)
-
-
-def _names(rows: Sequence[Any]) -> str:
-    found = [(f"process {row['pid']} of {row['usename']}", row["application_name"]) for row in rows]
-    return ", ".join(f"{process} ({name})" if name else process for process, name in found)
 
 
 async def _useless(connection: "asyncpg.Connection[Any]") -> str:
