@@ -65,7 +65,7 @@ async def rows(sql: Sql) -> list[list[asyncpg.Record]]:
         for query in (
             "SELECT event_id, xid::text, size, type FROM webhookd.outbox ORDER BY id",
             OPEN,
-            "SELECT * FROM webhookd.parked",
+            "SELECT endpoint_id, from_batch, to_batch, next_batch, owner, epoch, fails, retry_at FROM webhookd.parked",
             "SELECT outbox_id, due::text FROM webhookd.scheduled",
             "SELECT endpoint_id, outbox_id, attempts, due, state FROM webhookd.backlog",
             "SELECT parked, version FROM webhookd.config_version",
