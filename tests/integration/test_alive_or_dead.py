@@ -110,3 +110,24 @@ async def test_a_cursor_only_goes_on_and_only_for_its_daemon(sql: Sql, database:
         row = await sql.fetchrow(statement)
         assert row is not None
         assert tuple(row) == stands
+
+
+@pytest.mark.parametrize(
+    ("daemon", "says", "gone"),
+    [
+        (LIVES, "endpoint_ids = '{1}'", False),
+        (LIVES, "endpoint_ids = '{2}', inactive_ids = '{1}'", False),
+        (LIVES, "endpoint_ids = '{2}', inactive_ids = '{}'", True),
+        (LIVES, "config_hash = 'another'", False),  # of a version that does not say what it has
+        (LIVES, "config_hash = 'ours'", True),
+        (STOPPED, "endpoint_ids = '{1}', config_hash = 'another'", True),
+        (SILENT, "config_hash = 'another'", True),
+    ],
+)
+async def test_an_endpoint_is_gone_when_no_living_daemon_may_name_it(
+    sql: Sql, database: Database, daemon: int, says: str, gone: bool
+) -> None:
+    await sql.execute("INSERT INTO webhookd.endpoint (name, source, spec) VALUES ('theirs', 'file', '{}')")
+    await sql.execute(f"UPDATE webhookd.daemon SET {says} WHERE id = $1", daemon)
+    await Registry(database).refresh_endpoints([], "ours", 15.0)
+    assert await sql.fetchval("SELECT removed_at IS NOT NULL FROM webhookd.endpoint") == gone
