@@ -125,7 +125,7 @@ class Dispatcher:
         self._lane_group: asyncio.TaskGroup | None = None
         self._stopped = asyncio.Event()
         self._on_hold = False
-        self._fed: Mapping[int, Fed] = {}
+        self._fed: dict[int, Fed] = {}  # those that are not live
         self.room_freed = asyncio.Event()  # set when a delivery leaves; whoever waits clears it
         self.configure((), delivery)
 
@@ -262,12 +262,15 @@ class Dispatcher:
             self._limit(list(self._queues.values()))
 
     def follow(self, fed: Mapping[int, Fed]) -> None:
-        """Feed these endpoints from there, and all others from memory."""
-        self._fed = fed
+        """Feed these endpoints from there, and the others as before."""
         changed = []
-        for endpoint_id, queue in self._queues.items():
-            now_fed = fed.get(endpoint_id, _LIVE)
-            if queue.feed is not now_fed.feed:
+        for endpoint_id, now_fed in fed.items():
+            if now_fed.feed is Feed.MEMORY:
+                self._fed.pop(endpoint_id, None)
+            else:
+                self._fed[endpoint_id] = now_fed
+            queue = self._queues.get(endpoint_id)
+            if queue is not None and queue.feed is not now_fed.feed:
                 queue.follow(*now_fed)
                 changed.append(queue)
                 if queue.feed is Feed.NONE:

@@ -10,38 +10,33 @@ it costs nothing, and neither memory nor the backlog knows of it.
 import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import datetime
 from typing import Protocol
 
 import structlog
 
-from webhookd import breaker
-from webhookd.limiter import share
+from webhookd import breaker, windows
+from webhookd.cursors import Cursors, first
 from webhookd.members import alone
-from webhookd.model import Delivery, Endpoint, Postponed, Result, Window
-from webhookd.pages import Pages, Taken
-from webhookd.parking import Cursor, Parking, in_turns, without_sender
+from webhookd.model import Endpoint
+from webhookd.pages import Pages
+from webhookd.parking import Parking, without_sender
 from webhookd.queues import SPILLED_MOST, Fed, Feed
-from webhookd.tasks import Setbacks, wait_for
+from webhookd.tasks import Setbacks, decided, in_slices, wait_for
+from webhookd.windows import Recorder, Windows
 
 LOOK_SECONDS = 0.5
 AWAY_SECONDS = 1.0
 RESTRAINT, RESTRAINT_MOST = 10.0, 2.0  # times what it took to read who is parked, until more are parked; seconds
 GIVE_UP_LOOKS = 120  # looks, which is a minute: how often we see whose time is over behind an endpoint that fails
 LEFT_BY_OTHERS = 1 / 6  # of the time after which a daemon is dead: half a heartbeat, and anybody takes what is left
-PASSED_ON = 200  # deliveries at a time of the end of a cursor that go to the backlog, since others have the slots
-DEATHS_MOST = 3  # of senders, beyond which a cursor passes on what they may have died of, to be counted one by one
 GIVE_UP_AT_ONCE = 50  # endpoints in one statement, in one look: a pause waits for it
-AT_ONCE = 500  # deliveries that are offered together
-HAND_OUT_SECONDS = 0.25  # after which we look what has changed
 AT_A_TIME = 100  # endpoints that are looked at before others have their turn on the loop
 NEAR = 20  # batches from the end of the log at which an endpoint becomes live again
-FOREVER = float("inf")
 
 log = structlog.get_logger("webhookd.follower")
 
 
-class Store(Protocol):
+class Store(windows.Store, Protocol):
     """What the follower needs of the store."""
 
     async def parking(self) -> Parking: ...
@@ -56,29 +51,15 @@ class Store(Protocol):
     async def breakers(self, breakers: dict[int, tuple[int, float]], owner: int) -> None: ...
     async def forget(self) -> None: ...
     async def owing_little(self, endpoint_ids: Sequence[int], most: int) -> set[int]: ...
-    async def newest(self) -> int: ...
-    async def settled(self, pairs: Sequence[tuple[int, int]], lo: datetime) -> set[tuple[int, int]]: ...
 
 
-class Dispatcher(Protocol):
-    """Where deliveries go."""
+class Dispatcher(windows.Dispatcher, Protocol):
+    """Where deliveries go, and what is known of their endpoints."""
 
-    def room_for(self, tenant: str) -> int: ...
-    def claimable(self, endpoint_id: int) -> tuple[int, float]: ...
     def is_well(self, endpoint_id: int) -> bool: ...
     def keeps_up(self, endpoint_id: int) -> None: ...
-    def breaker(self, endpoint_id: int) -> tuple[int, float]: ...
     def gone_since(self, endpoint_id: int) -> float | None: ...
     def follow(self, fed: Mapping[int, Fed]) -> None: ...
-    def offer(self, delivery: Delivery) -> None: ...
-
-
-class Recorder(Protocol):
-    """Where windows end."""
-
-    def put(self, result: Result) -> None: ...
-
-    def settle(self, batch: Window) -> None: ...
 
 
 class Follower:
@@ -104,23 +85,18 @@ class Follower:
         look_seconds: float = LOOK_SECONDS,
     ) -> None:
         self._store = store
-        self._pages = pages
         self._dispatcher = dispatcher
-        self._recorder = recorder
         self._owner = owner
         self._endpoint = endpoint
-        self._owes = owes
         self._over_before = over_before
         self._give_up_at = 0.0
         self._giving_up: list[int] = []  # endpoints, by what is left of this minute's
         self._dead_after = dead_after
         self._look_seconds = look_seconds
         self._next_look = 0.0
-        self._turn = 0  # of handing out
         self._parking = parking
-        self._cursors: dict[tuple[int, int], Cursor] = {}
-        self._fed: Mapping[int, Fed] = {}  # those that are not live
-        self._leaving: dict[tuple[int, int], Cursor] = {}  # those we had, until all is settled that they handed out
+        self._is_old = bool(parking.rows)  # our endpoints are others than when we looked at it
+        self._cursors = Cursors()
         self._senderless: dict[int, float] = {}  # endpoints without a sender, and since when
         self._noted: dict[int, int] = {}  # failures of an endpoint's breaker, as the database has them
         self._troubles: dict[int, str] = {}
@@ -132,12 +108,15 @@ class Follower:
         self.shares = alone(owner)  # who else has our endpoints
         self.setbacks = Setbacks("follower", AWAY_SECONDS)
         self.steady_until = 0.0  # until then, on the database's clock, we may call others dead: the janitor's word
-        self._assign()
+        self._windows = Windows(
+            store, pages, dispatcher, recorder, self._cursors, endpoint, owes, lambda: self.shares, self._stopped
+        )
+        # Before anything is claimed: what is parked is not ours to send to until we have looked.
+        self._feed({row.endpoint_id: Fed(Feed.NONE) for row in parking.rows if row.to_batch is None})
 
     def changed(self) -> None:
         """Our endpoints are others now, and so may be what is parked."""
-        self._parking.version = -1
-        self._assign()
+        self._is_old = True
 
     def trouble(self, endpoint_id: int, trouble: str) -> None:
         """See to an endpoint that does not work, soon."""
@@ -160,12 +139,18 @@ class Follower:
 
     async def catch_up(self, version: int) -> None:
         """Know at least what was parked by then."""
-        if self._parking.version < version:
+        if self._is_old or self._parking.version < version:
             async with self._catching_up:
-                if self._parking.version < version:
+                if self._is_old or self._parking.version < version:
                     began = time.monotonic()
-                    self._parking = await self._store.parking()
-                    self._assign()
+                    self._is_old = False
+                    try:
+                        parking = await self._store.parking()
+                        await self._assign(parking)
+                    except BaseException:
+                        self._is_old = True
+                        raise
+                    self._parking = parking
                     self._restraint = min((time.monotonic() - began) * RESTRAINT, RESTRAINT_MOST)
 
     async def run(self) -> None:
@@ -204,37 +189,48 @@ class Follower:
             await self._note_breakers()
             await self._give_up()
             await self._end()
-        return self._look_seconds / 10 if await self._hand_out() else self._look_seconds
+        return self._look_seconds / 10 if await self._windows.hand_out() else self._look_seconds
 
     # Who is parked.
 
-    def _assign(self) -> None:
-        """Tell the dispatcher whom it feeds from where, and have a cursor for each that is ours."""
-        now = time.monotonic()
+    async def _assign(self, parking: Parking) -> None:
+        """Tell the dispatcher whom it feeds from where, and have a cursor for each that is ours; of some at a time.
+
+        Meanwhile some are as they were, as they all would be a moment before. Who reads the log with a cursor, others
+        ask only when we are through.
+        """
+        self._cursors.settle()
+        keys: set[tuple[int, int]] = set()
         fed: dict[int, Fed] = {}
-        cursors = {}
-        self._leaving = {key: cursor for key, cursor in self._leaving.items() if not cursor.is_settled}
-        for row in self._parking.rows:
+        parked: set[int] = set()
+        async for row in in_slices(parking.rows, AT_A_TIME):
             ours = row.owner == self._owner and self._endpoint(row.endpoint_id) is not None
             if row.to_batch is None:
                 feed = Feed.CURSOR if ours and not row.is_still else Feed.NONE
-                fed[row.endpoint_id] = Fed(feed, row.fails, now + (row.retry_in or 0.0))
+                fed[row.endpoint_id] = Fed(feed, row.fails, time.monotonic() + (row.retry_in or 0.0))
                 if ours:
                     self._noted.setdefault(row.endpoint_id, row.fails)
             if ours and row.reason != "disabled" and not row.is_at_its_end:
-                key = row.endpoint_id, row.from_batch
-                cursor = self._cursors.get(key)
-                if cursor is not None and cursor.epoch == row.epoch:
-                    cursor.follow(row)
-                    cursors[key] = cursor
-                elif key not in self._leaving and (cursor is None or cursor.is_settled):
-                    cursors[key] = Cursor(row)
-                # Else it comes back to us, and what we had handed out would be handed out again.
-        self._leaving |= {
-            key: cursor for key, cursor in self._cursors.items() if key not in cursors and not cursor.is_settled
+                self._cursors.follow(row)
+                keys.add((row.endpoint_id, row.from_batch))
+            if len(fed) >= AT_A_TIME:
+                parked |= fed.keys()
+                self._feed(fed)
+                fed = {}
+        parked |= fed.keys()
+        self._feed(fed)
+        self._cursors.keep(keys)
+        known = self._cursors.fed
+        live = list(known.keys() - parked)
+        for since in range(0, len(live), AT_A_TIME):
+            self._feed(dict.fromkeys(live[since : since + AT_A_TIME], Fed()))
+            await asyncio.sleep(0)
+        self._noted = {
+            id_: fails for id_, fails in self._noted.items() if id_ in known and known[id_].feed is Feed.CURSOR
         }
-        self._cursors, self._fed = cursors, fed
-        self._noted = {id_: fails for id_, fails in self._noted.items() if id_ in fed and fed[id_].feed is Feed.CURSOR}
+
+    def _feed(self, fed: Mapping[int, Fed]) -> None:
+        self._cursors.feed(fed)
         self._dispatcher.follow(fed)
 
     async def _see_to(self, troubles: Mapping[int, str]) -> None:
@@ -265,7 +261,7 @@ class Follower:
         So those that have an endpoint share the work, and none of them is kept from it by what it takes the others for.
         """
         now = time.monotonic()
-        found = without_sender(self._parking.rows, self._owner, self._able)
+        found = await decided(self._parking.rows, without_sender, self._owner, self._able)
         self._senderless = {id_: self._senderless.get(id_, now) for id_ in found}
         before = now - self._dead_after * LEFT_BY_OTHERS
         ours = [
@@ -282,10 +278,14 @@ class Follower:
 
     async def _let_go(self) -> None:
         """Leave to others what our files do not have any longer, once all is settled that we had handed out."""
-        if any(cursor.is_settled for cursor in self._leaving.values()):
-            self._assign()  # and one that came back to us has a cursor now
-        ours = {row.endpoint_id for row in self._parking.rows if row.owner == self._owner and not row.is_at_its_end}
-        gone = {id_ for id_ in ours if self._endpoint(id_) is None} - {id_ for id_, _ in self._leaving}
+        if self._cursors.settle():
+            async with self._catching_up:
+                await self._assign(self._parking)  # one that came back to us has a cursor now
+        gone: set[int] = set()
+        async for row in in_slices(self._parking.rows, AT_A_TIME):
+            if row.owner == self._owner and not row.is_at_its_end and self._endpoint(row.endpoint_id) is None:
+                gone.add(row.endpoint_id)
+        gone -= self._cursors.leaving
         if gone:
             await self._store.let_go_of(self._owner, sorted(gone))
             await self.catch_up(await self._store.version())
@@ -293,7 +293,7 @@ class Follower:
     async def _note_breakers(self) -> None:
         """Write what has changed of the breakers, for whoever takes the endpoints over."""
         changed = {}
-        for id_, fails in self._noted.items():
+        async for id_, fails in in_slices(list(self._noted.items()), AT_A_TIME):
             state = self._dispatcher.breaker(id_)
             if state[0] != fails:
                 changed[id_] = state
@@ -308,7 +308,7 @@ class Follower:
             self._giving_up = [id_ for id_, fails in self._noted.items() if fails]
         some, self._giving_up = set(self._giving_up[:GIVE_UP_AT_ONCE]), self._giving_up[GIVE_UP_AT_ONCE:]
         over = []
-        for row in self._parking.rows if some else ():
+        async for row in in_slices(self._parking.rows if some else (), AT_A_TIME):
             endpoint = self._endpoint(row.endpoint_id) if row.endpoint_id in some else None
             if endpoint is None or row.to_batch is not None or not self._noted.get(row.endpoint_id):
                 continue
@@ -325,9 +325,8 @@ class Follower:
         """Let those be live again that are well and near the end, and forget cursors that have come to their end."""
         idle, well = [], {}
         newest = await self._store.newest()
-        first = self._first(newest)
-        await asyncio.sleep(0)
-        for row in self._parking.rows:
+        upcoming = first(self._cursors, newest)
+        async for row in in_slices(self._parking.rows, AT_A_TIME):
             if row.to_batch is not None or row.is_still:
                 continue
             cursor = self._cursors.get((row.endpoint_id, row.from_batch))
@@ -335,7 +334,7 @@ class Follower:
                 idle.append(row.endpoint_id)
             elif (
                 cursor is not None
-                and first.get(row.endpoint_id, cursor) is cursor  # none of an older range has more
+                and upcoming.get(row.endpoint_id, cursor) is cursor  # none of an older range has more
                 and cursor.batch > newest - NEAR
                 and self._dispatcher.is_well(row.endpoint_id)
             ):
@@ -352,103 +351,3 @@ class Follower:
             await self.catch_up(await self._store.version())
         if any(row.to_batch is not None for row in self._parking.rows):
             await self._store.forget()
-
-    # What they are owed.
-
-    async def _hand_out(self) -> bool:
-        """Offer what has room; True when something was."""
-        if not await self._any_room():
-            return False
-        until = time.monotonic() + HAND_OUT_SECONDS
-        some: list[Taken] = []
-        count, handed_out = 0, False
-        first = self._first(await self._store.newest())
-        self._turn += 1
-        for cursor in in_turns(first.values(), self._tenant):
-            if (room := self._room(cursor, count)) > 0:
-                cursor.turn = self._turn
-                some.append(await self._pages.read(cursor, room))
-                count += len(some[-1].deliveries)
-                handed_out = True
-            if count >= AT_ONCE:
-                await self._offer_all(some)
-                some, count = [], 0
-            if time.monotonic() >= until or self._stopped.is_set():
-                break
-        await self._offer_all(some)
-        return handed_out
-
-    async def _any_room(self) -> bool:
-        for number, cursor in enumerate(list(self._cursors.values()), start=1):
-            if self._room(cursor) > 0:
-                return True
-            if number % AT_A_TIME == 0:
-                await asyncio.sleep(0)
-        return False
-
-    async def _offer_all(self, some: Sequence[Taken]) -> None:
-        pairs = [(event.id, each.cursor.endpoint_id) for each in some for event, _ in each.deliveries]
-        settled: set[tuple[int, int]] = set()
-        if pairs:
-            oldest = min(event.created_at for each in some for event, _ in each.deliveries)
-            settled = await self._store.settled(pairs, oldest)
-        for each in some:
-            self._offer(each, settled)
-        await asyncio.sleep(0)
-
-    def _first(self, newest: int) -> dict[int, Cursor]:
-        """By endpoint, which of its cursors reads next, if any of them has more."""
-        first: dict[int, Cursor] = {}
-        for cursor in self._cursors.values():
-            if cursor.has_more(newest):
-                other = first.setdefault(cursor.endpoint_id, cursor)
-                if cursor.batch < other.batch:
-                    first[cursor.endpoint_id] = cursor
-        return first
-
-    def _tenant(self, endpoint_id: int) -> str:
-        endpoint = self._endpoint(endpoint_id)
-        return endpoint.tenant if endpoint is not None else ""
-
-    def _room(self, cursor: Cursor, taken: int = 0) -> int:
-        """What its endpoint can take, and memory, when so much of that is about to be offered."""
-        id_ = cursor.endpoint_id
-        endpoint = self._endpoint(id_)
-        if endpoint is None:
-            return 0
-        if id_ not in self._fed:  # it is live again, and this is the end of its cursor
-            sharers = self.shares.of(id_)
-            if not share(endpoint.max_in_flight, *self.shares.place(sharers), id_):
-                return max(min(PASSED_ON, self._dispatcher.room_for(endpoint.tenant) - taken), 0)
-        if self._dispatcher.breaker(id_)[0] and self._owes(id_):
-            return 0  # a probe is what has failed before, if there is such
-        claimable = self._dispatcher.claimable(id_)[0]
-        if claimable and cursor.deaths > DEATHS_MOST:
-            claimable = PASSED_ON  # at least what they had in hand
-        return claimable and min(claimable, self._dispatcher.room_for(endpoint.tenant) - taken)
-
-    def _offer(self, taken: Taken, settled: set[tuple[int, int]]) -> None:
-        cursor = taken.cursor
-        endpoint = self._endpoint(cursor.endpoint_id)
-        key = cursor.endpoint_id, cursor.from_batch
-        if (
-            endpoint is None
-            or self._cursors.get(key) is not cursor
-            or (taken.batch, taken.pos)
-            <= (
-                cursor.batch,
-                cursor.pos,
-            )
-        ):
-            return  # it has gone meanwhile, or nothing was there
-        window = cursor.move(taken.batch, taken.pos)
-        for event, clock_from in taken.deliveries:
-            if (event.id, cursor.endpoint_id) not in settled:
-                window.open += 1
-                delivery = Delivery(event, endpoint, window, 0, clock_from, time.monotonic(), FOREVER)
-                if cursor.deaths > DEATHS_MOST:
-                    self._recorder.put(Result(delivery, None, Postponed(0.0)))
-                else:
-                    self._dispatcher.offer(delivery)
-        cursor.deaths = 0
-        self._recorder.settle(window)

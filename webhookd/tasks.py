@@ -1,7 +1,7 @@
 """Waiting and stopping under structured concurrency, and going on after trouble."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sized
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -11,6 +11,7 @@ from webhookd.errors import Moved, OtherPlace, SchemaMismatch, StoreForbidden, S
 T = TypeVar("T")
 AGAIN_FIRST: Final = 0.1  # seconds until a part that met trouble goes on; twice as long each time in a row
 AGAIN_MOST: Final = 5.0
+MANY: Final = 500  # things that a decision looks at, from which on it is found in a thread
 
 log = structlog.get_logger("webhookd.tasks")
 
@@ -74,3 +75,18 @@ async def unless(stopped: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | No
         working.cancel()
         waiting.cancel()
         await asyncio.wait((working, waiting))
+
+
+async def in_slices(things: Iterable[T], most: int) -> AsyncIterator[T]:
+    """Each of these; after so many of them others have their turn on the loop."""
+    for number, thing in enumerate(things, start=1):
+        yield thing
+        if number % most == 0:
+            await asyncio.sleep(0)
+
+
+async def decided(about: Sized, decide: Callable[..., T], *more: object) -> T:
+    """What the pure function says about these; of many it is found in a thread, so that the loop goes on."""
+    if len(about) > MANY:
+        return await asyncio.to_thread(decide, about, *more)
+    return decide(about, *more)

@@ -6,6 +6,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from tests.bench import rig
 from tests.bench.line import Line
@@ -15,6 +16,7 @@ from webhookd.config import Config
 from webhookd.daemon import Daemon
 
 ENDPOINTS = 8_000
+PARKINGS = 3
 RELOADS = 5  # and before each a second without; the median of these pairs is told
 FILES = 8
 TICK = 0.001
@@ -60,13 +62,24 @@ async def reload(server: str) -> list[Line]:
                         await asyncio.sleep(1.0)
                         stalls.append(max(lag.worst - quiet, 0.0))
                         turns.append(lag.busiest)
+                    parkings = [await _parked(connection, lag, change) for change in ("pause", "resume") * PARKINGS]
                 ticking.cancel()
                 daemon.stop()
     return [
         Line("reading 8,000 endpoints from 8 files", reading, "s", 2.0),
         Line("longest stall of the loop while they are reloaded", statistics.median(stalls) * 1000, "ms", 50.0),
         Line("longest turn of the loop meanwhile, CPU", statistics.median(turns) * 1000, "ms", 25.0),
+        Line("the same while all are paused or resumed", statistics.median(parkings) * 1000, "ms", 25.0),
     ]
+
+
+async def _parked(connection: Any, lag: "Lag", change: str) -> float:
+    """The longest turn while all are paused, or resumed, and everybody has seen it."""
+    await asyncio.sleep(1.0)
+    lag.busiest = 0.0
+    await connection.execute(f"SELECT webhookd.{change}(ARRAY(SELECT id FROM webhookd.endpoint))")
+    await asyncio.sleep(2.0)
+    return lag.busiest
 
 
 class Lag:

@@ -5,22 +5,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, cast
 
 import pytest
 
 from tests.endpoints import HOOK
 from tests.waiting import until
-from webhookd import follower
+from webhookd import follower, windows
 from webhookd.errors import StoreUnavailable
-from webhookd.follower import Dispatcher, Follower, Recorder, Store
+from webhookd.follower import Dispatcher, Follower, Store
 from webhookd.members import Shares
 from webhookd.model import Delivery, Endpoint, Event, Postponed, Result, Window
 from webhookd.pages import Pages
-from webhookd.parking import Parked, Parking
+from webhookd.parking import Cursor, Parked, Parking
 from webhookd.queues import SPILLED_MOST
 from webhookd.store.parking import Page
+from webhookd.windows import Recorder
 
 DAY = datetime(2021, 1, 27, tzinfo=UTC)
 
@@ -273,8 +274,8 @@ async def test_what_our_files_do_not_have_any_longer_is_left_to_others_once_it_i
     window = Window(1, 9, 1, 10, 0)
     async with asyncio.TaskGroup() as group:
         group.create_task(following.run())
-        await until(lambda: (1, 9) in following._cursors, "its cursors")
-        following._cursors[1, 9].last = window
+        await until(lambda: following._cursors.get((1, 9)), "its cursors")
+        cast(Cursor, following._cursors.get((1, 9))).last = window
         ours.clear()
         following.changed()
         await until(lambda: store.freed, "the other to be free")
@@ -448,7 +449,7 @@ async def test_cursors_hand_out_what_memory_has_room_for() -> None:
         await until(lambda: dispatcher.left <= 0, "the rest", timeout=30.0)
         following.stop()
     assert dispatcher.least == 0  # never more than that
-    assert max(store.settled_pairs) <= follower.AT_ONCE + 200
+    assert max(store.settled_pairs) <= windows.AT_ONCE + 200
 
 
 async def test_others_have_their_turn_while_cursors_hand_out() -> None:
@@ -461,12 +462,12 @@ async def test_others_have_their_turn_while_cursors_hand_out() -> None:
             seen.add(len(dispatcher.offered))
             await asyncio.sleep(0)
         following.stop()
-    assert len(seen) >= 20_000 // (follower.AT_ONCE + 200)
+    assert len(seen) >= 20_000 // (windows.AT_ONCE + 200)
 
 
 async def test_no_endpoint_waits_until_others_have_had_their_turns_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """However little there is time for at once."""
-    monkeypatch.setattr(follower, "HAND_OUT_SECONDS", 0.0)
+    monkeypatch.setattr(windows, "HAND_OUT_SECONDS", 0.0)
     store, dispatcher = Resumed(20), Full(100_000)
     store.endpoints[20] = replace(store.endpoints[20], tenant="b")
     following = store.follower(dispatcher)
@@ -479,20 +480,85 @@ async def test_no_endpoint_waits_until_others_have_had_their_turns_again(monkeyp
     assert [id_ for id_ in turns if id_ != 20][:19] == list(range(1, 20))
 
 
-@pytest.mark.parametrize("deaths", [follower.DEATHS_MOST, follower.DEATHS_MOST + 1])
+@pytest.mark.parametrize("deaths", [windows.DEATHS_MOST, windows.DEATHS_MOST + 1])
 async def test_what_daemons_may_have_died_of_goes_to_the_backlog_once(deaths: int) -> None:
     store, dispatcher = Resumed(1, deaths=deaths), Full(1_000)
     following = store.follower(dispatcher)
-    suspect = deaths > follower.DEATHS_MOST
+    suspect = deaths > windows.DEATHS_MOST
     async with asyncio.TaskGroup() as group:
         group.create_task(following.run())
         await until(lambda: len(dispatcher.offered) + len(store.recorder.results) >= 200, "a turn")
         await until(lambda: dispatcher.offered, "what is tried")
         following.stop()
     passed_on = [result.delivery.event.id for result in store.recorder.results]
-    assert passed_on == list(range(follower.PASSED_ON if suspect else 0))
+    assert passed_on == list(range(windows.PASSED_ON if suspect else 0))
     assert {result.outcome for result in store.recorder.results} <= {Postponed(0.0)}
     assert dispatcher.offered[0].event.id == len(passed_on)
+
+
+class Thousands(Tables):
+    """A store in which thousands are parked, or none when they have no owner."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+        self.owner: int | None = 42
+
+    async def parking(self) -> Parking:
+        self.asked += 1
+        rows = [
+            Parked(id_, 3, None, 3, 0, "failing", self.owner, 1, 0, None, False, False, 0.0, False)
+            for id_ in range(1, 2_001)
+        ]
+        return Parking(self.asked, rows if self.owner else [])
+
+
+class Told(Nobody):
+    """A dispatcher that remembers how many it was told about at a time; `meanwhile` happens then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[int] = []
+        self.meanwhile: list[Callable[[], None]] = []
+
+    def follow(self, fed: object) -> None:
+        self.told.append(len(cast(dict[int, object], fed)))
+        if self.meanwhile:
+            self.meanwhile.pop()()
+
+
+async def test_thousands_that_are_parked_are_seen_to_some_at_a_time_and_are_aside_when_all_are() -> None:
+    store, dispatcher = Thousands(), Told()
+    following = follow(store, dispatcher, endpoint=HOOK)
+    turns: list[int] = []
+    async with asyncio.TaskGroup() as group:
+        catching_up = group.create_task(following.catch_up(1))
+        while not catching_up.done():
+            turns.append(sum(dispatcher.told))
+            assert following.aside(10) == frozenset()
+            await asyncio.sleep(0)
+    assert len(following.aside(10)) == 2_000
+    assert sum(dispatcher.told) == 2_000
+    assert max(after - before for before, after in pairwise(turns)) <= follower.AT_A_TIME
+    assert len(list(following._cursors)) == 2_000
+
+    dispatcher.told.clear()
+    store.owner = None  # all are live again
+    await following.catch_up(2)
+    assert (sum(dispatcher.told), max(dispatcher.told)) == (2_000, follower.AT_A_TIME)
+    assert (list(following._cursors), following._cursors.fed) == ([], {})
+
+
+async def test_what_a_reload_changes_while_others_are_seen_to_is_looked_at_again() -> None:
+    store, dispatcher = Thousands(), Told()
+    following = follow(store, dispatcher, endpoint=HOOK)
+    dispatcher.meanwhile = [following.changed]
+    await following.catch_up(1)
+    assert store.asked == 1
+    await following.catch_up(1)
+    assert store.asked == 2
+    await following.catch_up(1)
+    assert store.asked == 2
 
 
 class Failing(Well):

@@ -9,6 +9,8 @@ from webhookd.sql import QUERIES
 from webhookd.store.batches import before
 from webhookd.store.database import Database
 
+AT_ONCE = 500  # rows
+
 
 class Page(NamedTuple):
     """A batch as a cursor reads it."""
@@ -28,8 +30,13 @@ class ParkingStore:
 
     async def parking(self) -> Parking:
         """What is parked now."""
-        rows = await self._database.fetch(QUERIES["parked"])
-        return Parking(rows[0][0], [Parked._make(tuple(row)[1:]) for row in rows if row[1] is not None])
+        version, rows = -1, []
+        async with self._database.transaction(readonly=True) as connection:
+            cursor = await connection.cursor(QUERIES["parked"])  # one snapshot, but thousands would stall the loop
+            while some := await cursor.fetch(AT_ONCE):
+                version = some[0][0]
+                rows += [Parked._make(tuple(row)[1:]) for row in some if row[1] is not None]
+        return Parking(version, rows)
 
     async def version(self) -> int:
         """How often that has changed."""
