@@ -6,6 +6,8 @@ import pytest
 from tests.conftest import connected
 from tests.integration.conftest import Sql, insert, insert_many
 from tests.integration.test_flood import cut, events, insert_for
+from webhookd.store.batches import Batches
+from webhookd.store.database import Database
 
 BEHIND = "now() - interval '3 days'"
 
@@ -206,6 +208,38 @@ async def test_what_is_in_hand_or_young_is_not_given_up(failing: Sql) -> None:
     assert await one(failing, f"SELECT webhookd.give_up(1, 5, 1, {BEHIND})") == 2
     ended = "SELECT array_agg(outbox_id ORDER BY outbox_id) FROM webhookd.backlog WHERE state = 'exhausted'"
     assert await one(failing, ended) == [1, 2]
+
+
+async def test_what_a_cursor_has_before_it_is_not_swept(failing: Sql) -> None:
+    await failing.execute("UPDATE webhookd.parked SET next_batch = 3")
+    await failing.execute("UPDATE webhookd.batch SET hi = now() - interval '20 days', done_at = now()")
+    await failing.execute("SELECT webhookd.sweep()")
+    assert await failing.fetchval("SELECT array_agg(id ORDER BY id) FROM webhookd.batch") == [3, 4]
+
+
+# What cannot be read
+
+
+async def test_what_is_unreadable_is_not_said_to_be_behind_a_cursor(failing: Sql) -> None:
+    await failing.execute("""UPDATE webhookd.endpoint SET spec = '{"events": ["*"]}'""")
+    event = "SELECT event_id FROM webhookd.outbox ORDER BY id DESC LIMIT 1"
+    fate = f"SELECT endpoint, state FROM webhookd.event_status(({event}))"
+    assert await one(failing, fate) == ("hook", "parked")
+    await failing.execute("INSERT INTO webhookd.unreadable SELECT max(id), 'why' FROM webhookd.outbox")
+    assert await one(failing, fate) == (None, "unreadable")
+
+
+async def test_only_what_was_owed_ends_with_an_event_that_is_unreadable(dsn: str, failing: Sql) -> None:
+    await failing.execute(
+        """INSERT INTO webhookd.backlog (endpoint_id, outbox_id, outbox_at, due, state, last_error)
+           SELECT n, 7, now(), now(), state, 'timeout'
+             FROM (VALUES (1, 'retry'), (2, 'held'), (3, 'exhausted'), (4, 'rejected')) v(n, state)"""
+    )
+    async with Database(dsn) as database:
+        await Batches(database).set_aside({7: "why"})
+    rows = await failing.fetch("SELECT state, last_error FROM webhookd.backlog ORDER BY endpoint_id")
+    ended = ("rejected", "event_unreadable")
+    assert [tuple(row) for row in rows] == [ended, ended, ("exhausted", "timeout"), ("rejected", "timeout")]
 
 
 # Bounds
