@@ -125,6 +125,25 @@ async def test_another_tenant_waits_for_no_flood_of_transactions(
         assert await sql.fetchval("SELECT count(*) FROM webhookd.backlog") < 30 * 2_500
 
 
+async def test_scheduled_events_that_are_due_at_once_delay_nobody_elses(sql: Sql) -> None:
+    """Those of others come with the first cut, though they are due later than all of those; each comes once."""
+    schedule = """INSERT INTO webhookd.outbox (type, tenant, payload, deliver_after)
+                  SELECT 't', $1, '{}', now() + $3 * interval '1 min' FROM generate_series(1, $2)"""
+    await sql.execute(schedule, "large", 100, 60)
+    for tenant in ("", "b", "z"):
+        await sql.execute(schedule, tenant, 2, 61)
+    await sql.execute(schedule, "late", 1, 200)
+    assert await cut(sql, 1000, read=1000) == [[]]
+    assert await sql.fetchval("SELECT count(*) FROM webhookd.scheduled WHERE tenant = 'large'") == 100
+    await sql.execute("UPDATE webhookd.scheduled SET due = due - interval '2 h'")
+    batches = await cut(sql, 5, read=20)
+    assert sorted(id_ for batch in batches for id_ in batch) == [*events(1, 5), *events(101, 106)]
+    for _ in range(10):
+        batches += await cut(sql, 100, 1000, read=20)
+    assert sorted(id_ for batch in batches for id_ in batch) == events(1, 106)
+    assert [row["outbox_id"] for row in await sql.fetch("SELECT outbox_id FROM webhookd.scheduled")] == [107]
+
+
 async def test_a_flood_for_an_endpoint_that_cannot_keep_up_comes_once_each(
     sql: Sql, receiver: Receiver, daemon: Running
 ) -> None:

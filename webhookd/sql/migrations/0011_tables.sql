@@ -14,6 +14,10 @@ CREATE TABLE webhookd.surplus (
 ) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_cost_delay = 0);
 ALTER TABLE webhookd.remainder ADD COLUMN pages int NOT NULL DEFAULT 0;  -- of a transaction that is not read in one go, how many have been
 
+-- Whose a scheduled event is, so that many that are due at once delay nobody else's. Those from before are of one tenant, whoever that was.
+ALTER TABLE webhookd.scheduled ADD COLUMN tenant text NOT NULL DEFAULT '';
+CREATE INDEX scheduled_tenant ON webhookd.scheduled (tenant, due);
+
 ALTER TABLE webhookd.daemon
   ADD COLUMN problem text,                            -- what keeps it from some of its work; NULL when nothing does
   -- Which endpoints it has: so the others know what they share with it, and what no file names any longer. All of it is written when a daemon joins and

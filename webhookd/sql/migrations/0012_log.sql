@@ -63,7 +63,7 @@ DECLARE
 BEGIN
   IF NOT webhookd.try_lock_log() THEN RETURN; END IF;
   RETURN QUERY
-  WITH prev AS MATERIALIZED (SELECT b.id, b.pos_xmax, b.pos_xip FROM webhookd.batch b ORDER BY b.id DESC LIMIT 1),
+  WITH RECURSIVE prev AS MATERIALIZED (SELECT b.id, b.pos_xmax, b.pos_xip FROM webhookd.batch b ORDER BY b.id DESC LIMIT 1),
   s AS MATERIALIZED (SELECT pg_current_snapshot() AS snap),
   next AS MATERIALIZED (
      SELECT o.xid, o.id, o.created_at, o.deliver_after, o.tenant FROM webhookd.outbox o WHERE o.xid >= (SELECT pos_xmax FROM prev) ORDER BY o.xid, o.id LIMIT most + 1),
@@ -87,16 +87,24 @@ BEGIN
   begun AS (INSERT INTO webhookd.remainder AS r (xid, after_id, pages) SELECT m.xid, m.after_id, m.pages FROM more m
             ON CONFLICT (xid) DO UPDATE SET after_id = EXCLUDED.after_id, taken_at = EXCLUDED.taken_at, pages = EXCLUDED.pages),
   ended AS (DELETE FROM webhookd.remainder r USING piece WHERE r.xid = piece.xid AND NOT EXISTS (SELECT FROM more m WHERE m.xid = r.xid)),
-  later AS (INSERT INTO webhookd.scheduled SELECT f.deliver_after, f.id, f.created_at FROM fresh f WHERE f.deliver_after > now()),
-  due AS (DELETE FROM webhookd.scheduled z USING (SELECT y.due, y.outbox_id FROM webhookd.scheduled y WHERE y.due <= now() ORDER BY y.due, y.outbox_id LIMIT most) k
-           WHERE z.due = k.due AND z.outbox_id = k.outbox_id RETURNING z.due, z.outbox_id AS id, z.outbox_at AS created_at),
+  later AS (INSERT INTO webhookd.scheduled SELECT f.deliver_after, f.id, f.created_at, f.tenant FROM fresh f WHERE f.deliver_after > now()),
+  first AS MATERIALIZED (SELECT y.due, y.outbox_id FROM webhookd.scheduled y WHERE y.due <= now() ORDER BY y.due, y.outbox_id LIMIT most),
+  whose(tenant) AS (  -- when more are due than are read at a time, some of each tenant: a loose index scan
+     (SELECT y.tenant FROM webhookd.scheduled y WHERE (SELECT count(*) FROM first) = most ORDER BY y.tenant LIMIT 1)
+     UNION ALL
+     SELECT (SELECT y.tenant FROM webhookd.scheduled y WHERE y.tenant > w.tenant ORDER BY y.tenant LIMIT 1) FROM whose w WHERE w.tenant IS NOT NULL),
+  due AS (DELETE FROM webhookd.scheduled z
+           USING (SELECT f.due, f.outbox_id FROM first f
+                  UNION SELECT o.due, o.outbox_id FROM whose w CROSS JOIN LATERAL
+                    (SELECT y.due, y.outbox_id FROM webhookd.scheduled y WHERE y.tenant = w.tenant AND y.due <= now()
+                      ORDER BY y.due LIMIT (SELECT GREATEST(most / count(*), 1) FROM whose)) o) k
+           WHERE z.due = k.due AND z.outbox_id = k.outbox_id RETURNING z.tenant, z.outbox_id AS id, z.outbox_at AS created_at),
   ready AS MATERIALIZED (
      SELECT f.tenant, f.xid, f.id, f.created_at, f.pages IS NOT NULL AS rest,
             (COALESCE(f.pages, 0) + (row_number() OVER (PARTITION BY f.xid, f.tenant ORDER BY f.id) - 1) / p_page)::int AS page
        FROM fresh f WHERE f.deliver_after IS NULL OR f.deliver_after <= now()
      UNION ALL
-     SELECT COALESCE(o.tenant, ''), '0'::xid8, d.id, d.created_at, false, 0
-       FROM due d LEFT JOIN webhookd.outbox o ON o.id = d.id AND o.created_at = d.created_at),
+     SELECT d.tenant, '0'::xid8, d.id, d.created_at, false, 0 FROM due d),
   waits AS MATERIALIZED (  -- whoever has not had its first turn is not overtaken
      SELECT t.tenant FROM (SELECT DISTINCT r.tenant FROM ready r) t
       WHERE t.tenant = ANY (p_full) OR EXISTS (SELECT FROM webhookd.surplus p WHERE p.tenant = t.tenant AND p.page = 0)),
@@ -120,7 +128,7 @@ BEGIN
   SELECT prev.id + g.n, (SELECT lx FROM lim), (SELECT a FROM xip), g.ids, g.lo, g.hi, p_owner, 1::smallint
   FROM prev, g
   RETURNING nb.id, nb.nonce, nb.cut_at, nb.outbox_ids, nb.lo, nb.hi, nb.claims, (SELECT v.parked FROM webhookd.config_version v),
-            (SELECT l.cut_short FROM lim l) OR EXISTS (SELECT FROM more) OR (SELECT count(*) FROM due) = most, NULL::text;
+            (SELECT l.cut_short FROM lim l) OR EXISTS (SELECT FROM more) OR (SELECT count(*) FROM due) >= most, NULL::text;
 
   IF p_rest = 0 OR NOT EXISTS (SELECT FROM webhookd.surplus) THEN RETURN; END IF;
   RETURN QUERY
@@ -337,10 +345,10 @@ BEGIN
   DELETE FROM webhookd.surplus;
   WITH held AS MATERIALIZED (SELECT DISTINCT u.id FROM webhookd.batch b, unnest(b.outbox_ids) u(id)),
   unread AS MATERIALIZED (
-    SELECT o.id, o.created_at, o.deliver_after FROM webhookd.outbox o LEFT JOIN held h USING (id)
+    SELECT o.id, o.created_at, o.deliver_after, o.tenant FROM webhookd.outbox o LEFT JOIN held h USING (id)
      WHERE h.id IS NULL AND NOT EXISTS (SELECT FROM webhookd.scheduled z WHERE z.outbox_id = o.id)),
   scheduled AS (
-    INSERT INTO webhookd.scheduled SELECT u.deliver_after, u.id, u.created_at FROM unread u
+    INSERT INTO webhookd.scheduled SELECT u.deliver_after, u.id, u.created_at, u.tenant FROM unread u
      WHERE dropped IS NULL AND u.deliver_after > now() RETURNING outbox_id),
   page AS (
     SELECT (row_number() OVER (ORDER BY u.id) - 1) / 500 AS number, u.id, u.created_at FROM unread u
