@@ -76,6 +76,6 @@ async def test_one_that_a_cursor_comes_to_is_held_off_too(processes: Fleet, watc
     await watched.execute("SELECT webhookd.resume(array_agg(id)) FROM webhookd.endpoint")
     async with kept_alive(processes) as lives:
         await held_off(watched)
-        assert 10 < lives() < 18, processes.log()
+        assert 6 < lives() < 18, processes.log()  # it may be spilled before the cursor is suspected
     assert await watched.fetchval("SELECT due > now() + interval '40 min' FROM webhookd.backlog")
     assert await watched.fetchval("SELECT count(*) FROM webhookd.attempt WHERE NOT ok") == 1
