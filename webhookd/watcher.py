@@ -21,11 +21,18 @@ def concerns(_: Change, path: str) -> bool:
 
 
 async def watch(directories: Sequence[Path], on_change: Callable[[], None], stopped: asyncio.Event) -> None:
-    """Call `on_change` when files in these directories have changed and been still for a second, until `stopped`."""
+    """Call `on_change` when files in these directories have changed and been still for a second, until `stopped`.
+
+    A directory that comes or goes is a change too.
+    """
+    known = _there(directories)
     while directories and not stopped.is_set():
-        there = [directory for directory in directories if directory.is_dir()]
+        there = _there(directories)
+        if there != known:
+            known = there
+            on_change()
         try:
-            async for _ in awatch(
+            async for changes in awatch(
                 *there,
                 watch_filter=concerns,
                 debounce=AT_MOST_MS,
@@ -33,10 +40,16 @@ async def watch(directories: Sequence[Path], on_change: Callable[[], None], stop
                 stop_event=stopped,
                 recursive=False,
                 ignore_permission_denied=True,
-                yield_on_timeout=len(there) < len(directories),  # a directory that comes back is noticed so
+                yield_on_timeout=len(there) < len(directories),  # to look whether the others have come
             ):
-                on_change()
+                if changes:
+                    on_change()
+                if _there(directories) != there:
+                    break
         except OSError as error:  # no more watches, or a directory is gone
             log.warning("not_watching", reason=error.strerror)
-        if not stopped.is_set():
             await asyncio.sleep(AGAIN_SECONDS)
+
+
+def _there(directories: Sequence[Path]) -> list[Path]:
+    return [directory for directory in directories if directory.is_dir()]
