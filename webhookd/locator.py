@@ -19,12 +19,19 @@ _TOKEN: Final = re.compile(
 
 MOST_PARTS: Final = 32  # of a key, between its dots; the longest of ours has 5
 MOST_DEPTH: Final = 32  # of arrays and inline tables in each other
+_PIECE: Final = 64 * 1024
 _MANY_DOTS: Final = re.compile(rf"^(?:[^.\n]*+\.){{{MOST_PARTS}}}", re.MULTILINE)
 
 
 def may_be_endless(text: str) -> bool:
     """True when a key may have more parts than any needs, each of which costs tomllib as much as all before it."""
-    return _MANY_DOTS.search(text) is not None
+    at = 0
+    while at < len(text):  # piece by piece, or no other thread had its turn for a fifth of a second
+        end = text.find("\n", at + _PIECE) + 1 or len(text)
+        if _MANY_DOTS.search(text, at, end):
+            return True
+        at = end
+    return False
 
 
 def excess(text: str) -> tuple[int, str] | None:

@@ -193,8 +193,10 @@ class Reloader:
     async def _refuse(self, mistakes: Sequence[str]) -> None:
         log.error("reload_refused", mistakes=list(mistakes))
         self._on_refused(mistakes[0])
+        # A file's name need not be UTF-8, and what is quoted of a file may have a NUL: Postgres takes neither.
+        text = "\n".join(mistakes).replace("\0", "").encode("utf-8", "backslashreplace").decode()
         try:
-            await self._store.reload_refused(self._daemon, "\n".join(mistakes).replace("\0", ""))
+            await self._store.reload_refused(self._daemon, text)
         except (StoreUnavailable, StoreRefused, SchemaMismatch):
             log.warning("refusal_not_shown")
 

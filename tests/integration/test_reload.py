@@ -269,3 +269,18 @@ async def test_without_its_tenant_an_event_reaches_nobody_where_one_is_required(
         forgotten, meant = await insert(sql), await insert(sql, tenant="acme")
         await settled(sql, forgotten, {None: "unmatched"})
         await settled(sql, meant, {"*/all": "delivered"})
+
+
+async def test_a_mistake_with_signs_that_postgres_does_not_take_is_shown_all_the_same(
+    sql: Sql, receiver: Receiver, daemon: Running
+) -> None:
+    """The name of a file may be any bytes."""
+    files = Files(endpoints(receiver, "a"))
+    async with daemon(files.load(), load=files.load) as running:
+        files.now = ConfigError(["od\udcff.toml:1: \0[endpoint.x] url: is required"])
+        running.reload()
+
+        async def shown() -> bool:
+            return await problem(sql) == r"od\udcff.toml:1: [endpoint.x] url: is required"
+
+        await eventually(shown, "the problem is shown")

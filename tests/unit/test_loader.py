@@ -224,6 +224,15 @@ def test_what_is_no_file_is_told_and_not_waited_for(main: Path) -> None:
     ]
 
 
+def test_a_path_that_can_be_none_is_told(main: Path) -> None:
+    file = main.parent / "endpoints.d" / "a.toml"
+    file.write_text('[endpoint.a]\nurl = "https://example.com/"\nevents = ["*"]\nsecret_file = "a\\u0000b"\n')
+    assert mistakes(main) == [
+        f"{file}:4: [endpoint.a] secret_file: the file it names cannot be read: its path has a NUL character;"
+        f" a relative path starts at {file.parent}"
+    ]
+
+
 def test_what_may_not_be_read_is_told(main: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

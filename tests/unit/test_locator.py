@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.locator import lines
+from webhookd import locator
+from webhookd.locator import lines, may_be_endless
 
 _bare = st.text("abcXYZ019_-", min_size=1, max_size=4)
 _any = st.text(st.characters(codec="utf-8", exclude_characters="\x7f", exclude_categories=["Cs", "Cc"]), max_size=5)
@@ -112,3 +113,11 @@ def test_every_path_of_tomllib_is_located(text: str) -> None:
 )
 def test_a_line(text: str, path: tuple[str, ...], line: int) -> None:
     assert lines(text)[path] == line
+
+
+def test_a_key_of_many_parts_is_noticed_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locator, "_PIECE", 50)
+    for before in range(120):
+        text = "#" * before + "\n" + "k = 1\n" * 10
+        assert may_be_endless(text + "a." * 32 + "b = 1")
+        assert not may_be_endless(text + "a." * 31 + "b = 1\n" + "a." * 31)
