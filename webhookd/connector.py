@@ -13,7 +13,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection
-from aiohttp.http import StreamWriter
+from aiohttp.http import HttpProcessingError, RawResponseMessage, StreamWriter
 from aiohttp.tracing import Trace
 from multidict import CIMultiDict
 
@@ -29,6 +29,7 @@ PROXY_SECONDS = 3.0  # at most, for a connection to the proxy, which is near: a 
 SCARCE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 READ_BUFFER = 16 * 1024
 _RECEIVE_BUFFER = 32 * 1024  # bounds how many 1xx answers one wake-up of the loop can meet
+HEAD_MOST = 32 * 1024  # bytes, of a head and all 1xx answers before it; aiohttp would take 128 lines of 8 KiB
 _NO_TIMEOUT = aiohttp.ClientTimeout()  # whoever sends has one deadline for everything
 _IDLE_SECONDS = 15.0  # for which a connection is kept that nobody uses
 _NEVER = float("inf")
@@ -43,6 +44,7 @@ class Protocol(ResponseHandler):
     _deadline = _NEVER
     _alarm: asyncio.TimerHandle | None = None  # rings at the deadline or before: one timer for many requests
     _alarm_at = _NEVER
+    _head_left = _NEVER  # bytes that the head of the answer may still have
 
     def answer_by(self, deadline: float = _NEVER) -> None:
         """Raise Verdict to whoever reads after that moment of the loop's clock, until the next call."""
@@ -80,16 +82,35 @@ class Protocol(ResponseHandler):
             self._poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
         return bool(self._poll.poll(0))
 
+    def set_response_params(self, **params: Any) -> None:
+        """Begin to read another answer."""
+        self._head_left = HEAD_MOST
+        super().set_response_params(**params)
+
+    def feed_data(self, data: Any, size: int = 0) -> None:
+        if is_final(data[0]):
+            self._head_left = _NEVER
+        super().feed_data(data, size)
+
     def data_received(self, data: bytes) -> None:
         self.heard = True
         end = data.find(b"\r\n\r\n") + 4
-        if 4 <= end < len(data):  # by itself, because aiohttp forgets a head when what follows it is not HTTP
-            super().data_received(data[:end])
+        if end >= 4:  # by itself, because aiohttp forgets a head when what follows it is not HTTP
+            self._count(end)
+            if self._exception is None:
+                super().data_received(data[:end])
             data = data[end:]
-        if self._exception is None:
+        if data and self._exception is None:
             super().data_received(data)
+            self._count(len(data))
         if self._exception is not None and self._payload is not None and not self._payload.is_eof():
             self._payload.feed_eof()  # aiohttp would leave its reader waiting
+
+    def _count(self, size: int) -> None:
+        self._head_left -= size
+        if self._head_left < 0 and self._exception is None:
+            self.set_exception(HttpProcessingError(message="a head that is larger than any"))
+            self.force_close()
 
 
 class Connector(aiohttp.TCPConnector):
@@ -305,7 +326,7 @@ class Connector(aiohttp.TCPConnector):
             await writer.write_headers(f"CONNECT {authority} HTTP/1.1", headers)
             await writer.write_eof()
             message, _ = await protocol.read()
-        except (aiohttp.ClientError, aiohttp.http.HttpProcessingError, OSError) as error:
+        except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
             raise Verdict("proxy_error", ours=not (protocol.heard or self._has_tunnelled)) from error
         if not 200 <= message.code < 300:
             # Some answer 407 to say that they refuse this receiver, but without the challenge of RFC 9110 15.5.8.
@@ -327,6 +348,11 @@ def _wake(transport: asyncio.Transport) -> None:
         protocol = cast(asyncio.BufferedProtocol, transport.get_protocol())
         protocol.get_buffer(1)
         protocol.buffer_updated(0)
+
+
+def is_final(message: RawResponseMessage) -> bool:
+    """True when no other answer comes behind this one."""
+    return message.code >= 200 or message.code < 100 or message.code == 101
 
 
 def protocol_of(connection: Connection) -> Protocol:

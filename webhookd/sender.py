@@ -22,7 +22,7 @@ from aiohttp.http_writer import _serialize_headers
 from multidict import CIMultiDict
 from yarl import URL
 
-from webhookd.connector import READ_BUFFER, SCARCE, Connector, Protocol, abandon, protocol_of
+from webhookd.connector import READ_BUFFER, SCARCE, Connector, Protocol, abandon, is_final, protocol_of
 from webhookd.crew import Crew
 from webhookd.guard import url_mistake
 from webhookd.model import Egress, NoResponse, Request, Response
@@ -152,7 +152,7 @@ class Sender:
         protocol = protocol_of(connection)
         protocol.answer_by(deadline)
         # A new parser for each answer, as aiohttp does: what came behind the last one dies with the old parser.
-        # Its limits for heads are 8190 bytes a line and 128 lines.
+        # Its limits for heads are 8190 bytes a line and 128 lines, ours are 32 KiB together.
         protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=READ_BUFFER)
         content = request.content
         headers = CIMultiDict(target.headers)
@@ -169,7 +169,7 @@ class Sender:
         # What StreamWriter does, but for two coroutines and a buffer; it refuses control characters.
         transport.write(_serialize_headers(target.line, headers) + content)
         first = await protocol.read()
-        return first if _is_final(first[0]) else await _head(protocol, _INFORMATIONAL)
+        return first if is_final(first[0]) else await _head(protocol, _INFORMATIONAL)
 
     async def _ask_at_length(self, protocol: Protocol, line: str, headers: CIMultiDict[str], content: bytes) -> _Answer:
         writer = StreamWriter(protocol, self._loop)
@@ -205,14 +205,10 @@ async def _upload(writer: StreamWriter, content: bytes) -> None:
         await writer.write_eof()
 
 
-def _is_final(message: RawResponseMessage) -> bool:
-    return message.code >= 200 or message.code < 100 or message.code == 101
-
-
 async def _head(protocol: Protocol, most: int = _INFORMATIONAL + 1) -> _Answer:
     for _ in range(most):
         answer: _Answer = await protocol.read()
-        if _is_final(answer[0]):
+        if is_final(answer[0]):
             return answer
     raise HttpProcessingError(message="more informational answers than anyone needs")
 

@@ -33,7 +33,7 @@ def be_careless() -> None:
         (resolver, address_mistake.__name__, lambda *_: None),
         (connector.Protocol, connector.Protocol.has_unread.__name__, lambda _: False),
         (connector.Protocol, "data_received", ResponseHandler.data_received),
-        (sender, sender._is_final.__name__, lambda _: True),
+        (sender, connector.is_final.__name__, lambda _: True),
         (limiter.Width, limiter.Width.learn.__name__, lambda *_: None),
     )
     for where, name, instead in careless:

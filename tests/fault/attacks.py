@@ -277,6 +277,7 @@ ATTACKS: dict[str, Behaviour] = {
     "header": flooding(LOOT * 2000, b"HTTP/1.1 200 OK\r\nX-Loot: "),
     "headers": flooding((b"X-Loot: " + LOOT + b"\r\n") * 1000, b"HTTP/1.1 200 OK\r\n"),
     "nine_kilobytes": answering(head("200 OK", b"X-Loot: " + LONG, EMPTY)),
+    "wide_head": answering(head("200 OK", *[b"X-Loot: " + LOOT * 340] * 120, b"Content-Length: 9999")),
     "two_hundred_headers": answering(head("200 OK", *(b"X-Loot: " + LOOT for _ in range(200)), EMPTY)),
     "length_and_chunks": answering(head("200 OK", b"Content-Length: 5", CHUNKED) + b"0\r\n\r\n"),
     "two_lengths": answering(head("200 OK", b"Content-Length: 2", b"Content-Length: 3") + b"okk"),

@@ -63,6 +63,7 @@ GROUPS: Mapping[str, Mapping[str, int | str]] = {
         "header": "malformed_response",
         "headers": "malformed_response",
         "nine_kilobytes": "malformed_response",
+        "wide_head": "malformed_response",
         "two_hundred_headers": "malformed_response",
         "length_and_chunks": "malformed_response",
         "two_lengths": "malformed_response",

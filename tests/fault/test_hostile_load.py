@@ -26,7 +26,16 @@ MANY: Final = (  # answered at once, so that many fit into a second
     (20, 20, 20, 20),
 )
 LONG: Final = (  # the body may take a second; a breaker opens after ten failures
-    ("chunk_extension", "trailers", "text_until_close", "informational", "early_hints", "headers", "header"),
+    (
+        "chunk_extension",
+        "trailers",
+        "text_until_close",
+        "informational",
+        "early_hints",
+        "headers",
+        "header",
+        "wide_head",
+    ),
     (3, 6),
 )
 MOST_GROWTH = 24.0  # MiB from before the first answer; 5 to 11 were measured

@@ -900,3 +900,36 @@ async def test_the_codes_are_a_closed_list() -> None:
         "tls_certificate",
         "tls_error",
     ]
+
+
+LINE = b"x: " + b"y" * 1000 + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "interim", "expected"),
+    [
+        (28, 0, Response(200)),
+        (33, 0, NoResponse("malformed_response")),
+        (120, 0, NoResponse("malformed_response")),
+        (5, 5, Response(200)),
+        (5, 7, NoResponse("malformed_response")),
+    ],
+)
+@pytest.mark.parametrize("rest", [OK[OK.index(b"C") :], b"Content-Length: 9999\r\n\r\n" + b"x" * 9999])
+async def test_a_head_has_a_bound_with_all_that_comes_before_it(
+    sender: Sender, lines: int, interim: int, expected: Response | NoResponse, rest: bytes
+) -> None:
+    """Each line is one that may be; together they would be a megabyte, which hundreds of answers would keep."""
+    early = b"HTTP/1.1 103 Early Hints\r\n" + LINE * 5 + b"\r\n"
+
+    async def behaviour(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            for _ in range(interim):
+                await peer.say(early)
+                await asyncio.sleep(0.01)  # several that come at one time may have a read more
+            await peer.say(b"HTTP/1.1 200 OK\r\n" + LINE * lines + rest)
+
+    async with receiver(behaviour) as there:
+        for _ in range(2):
+            assert await sender.send(post(there.url)) == expected
