@@ -9,6 +9,7 @@ from itertools import groupby, pairwise
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.endpoints import HOOK
 from tests.waiting import until
@@ -40,13 +41,15 @@ class Tables:
     async def owing_little(self, endpoint_ids: Sequence[int], most: int) -> set[int]:
         return set()
 
-    async def park(self, breakers: dict[int, tuple[int, float]], why: str, owner: int) -> None:
+    async def park(self, breakers: dict[int, tuple[int, float]], why: str, owner: int) -> int:
         if self.during:
             self.during.pop()()
         await asyncio.sleep(0)
         if self.troubles:
             raise self.troubles.pop()
+        before = {id_ for _, ids in self.parked for id_ in ids}
         self.parked.append((why, sorted(breakers)))
+        return len(breakers.keys() - before)
 
 
 class Nobody:
@@ -107,6 +110,21 @@ async def test_no_trouble_is_forgotten(monkeypatch: pytest.MonkeyPatch, troubles
 
         await until(all_parked, "each to be parked")
         following.stop()
+
+
+async def test_it_tells_of_those_alone_that_were_not_parked() -> None:
+    store = Tables()
+    following = follow(store)
+    with capture_logs() as logs:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(following.run())
+            for ids in ((1, 2), (2, 3), (3,)):
+                before = len(store.parked)
+                for id_ in ids:
+                    following.trouble(id_, "failing")
+                await until(lambda before=before: len(store.parked) > before, "them to be seen to")  # type: ignore[misc]
+            following.stop()
+    assert sum(line["endpoints"] for line in logs if line["event"] == "parked") == 3
 
 
 async def test_it_says_that_it_is_parking_until_others_know() -> None:

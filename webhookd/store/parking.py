@@ -42,11 +42,11 @@ class ParkingStore:
         """How often that has changed."""
         return int((await self._database.fetch_row(QUERIES["parked_version"]))[0])
 
-    async def park(self, breakers: dict[int, tuple[int, float]], why: str, owner: int) -> None:
-        """Park these endpoints; each has failed so often and is left alone for so many seconds."""
+    async def park(self, breakers: dict[int, tuple[int, float]], why: str, owner: int) -> int:
+        """Park these endpoints; each has failed so often and is left alone for so many seconds. How many were not."""
         fails = [fails for fails, _ in breakers.values()]
         waits = [wait for _, wait in breakers.values()]
-        await self._database.fetch(QUERIES["park"], list(breakers), why, owner, fails, waits)
+        return len(await self._database.fetch(QUERIES["park"], list(breakers), why, owner, fails, waits))
 
     async def unpark(self, epochs: dict[int, int], owner: int) -> None:
         """Feed these endpoints from memory again, but for those that are ours no longer."""
