@@ -292,7 +292,7 @@ class Daemon:
             divide(beaten.members)
             nonlocal matcher
             matcher = new
-            reading.endpoints_for = matcher.endpoints_for
+            reading.opening.endpoints_for = matcher.endpoints_for
             pages.configure(matcher.endpoints_for)
             following.changed()
             keeping.retention = config.retention

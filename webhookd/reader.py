@@ -14,16 +14,18 @@ load it never sleeps, and lets a few milliseconds pass between two cuts so that 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from datetime import datetime
-from typing import Literal, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import structlog
 
+from webhookd import opening
+from webhookd.behind import Behind
 from webhookd.errors import SchemaMismatch, StoreUnavailable
-from webhookd.hand import Hand, Pairs, Portion, weight
-from webhookd.matching import Matcher
+from webhookd.hand import Hand, Portion
 from webhookd.model import Batch, Cut, Delivery, Endpoint, Event, Postponed, Result, Share
+from webhookd.opening import Opening
+from webhookd.rest import Bell, Rest
 from webhookd.tasks import Setbacks, wait_for
 
 MOST_PER_CUT = 1_000  # events of one tenant that become batches at a time; what it has beyond is surplus
@@ -36,28 +38,20 @@ MOST_ADOPTED = 20
 RESCUE_SECONDS = 3.0
 AT_A_TIME = 100  # deliveries that are offered before others have their turn on the loop, and other tenants
 LEAST_AT_A_TIME = 10  # of a tenant, when many take turns
-LOOKED_AT = 500  # the same of pairs that turn out to be no deliveries
-MATCHING = 0.003  # seconds of looking for endpoints, the same
 CUT_BETWEEN = 0.1  # seconds after which the reader cuts although it has not offered everything
 CUT_AGAIN = 0.02  # the same when the last cut has not come to the end of the log
 NO_ROOM = 0.02  # seconds after which a full memory is looked at again, whether or not anything left it
-NAP = 0.2  # seconds after which a sleeper looks, whether or not anybody rang
-POLL_FIRST, POLL_MOST = 0.003, 0.05
-NEVER_SLEEP_ABOVE = 500.0  # events/s: more NOTIFYs than that cost producers more than the polls cost us
-PAUSE_PER_RATE = 5e-6  # seconds between cuts per event/s: 0.5 ms at 100/s, 20 ms from 4,000/s
-PAUSE_LEAST, PAUSE_MOST = 0.0005, 0.02
-RATE_WINDOW = 0.25  # seconds over which the rate of events is averaged
 AWAY_FIRST, AWAY_MOST = 0.1, 5.0
-BEHIND_FIRST, BEHIND_MOST = 0.1, 60.0  # seconds for which a batch that could not be read lets others pass
 ONE_BY_ONE = 3  # claims beyond which a batch is opened event by event, since it may have killed its daemons
 ALL_TO_BACKLOG = 5  # claims beyond which nothing of it is tried from memory
 FOREVER = float("inf")
+FLUSHED_WITHIN = 0.2  # seconds, after which we look again what has become of it
 DONE = None, None
 
 log = structlog.get_logger("webhookd.reader")
 
 
-class Batches(Protocol):
+class Batches(opening.Batches, Protocol):
     """What the reader needs of the store."""
 
     async def cut(self, owner: int, share: Share) -> Cut:
@@ -68,29 +62,8 @@ class Batches(Protocol):
     ) -> list[Batch]:
         """Orphaned batches, now ours."""
 
-    async def known(self, batch: Batch) -> set[tuple[int, int]]:
-        """What of an adopted batch is settled: (event, endpoint) pairs."""
-
-    async def heads(self, ids: Sequence[int], lo: datetime, hi: datetime) -> list[Event]:
-        """Events without payloads, but for those that cannot be read."""
-
     async def set_aside(self, unreadable: Mapping[int, str]) -> None:
         """Show that these events, by their numbers, cannot be seen through, and why."""
-
-    async def whole(self, event: Event) -> Event:
-        """The event with what `heads` has left out of it."""
-
-
-class Bell(Protocol):
-    """How producers wake the reader."""
-
-    rung: asyncio.Event
-
-    def lie_down(self) -> Literal["sleep", "listen", "poll"]:
-        """Ask to be woken; whether we are, by now."""
-
-    def get_up(self) -> None:
-        """No longer ask."""
 
 
 class Dispatcher(Protocol):
@@ -109,14 +82,8 @@ class Dispatcher(Protocol):
         """Take a delivery."""
 
 
-class Parking(Protocol):
+class Parking(opening.Parking, Protocol):
     """Who reads the log with a cursor."""
-
-    async def catch_up(self, version: int) -> None:
-        """Know at least what was parked by then."""
-
-    def aside(self, batch: int) -> frozenset[int]:
-        """The endpoints that get the events of this batch by their cursor."""
 
     @property
     def is_parking(self) -> bool:
@@ -133,17 +100,6 @@ class Recorder(Protocol):
 
     def settle(self, batch: Batch) -> None:
         """One thing less keeps the batch open."""
-
-
-class Hindered:
-    """A batch that could not be read, and why; it is tried again when it is due."""
-
-    __slots__ = ("batch", "due", "setbacks")
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-        self.setbacks = Setbacks(f"reading of batch {batch.id}", BEHIND_FIRST, BEHIND_MOST)
-        self.due = 0.0  # monotonic
 
 
 class Reader:
@@ -167,7 +123,7 @@ class Reader:
         self._dispatcher = dispatcher
         self._recorder = recorder
         self._parking = parking
-        self.endpoints_for: Callable[[Event], tuple[Endpoint, ...]] = Matcher(()).endpoints_for
+        self.opening = Opening(batches, parking)
         self._owner = owner
         self._dead_after = dead_after
         self._rescue_seconds = rescue_seconds
@@ -177,14 +133,11 @@ class Reader:
         self._unread: deque[Batch] = deque()  # of the open ones, those whose events we do not know yet
         self._hand = Hand()  # and those not yet offered to the end
         self._drawn: str | None = None  # whose surplus was drawn last
-        self._behind: dict[int, Hindered] = {}  # by id, those that let others pass until they can be read
-        self._broken: dict[int, str] = {}  # events that a bug keeps from being matched
+        self._behind = Behind()  # of the open ones, those that let others pass until they can be read
         self._cut_again_at = 0.0
         self._dozing = False  # what is in hand was found when it had lain down
-        self._poll = POLL_FIRST
         self._stopped = asyncio.Event()
-        self._rate = 0.0
-        self._rate_at = time.monotonic()
+        self._rest = Rest(bell, self._stopped)
         self.low = low  # every batch up to here is done; the janitor moves it
         self.steady_until = 0.0  # until then, on the database's clock, we may call others dead: the janitor's word
         self.connected = False  # the last question was answered
@@ -199,11 +152,7 @@ class Reader:
     @property
     def problem(self) -> str:
         """Why nothing is read, or which batch cannot be."""
-        for hindered in self._behind.values():
-            if not self._setbacks.problem:
-                events, why = len(hindered.batch.event_ids), hindered.setbacks.problem
-                return f"batch {hindered.batch.id} cannot be read, {events} events: {why}"
-        return self._setbacks.problem
+        return self._setbacks.problem or self._behind.problem
 
     def rescue(self) -> None:
         """Look for batches without an owner with the next turn, rather than in some seconds."""
@@ -233,8 +182,7 @@ class Reader:
         if self._stopped.is_set():
             return
         now = time.monotonic()
-        if self._behind:
-            self._let_in(now)
+        self._unread.extend(self._behind.due(now))
         if not self._in_hand or now >= self._cut_again_at:
             if now >= self._next_rescue:
                 await self._rescue()
@@ -245,13 +193,15 @@ class Reader:
             await self._hand_out()
 
     async def _look(self) -> None:
-        self._bell.rung.clear()  # before the query: a ring that comes meanwhile must survive
+        self._rest.look()
         if await self._cut() or self._in_hand:
             return
-        if self._rate >= NEVER_SLEEP_ABOVE:
-            await self._pause()
-        else:
-            await self._rest()
+        if self._rest.is_over:
+            await self._rest.pause()
+        elif await self._rest.lie_down():
+            self._dozing = await self._cut()  # what was committed before producers knew of us has rung nobody
+            if not self._dozing:
+                await self._rest.sleep()
 
     @property
     def _in_hand(self) -> int:
@@ -273,32 +223,9 @@ class Reader:
         self._reached(unsure)
         self._drawn = found.drawn or self._drawn
         self._cut_again_at = time.monotonic() + (CUT_AGAIN if found.more else CUT_BETWEEN)
-        self._measure(sum(len(batch.event_ids) for batch in found.batches))
+        self._rest.found(sum(len(batch.event_ids) for batch in found.batches))
         self._take_on(found.batches)
         return bool(found.batches)
-
-    async def _pause(self) -> None:
-        self._bell.get_up()
-        await wait_for(self._stopped, min(max(self._rate * PAUSE_PER_RATE, PAUSE_LEAST), PAUSE_MOST))
-
-    def _measure(self, events: int) -> None:
-        now = time.monotonic()
-        elapsed = max(now - self._rate_at, 1e-6)
-        self._rate += (events / elapsed - self._rate) * min(elapsed / RATE_WINDOW, 1.0)
-        self._rate_at = now
-
-    async def _rest(self) -> None:
-        rest = self._bell.lie_down()
-        if rest == "poll":
-            await wait_for(self._bell.rung, self._poll)  # it also rings when it has an answer
-            self._poll = min(self._poll * 1.5, POLL_MOST)
-            return
-        self._poll = POLL_FIRST
-        if self._bell.rung.is_set():
-            return
-        self._dozing = await self._cut()  # what was committed before the lock was ours has rung nobody
-        if not self._dozing:
-            await wait_for(self._bell.rung, NAP)
 
     async def _rescue(self) -> None:
         self._open = {id_: batch for id_, batch in self._open.items() if not batch.recorded}
@@ -329,79 +256,17 @@ class Reader:
         """Have the events of the next batch in hand; one that cannot be read goes behind the others."""
         batch = self._unread[0]
         try:
-            owed = await self._read(batch)
+            owed = await self.opening.read(batch)
         except Exception as error:
-            self._put_behind(batch, error)
+            self._behind.put(batch, error, time.monotonic())  # if it is the database, the next cut tells
+            self._unread.popleft()
+            self._cut_again_at = 0.0
             return
         self._unread.popleft()
-        self._behind.pop(batch.id, None)
+        self._behind.forget(batch)
         self._hand.take(batch, owed)
         if not owed:
             await self._finish(batch)
-
-    def _put_behind(self, batch: Batch, error: Exception) -> None:
-        """Let all others pass for a while. Whether the database is away, or only this batch, the next cut tells."""
-        hindered = self._behind.setdefault(batch.id, Hindered(batch))
-        pause = hindered.setbacks.met(error)
-        log.warning(
-            "batch_waits",
-            batch=batch.id,
-            events=len(batch.event_ids),
-            seconds=round(pause, 1),
-            reason=hindered.setbacks.problem,
-        )
-        hindered.due = time.monotonic() + pause
-        self._unread.popleft()
-        self._cut_again_at = 0.0
-
-    def _let_in(self, now: float) -> None:
-        for hindered in self._behind.values():
-            if hindered.due <= now:
-                hindered.due = FOREVER  # it has its turn, and may fail again
-                self._unread.append(hindered.batch)
-
-    async def _read(self, batch: Batch) -> dict[str, tuple[int, Pairs]]:
-        # A first claim has no past; of a later one, the ledger and the backlog know what is settled.
-        known = await self._store.known(batch) if batch.claims > 1 else frozenset[tuple[int, int]]()
-        events = await self._store.heads(batch.event_ids, batch.lo, batch.hi) if batch.event_ids else []
-        whole = {event.id: self._matched(await self._store.whole(event)) for event in events if event.unread}
-        await self._parking.catch_up(batch.parked)
-        by_tenant: dict[str, list[Event]] = {}
-        for event in events:
-            by_tenant.setdefault(event.tenant, []).append(event)
-        asides = whole, known, self._parking.aside(batch.id)
-        return {key: (sum(map(weight, each)), self._owed(each, *asides)) for key, each in by_tenant.items()}
-
-    def _owed(
-        self,
-        events: Sequence[Event],
-        whole: Mapping[int, tuple[Endpoint, ...]],
-        known: Set[tuple[int, int]],
-        aside: Set[int],
-    ) -> Pairs:
-        """Whom the events are owed to, but for what is settled or aside; those of whole ones have been found before."""
-        looked_at, spent = 0, 0.0
-        for event in events:
-            began = time.monotonic()
-            endpoints = whole[event.id] if event.unread else self._matched(event)
-            lean = event.lean()
-            spent += time.monotonic() - began
-            for endpoint in endpoints:
-                if endpoint.id not in aside and (event.id, endpoint.id) not in known:
-                    yield lean, endpoint
-                elif (looked_at := looked_at + 1) % LOOKED_AT == 0:
-                    yield None
-            if spent > MATCHING or (looked_at := looked_at + 1) % LOOKED_AT == 0:
-                spent = 0.0
-                yield None
-
-    def _matched(self, event: Event) -> tuple[Endpoint, ...]:
-        try:
-            return self.endpoints_for(event)
-        except Exception as error:  # which must cost no other event its turn
-            log.exception("matching_broke", event_id=event.event_id)
-            self._broken[event.id] = f"a bug of webhookd in matching: {type(error).__name__}"
-            return ()
 
     async def _hand_out(self) -> None:
         """Offer some deliveries of whose turn it is, of all who have room."""
@@ -420,16 +285,16 @@ class Reader:
             await self._wait_for_room_again()
         else:  # all wait for the results of what has been offered
             self._recorder.flushed.clear()
-            await wait_for(self._recorder.flushed, NAP)
+            await wait_for(self._recorder.flushed, FLUSHED_WITHIN)
 
     async def _hand_out_some(self, portion: Portion, most: int) -> None:
         for _ in range(most):
             if self._dispatcher.room <= 0 or self._stopped.is_set():
                 return  # the batch stays open, and is given back
             if (pair := next(portion.pairs, DONE)) is DONE:
-                if self._broken:
-                    await self._store.set_aside(self._broken)
-                    self._broken.clear()
+                if self.opening.broken:
+                    await self._store.set_aside(self.opening.broken)
+                    self.opening.broken.clear()
                 if self._hand.finish(portion):
                     await self._finish(portion.batch)
                 return
@@ -445,7 +310,7 @@ class Reader:
             if self._dozing:
                 self._dozing = False  # it lies down again at once, if that was all
             else:
-                await self._pause()
+                await self._rest.pause()
 
     def _offer(self, batch: Batch, event: Event, endpoint: Endpoint) -> None:
         batch.open += 1

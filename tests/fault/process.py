@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 import uvloop
 
-from webhookd import breaker, dispatcher, janitor, loader, neighbours, reader, recorder, request, retrier
+from webhookd import breaker, dispatcher, janitor, loader, neighbours, reader, recorder, request, rest, retrier
 from webhookd.daemon import Daemon, Pace
 from webhookd.model import Batch, Delivery, Request
 from webhookd.sql import QUERIES
@@ -156,7 +156,7 @@ def main() -> None:
     if arguments.aside_after:
         setattr(dispatcher, "Turns", partial(_turns, arguments.aside_after))  # noqa: B010 - mypy knows no other way
     if arguments.poll:
-        reader.NAP = reader.POLL_FIRST = reader.POLL_MOST = arguments.poll
+        rest.NAP = rest.POLL_FIRST = rest.POLL_MOST = arguments.poll
     for module, name in DATABASE_TIMES:
         setattr(module, name, getattr(module, name) * arguments.database_pace)
     request.build = _deadly(request.build)

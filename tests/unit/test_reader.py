@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from tests.endpoints import HOOK
 from tests.waiting import HANGS, until
-from webhookd import reader
+from webhookd import behind, opening, reader, rest
 from webhookd.errors import Moved, OtherPlace, SchemaMismatch, StoreRefused, StoreUnavailable
 from webhookd.model import Batch, Cut, Delivery, Endpoint, Event, Postponed, Result, Share, Window
 from webhookd.reader import Reader
@@ -193,16 +193,16 @@ class Parts:
             dead_after=15.0,
             rescue_seconds=rescue_seconds,
         )
-        self.reader.endpoints_for = lambda _: endpoints
+        self.reader.opening.endpoints_for = lambda _: endpoints
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "AWAY_FIRST", 0.001)
     monkeypatch.setattr(reader, "AWAY_MOST", 0.002)
-    monkeypatch.setattr(reader, "BEHIND_FIRST", 0.001)
-    monkeypatch.setattr(reader, "BEHIND_MOST", 0.002)
-    monkeypatch.setattr(reader, "NAP", 0.02)
+    monkeypatch.setattr(behind, "BEHIND_FIRST", 0.001)
+    monkeypatch.setattr(behind, "BEHIND_MOST", 0.002)
+    monkeypatch.setattr(rest, "NAP", 0.02)
 
 
 @asynccontextmanager
@@ -267,7 +267,7 @@ async def test_a_batch_that_nobody_wants_ends_at_once() -> None:
 
 
 async def test_a_ring_during_a_cut_survives_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "NAP", 600.0)
+    monkeypatch.setattr(rest, "NAP", 600.0)
     async with reading() as parts:
         await until(lambda: parts.bell.asleep, "a sleeping reader")
 
@@ -284,7 +284,7 @@ async def test_a_ring_during_a_cut_survives_it(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_a_ring_that_was_answered_leaves_the_reader_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "NAP", 600.0)
+    monkeypatch.setattr(rest, "NAP", 600.0)
     async with reading() as parts:
         await until(lambda: parts.bell.asleep, "a sleeping reader")
         parts.bell.rung.set()
@@ -292,8 +292,37 @@ async def test_a_ring_that_was_answered_leaves_the_reader_asleep(monkeypatch: py
         assert len(parts.log.shares) < 20  # it does not spin
 
 
+async def test_what_rings_for_nothing_is_listened_to_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And as before once it rang for something."""
+    waits: list[float] = []
+
+    async def wait_for(event: asyncio.Event, seconds: float) -> bool:
+        waits.append(seconds)
+        return event.is_set()
+
+    monkeypatch.setattr(rest, "wait_for", wait_for)
+    bell = Bell()
+    resting = rest.Rest(bell, asyncio.Event())
+    monkeypatch.setattr(bell, "lie_down", lambda: "sleep")
+
+    async def look(events: int) -> None:
+        bell.rung.set()
+        resting.look()
+        resting.found(events)
+        await resting.lie_down()
+
+    for _ in range(10):
+        await look(0)
+    assert waits == [min(rest.LULL_FIRST * 2**n, rest.LULL_MOST) for n in range(10)]
+    await look(1)
+    assert waits[10:] == [rest.LULL_FIRST]
+    resting.look()
+    await resting.lie_down()
+    assert len(waits) == 11, "nobody rang"
+
+
 async def test_a_ring_is_answered_long_before_the_nap_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "NAP", 600.0)
+    monkeypatch.setattr(rest, "NAP", 600.0)
     async with reading() as parts:
         for number in (1, 2, 3):
             asked = len(parts.bell.calls)
@@ -304,7 +333,7 @@ async def test_a_ring_is_answered_long_before_the_nap_is_over(monkeypatch: pytes
 
 
 async def test_it_cuts_once_more_after_it_has_lain_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "NAP", 600.0)
+    monkeypatch.setattr(rest, "NAP", 600.0)
     parts = Parts((HOOK,), 600.0, 10)
 
     class Late(Bell):
@@ -325,7 +354,7 @@ async def test_it_cuts_once_more_after_it_has_lain_down(monkeypatch: pytest.Monk
         dead_after=15.0,
         rescue_seconds=600.0,
     )
-    reading.endpoints_for = lambda _: (HOOK,)
+    reading.opening.endpoints_for = lambda _: (HOOK,)
     async with asyncio.TaskGroup() as group:
         group.create_task(reading.run())
         await until(lambda: parts.dispatcher.pairs == [(11, 1)], "the event that rang nobody")
@@ -410,7 +439,7 @@ async def test_a_batch_that_may_have_killed_its_daemons_is_opened_one_event_at_a
 
 
 async def test_such_a_batch_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "NAP", 0.001)
+    monkeypatch.setattr(rest, "NAP", 0.001)
     slow = [batch(5, 11, 12, claims=reader.ONE_BY_ONE + 1), batch(6, 13, claims=reader.ONE_BY_ONE + 1)]
     async with reading(orphans=[slow]) as parts:
         await until(lambda: len(parts.dispatcher.offered) == 2, "the first delivery of each")
@@ -483,7 +512,7 @@ async def test_metadata_is_there_to_be_matched_and_not_kept_when_it_is_large(siz
             seen.append(event.metadata)
             return HOOK, OTHER
 
-        parts.reader.endpoints_for = endpoints_for
+        parts.reader.opening.endpoints_for = endpoints_for
         text = b'"' + b"x" * size + b'"'
         parts.log.metadata = {1: text}
         parts.log.cuts.append([batch(1, 1)])
@@ -508,7 +537,7 @@ async def test_large_heads_fill_the_share_of_a_tenant() -> None:
 
 
 async def test_others_have_their_turn_while_events_are_matched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "MATCHING", 0.0)
+    monkeypatch.setattr(opening, "MATCHING", 0.0)
     async with reading() as parts:
         matched: list[int] = []
         seen: set[int] = set()
@@ -517,7 +546,7 @@ async def test_others_have_their_turn_while_events_are_matched(monkeypatch: pyte
             matched.append(event.id)
             return ()
 
-        parts.reader.endpoints_for = endpoints_for
+        parts.reader.opening.endpoints_for = endpoints_for
         parts.log.cuts.append([batch(1, *range(500))])
         parts.bell.rung.set()
         while len(matched) < 500:
@@ -625,15 +654,15 @@ async def test_a_batch_that_cannot_be_read_lets_all_others_pass_and_is_told_and_
 
 
 async def test_a_batch_that_cannot_be_read_is_tried_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "BEHIND_FIRST", 1.0)
-    monkeypatch.setattr(reader, "BEHIND_MOST", 60.0)
+    monkeypatch.setattr(behind, "BEHIND_FIRST", 1.0)
+    monkeypatch.setattr(behind, "BEHIND_MOST", 60.0)
     with capture_logs() as logs:
         async with reading([batch(1, 11)]) as parts:
             parts.log.poison[11] = StoreUnavailable("an I/O error")
             for tries in range(1, 9):
                 await until(lambda n=tries: parts.log.calls.count("heads") == n, "a try")  # type: ignore[misc]
-                await until(lambda: parts.reader._behind[1].due < reader.FOREVER, "it to be put behind")
-                parts.reader._behind[1].due = 0.0
+                await until(lambda: parts.reader._behind._hindered[1].due < reader.FOREVER, "it to be put behind")
+                parts.reader._behind._hindered[1].due = 0.0
     assert [line["seconds"] for line in logs if line["event"] == "batch_waits"][:8] == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
@@ -646,7 +675,7 @@ async def test_a_bug_in_matching_sets_one_event_aside_and_costs_no_other() -> No
             raise KeyError("a bug")
         return (HOOK,)
 
-    parts.reader.endpoints_for = endpoints_for
+    parts.reader.opening.endpoints_for = endpoints_for
     parts.log.cuts.append([mine])
     parts.log.troubles["set_aside"] = [StoreUnavailable("away for a moment")]
     with capture_logs():
@@ -712,10 +741,12 @@ async def test_stop_leaves_what_is_not_handed_out_unfinished() -> None:
     assert second.open == 2  # one delivery, and the reader that did not finish: it cannot end
 
 
-@pytest.mark.parametrize("rest", ["sleep", "listen", "poll"])
-async def test_stop_wakes_a_sleeper(rest: Literal["sleep", "listen", "poll"], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "NAP", 600.0)
+@pytest.mark.parametrize("answer", ["sleep", "listen", "poll"])
+async def test_stop_wakes_a_sleeper(
+    answer: Literal["sleep", "listen", "poll"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rest, "NAP", 600.0)
     async with asyncio.timeout(HANGS), reading() as parts:
-        parts.bell.rest = rest
+        parts.bell.rest = answer
         await until(lambda: parts.bell.calls, "a look")
         await asyncio.sleep(0.05)

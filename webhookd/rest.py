@@ -1,0 +1,84 @@
+"""When the reader looks for new events again.
+
+Under load after a few milliseconds, so that batches are worth their row. Else it rests: it asks producers to ring, and
+where nobody can ring it polls. What rings for nothing, whoever does it, is listened to less and less.
+"""
+
+import asyncio
+import time
+from typing import Literal, Protocol
+
+from webhookd.tasks import wait_for
+
+NAP = 0.2  # seconds after which a sleeper looks, whether or not anybody rang
+POLL_FIRST, POLL_MOST = 0.003, 0.05
+LULL_FIRST, LULL_MOST = 0.0005, 0.05  # seconds after a ring for nothing; twice as long each time in a row
+NEVER_SLEEP_ABOVE = 500.0  # events/s: more NOTIFYs than that cost producers more than the polls cost us
+PAUSE_PER_RATE = 5e-6  # seconds between cuts per event/s: 0.5 ms at 100/s, 20 ms from 4,000/s
+PAUSE_LEAST, PAUSE_MOST = 0.0005, 0.02
+RATE_WINDOW = 0.25  # seconds over which the rate of events is averaged
+
+
+class Bell(Protocol):
+    """How producers wake the reader."""
+
+    rung: asyncio.Event
+
+    def lie_down(self) -> Literal["sleep", "listen", "poll"]:
+        """Ask to be woken; whether we are, by now."""
+
+    def get_up(self) -> None:
+        """No longer ask."""
+
+
+class Rest:
+    """Knows how many events come, and waits for the next."""
+
+    def __init__(self, bell: Bell, stopped: asyncio.Event) -> None:
+        self._bell = bell
+        self._stopped = stopped
+        self._rate = 0.0
+        self._rate_at = time.monotonic()
+        self._poll = POLL_FIRST
+        self._was_rung = False
+        self._lull = LULL_FIRST
+
+    @property
+    def is_over(self) -> bool:
+        """True while so many events come that nobody should sleep."""
+        return self._rate >= NEVER_SLEEP_ABOVE
+
+    def look(self) -> None:
+        """The reader is about to look: from here on a ring tells of what it may not see."""
+        self._was_rung = self._bell.rung.is_set()
+        self._bell.rung.clear()
+
+    def found(self, events: int) -> None:
+        """So many were there."""
+        now = time.monotonic()
+        elapsed = max(now - self._rate_at, 1e-6)
+        self._rate += (events / elapsed - self._rate) * min(elapsed / RATE_WINDOW, 1.0)
+        self._rate_at = now
+        if events:
+            self._lull = LULL_FIRST
+
+    async def pause(self) -> None:
+        """Wait for some more events to come."""
+        self._bell.get_up()
+        await wait_for(self._stopped, min(max(self._rate * PAUSE_PER_RATE, PAUSE_LEAST), PAUSE_MOST))
+
+    async def lie_down(self) -> bool:
+        """True when producers ring from now on: so look once more, and `sleep`. False after waiting without that."""
+        if self._was_rung:
+            await wait_for(self._stopped, self._lull)
+            self._lull = min(self._lull * 2, LULL_MOST)
+        if self._bell.lie_down() == "poll":
+            await wait_for(self._bell.rung, self._poll)  # it also rings when it has an answer
+            self._poll = min(self._poll * 1.5, POLL_MOST)
+            return False
+        self._poll = POLL_FIRST
+        return not self._bell.rung.is_set()
+
+    async def sleep(self) -> None:
+        """Wait until somebody rings, or for a nap."""
+        await wait_for(self._bell.rung, NAP)
