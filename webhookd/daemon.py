@@ -38,7 +38,7 @@ from webhookd.store.migrations import check_schema
 from webhookd.store.parking import ParkingStore
 from webhookd.store.registry import Beat, Joined, Known, Registry
 from webhookd.store.results import Results
-from webhookd.tasks import Setbacks, unless
+from webhookd.tasks import Setbacks, first_of, unless
 from webhookd.tokens import Tokens
 from webhookd.watcher import watch
 
@@ -134,28 +134,23 @@ class Daemon:
         try:
             await self._live()
         except* Moved as reasons:
-            log.error("database_moved", reason=str(_first(reasons)))
+            log.error("database_moved", reason=str(first_of(reasons)))
             moved = True
         return moved
 
     async def _live(self) -> None:
         async with (
             Database(self._dsn) as database,
+            Keepers(database) as keepers,  # from here on, since who joins may have to wait for a lock, too
             Bell(self._direct_dsn) as bell,
             Sender(self._config.egress, self._user_agent) as sender,
         ):
-            registry, keepers = Registry(database), Keepers(database)
-            looking = asyncio.create_task(
-                keepers.run()
-            )  # who joins may have to wait for a lock, too; it raises nothing
-            try:
-                joined = await unless(self._stopped, self._join(database, registry))
-                if joined is None:
-                    return
-                batches = Batches(database)
-                unfinished = await self._deliver(joined, database, batches, registry, bell, keepers, sender)
-            finally:
-                looking.cancel()
+            registry = Registry(database)
+            joined = await unless(self._stopped, self._join(database, registry))
+            if joined is None:
+                return
+            batches = Batches(database)
+            unfinished = await self._deliver(joined, database, batches, registry, bell, keepers, sender)
             await self._leave(joined.daemon_id, batches, ParkingStore(database), registry, unfinished)
 
     async def _join(self, database: Database, registry: Registry) -> _Joined:
@@ -399,11 +394,3 @@ class Daemon:
                 await registry.leave(daemon_id)
         except (StoreUnavailable, TimeoutError):
             log.warning("left_without_goodbye", batches=len(unfinished))  # the others adopt them when our beats are old
-
-
-def _first(group: BaseExceptionGroup[Moved]) -> BaseException:
-    """One of the errors in a group, which all say the same."""
-    first: BaseException = group
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return first

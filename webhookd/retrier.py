@@ -3,7 +3,7 @@
 import asyncio
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import datetime
 from operator import itemgetter
 from typing import Protocol
@@ -21,6 +21,9 @@ AT_A_TIME = 500  # endpoints that are looked at before others have their turn on
 START_MARGIN = 5.0  # seconds before the end of a lease by which its attempt must be over
 
 log = structlog.get_logger("webhookd.retrier")
+
+
+Wanted = tuple[int, int, float, float]  # an endpoint, its room, the seconds of the lease, and how late its first is
 
 
 class Claimed(Protocol):
@@ -69,6 +72,9 @@ class Dispatcher(Protocol):
     @property
     def room(self) -> int:
         """Deliveries that may still be offered."""
+
+    def room_for(self, tenant: str) -> int:
+        """The same of events of this tenant."""
 
     def claimable(self, endpoint_id: int) -> tuple[int, float]:
         """Room of an endpoint, and the seconds of the lease."""
@@ -136,7 +142,8 @@ class Retrier:
         # It costs the database a step for each endpoint that owes, which may be thousands.
         least = min((time.monotonic() - began) * RESTRAINT, RESTRAINT_MOST)
         self.due = frozenset(endpoint_id for endpoint_id, due_in in owing.items() if due_in <= 0)
-        wanted, asked = [], {}
+        wanted: list[Wanted] = []
+        asked: dict[int, tuple[Endpoint, float]] = {}
         for number, (endpoint_id, due_in) in enumerate(owing.items(), start=1):
             endpoint = self._endpoint(endpoint_id)
             if due_in <= 0 and endpoint is not None:
@@ -149,7 +156,8 @@ class Retrier:
         if wanted:
             wanted.sort()
             first = bisect_right(wanted, self._last, key=itemgetter(0))
-            wanted = wanted[first:] + wanted[:first]
+            wanted = self._within_rooms(wanted[first:] + wanted[:first], asked)
+        if wanted:
             self._last = wanted[AT_ONCE - 1 if len(wanted) > AT_ONCE else 0][0]
             # A lease may have run out while the database was away and the result waited here: it is no reason to
             # send once more. What was written while the claim was under way had waited before.
@@ -162,6 +170,19 @@ class Retrier:
                 return max(self._look_seconds / 10, least)
         upcoming = min((due_in for due_in in owing.values() if due_in > 0), default=self._look_seconds)
         return max(min(upcoming, self._look_seconds), least)
+
+    def _within_rooms(self, wanted: Sequence[Wanted], asked: Mapping[int, tuple[Endpoint, float]]) -> list[Wanted]:
+        """What memory has room for of each tenant, those first that come first."""
+        left: dict[str, int] = {}
+        found = []
+        for endpoint_id, room, lease, overdue in wanted:
+            tenant = asked[endpoint_id][0].tenant
+            if tenant not in left:
+                left[tenant] = self._dispatcher.room_for(tenant)
+            if (room := min(room, left[tenant])) > 0:
+                left[tenant] -= room
+                found.append((endpoint_id, room, lease, overdue))
+        return found
 
     def _has_suspect(self, unwritten: Set[tuple[int, int, int]]) -> bool:
         """True while one is in hand, or what became of it is not in the database: whoever died then had it."""

@@ -90,3 +90,11 @@ async def decided(about: Sized, decide: Callable[..., T], *more: object) -> T:
     if len(about) > MANY:
         return await asyncio.to_thread(decide, about, *more)
     return decide(about, *more)
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """One of the errors in a group, which all say the same."""
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first

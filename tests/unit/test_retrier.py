@@ -86,7 +86,11 @@ class Dispatcher:
     def __init__(self) -> None:
         self.room = 100
         self.rooms: dict[int, int] = {1: 10}
+        self.rooms_of: dict[str, int] = {}
         self.offered: list[Delivery] = []
+
+    def room_for(self, tenant: str) -> int:
+        return self.rooms_of.get(tenant, self.room)
 
     def claimable(self, endpoint_id: int) -> tuple[int, float]:
         return self.rooms.get(endpoint_id, 0), LEASE
@@ -377,3 +381,18 @@ async def test_thousands_that_owe_are_looked_at_some_at_a_time() -> None:
     await looking
     assert asked == list(range(1, 4_001))
     assert most <= AT_A_TIME
+
+
+async def test_of_each_tenant_is_claimed_what_there_is_room_for_and_its_endpoints_take_turns() -> None:
+    store, dispatcher = Store(), Dispatcher()
+    store.due = dict.fromkeys(range(1, 7), -1.0)
+    dispatcher.rooms = dict.fromkeys(store.due, 10)
+    dispatcher.rooms_of = {"flood": 15, "full": 0}
+    tenants = {1: "flood", 2: "flood", 3: "flood", 4: "other", 5: "full", 6: "flood"}
+    looking = Retrier(store, store, dispatcher, Recorder(), lambda id_: replace(HOOK, id=id_, tenant=tenants[id_]))
+    for _ in range(4):
+        await looking._look()
+    wanted = [[(id_, room) for id_, room, *_ in asked] for asked in store.claims]
+    assert [sum(room for id_, room in asked if tenants[id_] == "flood") for asked in wanted] == [15] * 4
+    assert all((4, 10) in asked for asked in wanted)
+    assert {id_ for asked in wanted for id_, _ in asked} == {1, 2, 3, 4, 6}

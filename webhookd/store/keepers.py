@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import structlog
 
@@ -48,7 +48,7 @@ def named(row: Any) -> str:
 
 
 class Keepers:
-    """Looks for those who keep a lock from us, as long as it runs; `problem` names them."""
+    """Looks for those who keep a lock from us, as long as it is entered; `problem` names them."""
 
     def __init__(self, database: Database) -> None:
         self.setbacks = Setbacks("keepers")
@@ -57,8 +57,14 @@ class Keepers:
         self._lasting = Lasting(IN_THE_WAY_AFTER)
         self._first: dict[Hashable, str] = {}  # what was said first of who is there: so the moment stays the same
 
-    async def run(self) -> None:
-        """Look until cancelled."""
+    async def __aenter__(self) -> Self:
+        self._looking = asyncio.create_task(self._look())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._looking.cancel()
+
+    async def _look(self) -> None:
         while True:
             pause, began = LOOK_EVERY, time.monotonic()
             try:
