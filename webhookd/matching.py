@@ -13,6 +13,7 @@ from webhookd.model import Endpoint, Event
 ANY_TENANT = "*"
 OWN_TYPES = "webhookd."
 WHY_NOT = ("tenant", "type", "filter", "itself", "inactive")  # in the order in which they are looked at
+_LONG_NUMBER = 4000  # characters, from which on a number is its text
 CACHED_BYTES = (
     8 * 1024 * 1024
 )  # event types come from applications, so neither their number nor size has a bound of its own
@@ -79,9 +80,18 @@ def _labels(metadata: bytes | None) -> dict[str, object] | None:
         return None
     try:
         labels = json.loads(metadata)
-    except (ValueError, RecursionError):
+    except RecursionError:
         return None
+    except ValueError:  # Postgres has checked the syntax, but Python makes no number of thousands of digits
+        try:
+            labels = json.loads(metadata, parse_int=_whole)
+        except (ValueError, RecursionError):
+            return None
     return labels if isinstance(labels, dict) else None
+
+
+def _whole(digits: str) -> int | str:
+    return int(digits) if len(digits) < _LONG_NUMBER else digits
 
 
 def _failing_key(endpoint: Endpoint, labels: Mapping[str, object]) -> str | None:

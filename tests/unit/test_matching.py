@@ -278,3 +278,9 @@ def test_what_is_remembered_of_types_is_bounded_in_bytes() -> None:
         assert 0 < matcher._cached_bytes <= CACHED_BYTES
     assert max(len(tenant) + len(type_) for tenant, type_ in matcher._cached) <= CACHED_NAME
     assert sum(found.size for found in matcher._cached.values()) == matcher._cached_bytes
+
+
+def test_a_number_that_python_does_not_make_keeps_nobody_from_what_is_beside_it() -> None:
+    digits = "9" * 5000
+    assert passes_filter(endpoint(filter={"k": ("v",)}), f'{{"n":[-{digits}],"k":"v"}}'.encode())
+    assert passes_filter(endpoint(filter={"n": (digits,)}), f'{{"n":{digits}}}'.encode())
