@@ -141,7 +141,7 @@ class Daemon:
     async def _live(self) -> None:
         async with (
             Database(self._dsn) as database,
-            Keepers(database) as keepers,  # from here on, since who joins may have to wait for a lock, too
+            Keepers(self._dsn) as keepers,  # from here on, since who joins may have to wait for a lock, too
             Bell(self._direct_dsn) as bell,
             Sender(self._config.egress, self._user_agent) as sender,
         ):

@@ -106,7 +106,7 @@ class Janitor:
         self._last_beat = time.monotonic()
         self._silence: asyncio.TimerHandle | None = None  # falls when we have not been heard for too long
         self._beating = Setbacks("heartbeat")
-        self.setbacks = Setbacks("janitor", TIDY_AGAIN, TIDY_AGAIN)
+        self.setbacks = Setbacks("janitor", TIDY_ON, TIDY_AGAIN)
         self._told: set[tuple[str, str | None]] = set()  # problems that the log has already
 
     @property

@@ -28,7 +28,7 @@ from webhookd.sql import QUERIES
 from webhookd.store.migrations import check_schema
 from webhookd.store.session import pins
 
-POOL_SIZE = 5  # with the listening connection six: more only queue up behind each other
+POOL_SIZE = 5  # more only queue up behind each other
 APPLICATION_NAME = "webhookd"
 STATEMENTS = 100  # prepared ones a connection keeps
 COMMAND_TIMEOUT = 30.0

@@ -9,7 +9,7 @@ import structlog
 
 from webhookd.errors import WebhookdError
 from webhookd.sql import QUERIES
-from webhookd.store.database import Database
+from webhookd.store.database import Database, Dsn
 from webhookd.tasks import Setbacks
 
 LOOK_EVERY: Final = 1.0
@@ -48,21 +48,27 @@ def named(row: Any) -> str:
 
 
 class Keepers:
-    """Looks for those who keep a lock from us, as long as it is entered; `problem` names them."""
+    """Looks for those who keep a lock from us, as long as it is entered; `problem` names them.
 
-    def __init__(self, database: Database) -> None:
+    It has a connection of its own, since all others may be what waits.
+    """
+
+    def __init__(self, dsn: Dsn) -> None:
         self.setbacks = Setbacks("keepers")
         self.problem = ""
-        self._database = database
+        self._database = Database(dsn, size=1)
         self._lasting = Lasting(IN_THE_WAY_AFTER)
         self._first: dict[Hashable, str] = {}  # what was said first of who is there: so the moment stays the same
 
     async def __aenter__(self) -> Self:
+        await self._database.__aenter__()
         self._looking = asyncio.create_task(self._look())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._looking.cancel()
+        await asyncio.wait([self._looking])
+        await self._database.__aexit__()
 
     async def _look(self) -> None:
         while True:

@@ -32,8 +32,9 @@ class ParkingStore:
         """What is parked now."""
         version, rows = -1, []
         async with self._database.transaction(readonly=True) as connection:
-            cursor = await connection.cursor(QUERIES["parked"])  # one snapshot, but thousands would stall the loop
-            while some := await cursor.fetch(AT_ONCE):
+            # One snapshot, but thousands would stall the loop. asyncpg's own cursor leaves a name behind in a pooler.
+            await connection.execute(f"DECLARE parked NO SCROLL CURSOR FOR {QUERIES['parked']}")
+            while some := await connection.fetch(f"FETCH {AT_ONCE} FROM parked"):
                 version = some[0][0]
                 rows += [Parked._make(tuple(row)[1:]) for row in some if row[1] is not None]
         return Parking(version, rows)
