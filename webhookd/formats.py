@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from math import isfinite
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -16,6 +15,7 @@ from urllib.parse import quote
 
 import orjson
 
+from webhookd.labels import members
 from webhookd.model import Body, Event, Format, HeaderValue
 
 # (event, payload) -> JSON text
@@ -40,7 +40,6 @@ _NOT_CLOUDEVENTS: Final = re.compile(
     + "]"
 )
 
-_JSON_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}:,]|[^][{}:,"\s]+')
 
 _WHOLE_METADATA: Final = re.compile(r"\$metadata\.([^\s$]+)")
 _PLACEHOLDER: Final = re.compile(r"\$(\$|\{[^{}]*\}|metadata\.\w+(?:[.-]\w+)*|[^\W\d]\w*)")
@@ -137,7 +136,7 @@ def _attributes(event: Event, source: str) -> dict[str, str]:
         "type": event.type,
         "time": _iso(event)[1:-1].decode(),
     }
-    subject = _members(event.metadata).get("subject", b"") if event.metadata else b""
+    subject = members(event.metadata).get("subject", b"") if event.metadata else b""
     optional = {
         "subject": _text(subject) if subject.startswith(b'"') else "",
         "partitionkey": event.ordering_key or "",  # CloudEvents extension "Partitioning"
@@ -145,29 +144,6 @@ def _attributes(event: Event, source: str) -> dict[str, str]:
     }
     attributes.update({name: text for name, text in optional.items() if text and not _NOT_CLOUDEVENTS.search(text)})
     return attributes
-
-
-@lru_cache(maxsize=64)  # one event goes to several endpoints, and a template may ask for several keys
-def _members(text: bytes) -> Mapping[str, bytes]:
-    """The JSON text of each member of an object; the last one of equal keys, and none if it is not an object.
-
-    It cuts rather than parses: numbers keep their digits, and depth costs no stack. Postgres has checked the syntax.
-    """
-    members: dict[str, bytes] = {}
-    depth, key, start = 0, None, 0
-    for token in _JSON_TOKEN.finditer(text):
-        mark = token[0]
-        if depth == 0 and mark != b"{":
-            break
-        if depth == 1:
-            if key is None and mark.startswith(b'"'):
-                key = json.loads(mark)
-            elif mark == b":":
-                start = token.end()
-            elif mark in (b",", b"}") and key is not None:
-                members[key], key = text[start : token.start()].strip(), None
-        depth += (mark in (b"{", b"[")) - (mark in (b"}", b"]"))
-    return members
 
 
 def _text(value: bytes) -> str:
@@ -206,7 +182,7 @@ def _placeholder(name: str) -> _Placeholder:
     kind, _, key = name.partition(".")
     if kind == "metadata" and key:
         return _Placeholder(
-            name, lambda event, payload: _members(event.metadata).get(key, b"null") if event.metadata else b"null"
+            name, lambda event, payload: members(event.metadata).get(key, b"null") if event.metadata else b"null"
         )
     if name not in _VALUES:
         raise ValueError(f"unknown placeholder ${name}; known are {_KNOWN}")

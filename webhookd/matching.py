@@ -8,12 +8,12 @@ An event reaches only the endpoints of exactly its tenant, and those whose tenan
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
+from webhookd.labels import labels_of
 from webhookd.model import Endpoint, Event
 
 ANY_TENANT = "*"
 OWN_TYPES = "webhookd."
 WHY_NOT = ("tenant", "type", "filter", "itself", "inactive")  # in the order in which they are looked at
-_LONG_NUMBER = 4000  # characters, from which on a number is its text
 CACHED_BYTES = (
     8 * 1024 * 1024
 )  # event types come from applications, so neither their number nor size has a bound of its own
@@ -37,7 +37,7 @@ def passes_filter(endpoint: Endpoint, metadata: bytes | None) -> bool:
     """
     if not endpoint.filter:
         return True
-    labels = _labels(metadata)
+    labels = labels_of(metadata)
     return labels is not None and _failing_key(endpoint, labels) is None
 
 
@@ -59,39 +59,19 @@ def is_about(endpoint: Endpoint, event: Event) -> bool:
     """True for an event of our own about this very endpoint, which could not get it, or would without end."""
     if not event.type.startswith(OWN_TYPES):
         return False
-    labels = _labels(event.metadata)
+    labels = labels_of(event.metadata)
     return labels is not None and labels.get("endpoint") == endpoint.label
 
 
 def _filter_mistake(endpoint: Endpoint, metadata: bytes | None) -> str:
     if metadata is None:
         return f"the event has no metadata, and {_any_of(endpoint.filter)} is asked for"
-    labels = _labels(metadata)
+    labels = labels_of(metadata)
     if labels is None:
         return "the metadata of the event is no JSON object"
     key = _failing_key(endpoint, labels) or ""
     found = f"is {json.dumps(labels[key])}" if key in labels else "is missing from the metadata"
     return f"{json.dumps(key)} {found}, it wants {_any_of(endpoint.filter[key])}"
-
-
-def _labels(metadata: bytes | None) -> dict[str, object] | None:
-    """The metadata as an object, or None if it is none."""
-    if metadata is None:
-        return None
-    try:
-        labels = json.loads(metadata)
-    except RecursionError:
-        return None
-    except ValueError:  # Postgres has checked the syntax, but Python makes no number of thousands of digits
-        try:
-            labels = json.loads(metadata, parse_int=_whole)
-        except (ValueError, RecursionError):
-            return None
-    return labels if isinstance(labels, dict) else None
-
-
-def _whole(digits: str) -> int | str:
-    return int(digits) if len(digits) < _LONG_NUMBER else digits
 
 
 def _failing_key(endpoint: Endpoint, labels: Mapping[str, object]) -> str | None:
@@ -169,7 +149,7 @@ class _Subscribers:
 
     def wanting(self, metadata: bytes | None) -> tuple[Endpoint, ...]:
         """Those whose filter lets it pass."""
-        labels = _labels(metadata) if self._by_label else None
+        labels = labels_of(metadata) if self._by_label else None
         if labels is None:
             return self.unfiltered
         found = {
@@ -207,7 +187,7 @@ class Matcher:
         subscribers = self._cached.get((event.tenant, event.type)) or self._subscribers(event.tenant, event.type)
         found = subscribers.wanting(event.metadata)
         if event.type.startswith(OWN_TYPES):
-            about = (_labels(event.metadata) or {}).get("endpoint")
+            about = (labels_of(event.metadata) or {}).get("endpoint")
             found = tuple(endpoint for endpoint in found if endpoint.label != about)
         return found
 

@@ -284,3 +284,19 @@ def test_a_number_that_python_does_not_make_keeps_nobody_from_what_is_beside_it(
     digits = "9" * 5000
     assert passes_filter(endpoint(filter={"k": ("v",)}), f'{{"n":[-{digits}],"k":"v"}}'.encode())
     assert passes_filter(endpoint(filter={"n": (digits,)}), f'{{"n":{digits}}}'.encode())
+
+
+def test_thousands_of_levels_keep_nobody_from_what_is_beside_them() -> None:
+    deep = "[" * 5000 + "]" * 5000
+    metadata = f' {{"deep": {deep}, "k": "v", "n": 1.50, "no": null, "\\u0061": true}}'.encode()
+    for key, value in (("k", "v"), ("n", "1.5"), ("no", "null"), ("a", "true")):
+        assert passes_filter(endpoint(filter={key: (value,)}), metadata)
+        assert not passes_filter(endpoint(filter={key: ("other",)}), metadata)
+    assert not passes_filter(endpoint(filter={"k": ("v",)}), f"[{deep}]".encode())
+
+
+@pytest.mark.parametrize("levels", [500, 900, 990, 1000, 1500])
+def test_no_depth_raises(levels: int) -> None:
+    metadata = b'{"k":' + b"[" * levels + b"]" * levels + b"}"
+    assert not passes_filter(endpoint(filter={"k": ("v",)}), metadata)
+    assert why_not(endpoint(filter={"k": ("v",)}), event(metadata=metadata)) is not None
