@@ -29,6 +29,7 @@ from tests.bench.outage import outage
 from tests.bench.parked import parked
 from tests.bench.producers import producers
 from tests.bench.reload import reload
+from tests.bench.restart import restart
 
 Bench: TypeAlias = Callable[[str], Awaitable[list[Line]]]
 BENCHES: dict[str, Bench] = {
@@ -37,6 +38,7 @@ BENCHES: dict[str, Bench] = {
     "latency": latency,
     "memory": memory,
     "reload": reload,
+    "restart": restart,
     "producers": producers,
     "held": held,
     "isolation": isolation,
@@ -47,9 +49,22 @@ BENCHES: dict[str, Bench] = {
 LONG: dict[str, Bench] = {"held": partial(held, seconds=600.0)}
 
 
-async def run(server: str, benches: Iterable[Bench]) -> list[Line]:
-    """Run these benchmarks one after the other."""
-    return [line for bench in benches for line in await bench(server)]
+async def run(server: str, benches: Iterable[Bench], shows: bool) -> list[Line]:
+    """Run these benchmarks one after the other, and perhaps show the lines of each at its end."""
+    lines = []
+    for bench in benches:
+        for line in await bench(server):
+            lines.append(line)
+            if shows:
+                show(line)
+    return lines
+
+
+def show(line: Line) -> None:
+    """Print it."""
+    verdict = "kept" if line.kept else "MISSED"
+    bound = ">=" if line.at_least else "<="
+    print(f"{line.what:64} {line.value:10.3f} {line.unit:8} budget {bound} {line.budget:8.3f}  {verdict}", flush=True)
 
 
 def main() -> int:
@@ -62,14 +77,10 @@ def main() -> int:
     benches = BENCHES | LONG if arguments.long else BENCHES
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     with rig.server() as server, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        lines = runner.run(run(server, [benches[name] for name in arguments.names or benches]))
+        wanted = [benches[name] for name in arguments.names or benches]
+        lines = runner.run(run(server, wanted, shows=not arguments.json))
     if arguments.json:
         print(json.dumps([asdict(line) | {"kept": line.kept} for line in lines], indent=2))
-    else:
-        for line in lines:
-            verdict = "kept" if line.kept else "MISSED"
-            bound = ">=" if line.at_least else "<="
-            print(f"{line.what:64} {line.value:10.3f} {line.unit:8} budget {bound} {line.budget:8.3f}  {verdict}")
     return 0 if all(line.kept for line in lines) else 1
 
 

@@ -31,6 +31,7 @@ OWE = """
     INSERT INTO webhookd.backlog (endpoint_id, outbox_id, outbox_at, due)
     SELECT $1, -number, now(), now() - interval '1 hour' FROM generate_series(1, $2::int) number
 """
+CUT: tuple[object, ...] = 5_000, 500, 0, 0, 5_000, [], [], None  # what a reader with nothing in hand asks for
 FILL = 0.02  # seconds for which events gather for a cut
 PAUSE = 0.1  # seconds between two samples, in which the daemon cuts
 REST = 0.002  # seconds after which the server has come to rest
@@ -129,11 +130,11 @@ async def _cuts(connection: Any, samples: Samples) -> None:
     try:
         if await connection.fetchval("SELECT webhookd.try_lock_log()"):
             await asyncio.sleep(FILL)
-            samples.loaded.append(await _timed(connection, "cut", 5_000, 500, 0, 0))
+            samples.loaded.append(await _timed(connection, "cut", *CUT))
             # Nothing comes between the last two, so that the second of these finds nothing.
             await connection.execute("LOCK TABLE webhookd.outbox IN SHARE MODE")
-            await connection.fetch(QUERIES["cut"], 5_000, 500, 0, 0)
-            samples.idle.append(await _timed(connection, "cut", 5_000, 500, 0, 0))
+            await connection.fetch(QUERIES["cut"], *CUT)
+            samples.idle.append(await _timed(connection, "cut", *CUT))
     finally:
         await transaction.rollback()
 
@@ -144,7 +145,7 @@ async def _claim(connection: Any, endpoints: list[int], samples: Samples) -> Non
     await transaction.start()
     owing = dict(await connection.fetch(QUERIES["owing"]))
     overdue = [SLACK - owing.get(id_, 0.0) for id_ in endpoints]
-    arguments = endpoints, [10] * len(endpoints), [45.0] * len(endpoints), overdue, 0, 15.0, 3
+    arguments = endpoints, [10] * len(endpoints), [45.0] * len(endpoints), overdue, 0, 15.0, 3, True
     samples.claim.append(await _timed(connection, "claim", *arguments))
     await transaction.rollback()
 

@@ -1,8 +1,9 @@
 """A receiver that costs as little as possible: it answers every request with 200, and counts and stamps them.
 
 Run as `python -m tests.bench.receiver`; prints its port. `GET /moments` gives {webhook-id: monotonic seconds} and
-forgets them. A first attempt at /flaky gets a 503, and /hung never answers. Once `GET /switch` was asked for, /mute
-answers no longer, and /dead, which gives 503 before, answers up to LIMIT requests in a second, and more with 429.
+forgets them. A first attempt at /flaky gets a 503, /slow answers after 50 ms, and /hung never. Once `GET /switch` was
+asked for, /mute answers no longer, and /dead, which gives 503 before, answers up to LIMIT requests in a second, and
+more with 429.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 FAILURE = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
 REFUSAL = b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\nretry-after: 1\r\n\r\n"
 LIMIT = 1_650
+SLOW = 0.05  # seconds
 
 
 class Receiver(asyncio.Protocol):
@@ -62,8 +64,15 @@ class Receiver(asyncio.Protocol):
         Receiver.count += 1
         if len(Receiver.moments) < 50_000:  # enough to measure; more would be memory
             Receiver.moments[headers.get(b"webhook-id", b"").decode()] = time.monotonic()
+        if head.startswith(b"POST /slow"):
+            asyncio.get_running_loop().call_later(SLOW, self._answer)
+            return
         failing = head.startswith(b"POST /flaky") and headers.get(b"webhook-attempt") == b"1"
         self._transport.write(FAILURE if failing else ANSWER)
+
+    def _answer(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(ANSWER)
 
     def _trouble(self) -> bytes:
         if not Receiver.switched:
