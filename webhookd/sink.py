@@ -35,7 +35,10 @@ HEALTHY = Behaviour()
 
 
 class Received(NamedTuple):
-    """A request as it came in. `problem`: what is wrong with its signature. `status`: the answer to come, if any."""
+    """A request as it came in; the path has the query.
+
+    `problem`: what is wrong with its signature. `status`: the answer to come, if any.
+    """
 
     path: str
     headers: Mapping[str, str]
@@ -82,7 +85,7 @@ async def sink(
             status = None
         elif random() < behaviour.failing:
             status = behaviour.failure
-        received = Received(request.path, headers, body, problem, status, request.method)
+        received = Received(request.raw_path, headers, body, problem, status, request.method)
         if status == 200 and forward:
             answer = await forward(received)
             on_request(received._replace(status=answer.status))

@@ -12,8 +12,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import orjson
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from tests.integration.test_cli import PLAIN, fails, running, said, webhookd
 from tests.integration.test_commands import OTHER, SECRET, endpoint
@@ -92,7 +94,7 @@ async def test_listen_prints_what_to_paste_and_each_request() -> None:
         "  POST /other  (no type)  evt_1  attempt 1  "
         "NOT VERIFIED: no signature matches: another secret, or not the exact bytes that were sent  answered 401"
     )
-    assert rest[8] == "  \N{REPLACEMENT CHARACTER}[2J"
+    assert rest[8] == r"  \x1b[2J"
 
 
 async def test_what_listen_prints_is_a_configuration_that_reaches_it(dsn: str, tmp_path: Path) -> None:
@@ -129,6 +131,27 @@ async def test_listen_json_fails_in_its_share_and_is_slow_as_told(tmp_path: Path
         True,
         503,
     )
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+async def test_listen_shows_what_no_text_can_be_and_what_a_terminal_would_act_on(form: tuple[str, ...]) -> None:
+    """A header that is not UTF-8, a surrogate alone, controls of both kinds, and the query of the URL."""
+    body = '{"type":"\\ud800","id":"\x9b31m\u202e","n":1.10}'.encode()
+    head = b"POST /hook?a=%2F&b= HTTP/1.1\r\nhost: x\r\nx-own: \xff\xc2\x9b\r\ncontent-length: "
+    async with listening("--secret", SECRET, *form) as (there, url):
+        reader, writer = await asyncio.open_connection("127.0.0.1", URL(url).port)
+        try:
+            writer.write(head + b"%d\r\n\r\n" % len(body) + body)
+            assert (await asyncio.wait_for(reader.readline(), HANGS)).split()[1] == b"401"
+        finally:
+            writer.close()
+        await until(lambda: any("/hook?a=%2F&b=" in line for line in there.out), "it is shown")
+    assert all(line.isprintable() for line in there.out)
+    if form:
+        (seen,) = map(orjson.loads, there.out)
+        assert (seen["headers"]["x-own"], seen["body"]) == ("\N{REPLACEMENT CHARACTER}\x9b", body.decode())
+    else:
+        assert r'    "id": "\u009b31m\u202e",' in there.out
 
 
 async def test_listen_hangs_as_told() -> None:

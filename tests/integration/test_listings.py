@@ -5,6 +5,7 @@ import json
 import re
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -244,7 +245,14 @@ async def test_endpoints(ask: Ask, sql: "Sql[asyncpg.Record]") -> None:
         assert "pw" not in text
 
 
-async def test_nothing_that_others_wrote_acts_on_the_terminal(ask: Ask, sql: "Sql[asyncpg.Record]") -> None:
+async def test_nothing_that_others_wrote_acts_on_the_terminal(
+    ask: Ask, sql: "Sql[asyncpg.Record]", dsn: str, tmp_path: Path
+) -> None:
+    config = tmp_path / "webhookd.toml"
+    config.write_text(
+        f'[database]\ndsn = "{dsn}"\n[endpoint.all]\nurl = "https://example.com/"\nevents = ["*"]\ntenant = "*"\n'
+        'signature = "none"\n'
+    )
     hook = await endpoint(sql, "hook", url=f"https://example.com/{HOSTILE}", description=HOSTILE, events=[HOSTILE])
     await insert(sql, type=HOSTILE, tenant=HOSTILE, event_id="e")
     await attempt(sql, "e", hook, 1, 500, HOSTILE.encode() + b"\x00\xff\r\n[red]more\rover")
@@ -261,6 +269,7 @@ async def test_nothing_that_others_wrote_acts_on_the_terminal(ask: Ask, sql: "Sq
         "endpoints list",
         "endpoints show hook",
         "status",
+        f"explain e -c {config}",
     ):
         for text in (await ask(*command.split()), await ask(*command.split(), "--json")):
             acting = {c for c in text if not c.isprintable() and c != "\n"}

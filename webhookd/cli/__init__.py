@@ -26,6 +26,7 @@ from webhookd.cli import (
     status,
 )
 from webhookd.cli.options import Usage
+from webhookd.cli.tables import say
 from webhookd.errors import (
     ConfigError,
     EmbeddedUnavailable,
@@ -73,7 +74,7 @@ app.add_typer(endpoints.app, name="endpoints")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"webhookd {__version__}")
+        say(f"webhookd {__version__}")
         raise typer.Exit
 
 
@@ -103,7 +104,7 @@ def main() -> None:
         app()
     except WebhookdError as error:
         for sentence in error.mistakes if isinstance(error, ConfigError) else [str(error)]:
-            typer.echo("webhookd: " + sentence.replace("\n", "\n  "), err=True)
+            say("webhookd: " + sentence.replace("\n", "\n  "), err=True)
         sys.exit(exit_code(error))
 
 

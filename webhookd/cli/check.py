@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import orjson
 import typer
 
 from webhookd import loader
 from webhookd.cli.options import AsJson, ConfigFile, ran
-from webhookd.cli.tables import counted
+from webhookd.cli.tables import counted, say, show_json
 from webhookd.config import Config
 from webhookd.difference import Difference, difference, refusal
 from webhookd.janitor import BEAT_SECONDS, DEAD_AFTER_BEATS
@@ -45,15 +44,15 @@ def check(
     there, 78 with a mistake.
     """
     if schema:
-        _print(json_schema())
+        show_json(json_schema())
         return
     file = loader.find(config, os.environ)
     loaded = loader.load(file, os.environ)
     against = None if offline else _against(loaded, ran(_ask(loader.dsn(loaded))))
     if as_json:
-        _print(_document(file, loaded, against))
+        show_json(_document(file, loaded, against))
     else:
-        typer.echo("\n".join(_lines(file, loaded, against)))
+        say("\n".join(_lines(file, loaded, against)))
     raise typer.Exit(1 if against and against.refusal else 0)
 
 
@@ -61,10 +60,6 @@ async def _ask(dsn: str) -> Deployed:
     async with Database(dsn or None, size=1) as database:
         await database.expect_all_rows()
         return await Reports(database).deployed(BEAT_SECONDS * DEAD_AFTER_BEATS)
-
-
-def _print(document: Any) -> None:
-    typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
 
 
 def _against(loaded: Config, deployed: Deployed) -> _Against:

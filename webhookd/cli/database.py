@@ -10,7 +10,7 @@ import typer
 
 from webhookd import loader
 from webhookd.cli.options import ConfigFile, Usage, dsn_for, ran
-from webhookd.cli.tables import counted
+from webhookd.cli.tables import counted, say
 from webhookd.errors import ConfigError, WebhookdError
 from webhookd.shapes import Retention
 from webhookd.store import migrations
@@ -59,22 +59,22 @@ def migrate(
         environment = loader.load(loader.find(config, os.environ), os.environ).daemon.environment
     applied = ran(migrations.migrate(dsn, wake=wake))
     for name in applied:
-        typer.echo(f"applied {name}")
+        say(f"applied {name}")
     if not applied:
-        typer.echo("the schema is up to date")
+        say("the schema is up to date")
     if owed is not None:
-        typer.echo(_taken_over(ran(migrations.rebase(dsn, environment, owed.value)), owed, environment))
+        say(_taken_over(ran(migrations.rebase(dsn, environment, owed.value)), owed, environment))
 
 
 def _scripts(scripts: Mapping[str, str], directory: Path | None) -> None:
     if directory is None:
-        typer.echo("\n".join(scripts.values()))
+        say("\n".join(scripts.values()))
         return
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, text in scripts.items():
             (directory / name).write_text(text)
-            typer.echo(directory / name)
+            say(str(directory / name))
     except OSError as error:
         raise Usage(f"--sql-files: {error.filename} cannot be written: {error.strerror}") from None
 
@@ -103,7 +103,7 @@ def maintain(
     keep = _retention(config)
     if problems := ran(_maintain(dsn_for(config), keep, large)):
         raise NotDone("\n".join(f"{what}: {why}" for what, why in problems))
-    typer.echo("nothing more to do")
+    say("nothing more to do")
 
 
 class NotDone(WebhookdError):
@@ -125,7 +125,7 @@ async def _maintain(dsn: str, keep: Retention, large: bool) -> list[tuple[str, s
         for _ in range(MOST_PIECES):
             pieces = await registry.maintain(keep.events, keep.attempts, large=large)
             for done in (done for done, problem in pieces if problem is None):
-                typer.echo(done)
+                say(done)
             if all(problem is not None for _, problem in pieces):
                 return [(done, problem) for done, problem in pieces if problem is not None]
     return [("the work", f"is not done after {MOST_PIECES} pieces; run it again")]

@@ -18,13 +18,13 @@ from pathlib import Path
 from random import Random
 from typing import Annotated, cast
 
-import orjson
 import typer
 
 from webhookd.cli import demo_files, logging
 from webhookd.cli.demo_accounts import Receipts, Summary, summarize
 from webhookd.cli.demo_view import Seen, summary_text, view
 from webhookd.cli.options import STOP_SIGNALS, AsJson, on_stop_signals, ran
+from webhookd.cli.tables import say, show_json
 from webhookd.config import Config
 from webhookd.daemon import Daemon
 from webhookd.embedded import postgres
@@ -60,7 +60,7 @@ def demo(
         signal.SIGTERM, signal.default_int_handler
     )  # until the loop takes over: Postgres must not be left behind
     if not as_json:
-        typer.echo(f"starting PostgreSQL in {directory}, which takes some seconds the first time")
+        say(f"starting PostgreSQL in {directory}, which takes some seconds the first time")
     try:
         with postgres(directory) as dsn:
             try:
@@ -71,9 +71,9 @@ def demo(
     except asyncio.CancelledError:
         raise typer.Exit(1) from None
     if as_json:
-        typer.echo(orjson.dumps(summary.document(), option=orjson.OPT_INDENT_2).decode())
+        show_json(summary.document())
     else:
-        typer.echo(f"{summary_text(summary)}; the data stays in {directory}")
+        say(f"{summary_text(summary)}; the data stays in {directory}")
     raise typer.Exit(1 if summary.unaccounted else 0)
 
 
@@ -120,7 +120,7 @@ class _Demo:
             endpoints = {ids[each.tenant, each.name]: each for each in config.endpoints}
             if not self._quiet:
                 with self._shown():
-                    typer.echo(_introduction(self._directory, self._dsn))
+                    say(_introduction(self._directory, self._dsn))
             producing = tasks.create_task(self._produce(Producer(database)))
             watching = tasks.create_task(self._watch(reports, endpoints, config, since))
             await _either(self._stopped, self._seconds)

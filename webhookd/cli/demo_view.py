@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import NamedTuple, Protocol
 
-import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -14,7 +13,7 @@ from rich.text import Text
 
 from webhookd.cli.demo_accounts import Line, Summary
 from webhookd.cli.status import columns
-from webhookd.cli.tables import counted
+from webhookd.cli.tables import counted, say
 from webhookd.store.reports import Pulse
 
 LINE_SECONDS = 2.0  # between two plain lines
@@ -95,7 +94,7 @@ def _lines() -> View:
             return
         shown = seen.seconds
         parts = [f"{label} {p.delivered}/{p.failed}/{p.retrying}" for label, _, p in seen.endpoints]
-        typer.echo(f"{_headline(seen).rstrip()}  delivered/failed/retrying: {', '.join(parts)}")
+        say(f"{_headline(seen).rstrip()}  delivered/failed/retrying: {', '.join(parts)}")
 
     return show
 

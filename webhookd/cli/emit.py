@@ -13,6 +13,7 @@ import typer
 
 from webhookd import loader
 from webhookd.cli.options import ConfigFile, Usage, dsn_for, ran
+from webhookd.cli.tables import say
 from webhookd.errors import StoreRefused, WebhookdError
 from webhookd.matching import why_not
 from webhookd.model import Event
@@ -49,11 +50,9 @@ def emit(
         event_id,
         None if deliver_after is None else _moment(deliver_after),
     )
-    typer.echo(ran(_emit(dsn_for(config), event)))
+    say(ran(_emit(dsn_for(config), event)))
     if _nobody_wants(event, config):
-        typer.echo(
-            f"webhookd: no endpoint of the configuration gets it; ask `{_explanation(event, config)}` why", err=True
-        )
+        say(f"webhookd: no endpoint of the configuration gets it; ask `{_explanation(event, config)}` why", err=True)
 
 
 def _nobody_wants(event: NewEvent, config: Path | None) -> bool:

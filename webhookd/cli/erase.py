@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
-from webhookd.cli.tables import counted, document
+from webhookd.cli.tables import counted, say, show_json
 from webhookd.store.database import Database
 from webhookd.store.erasure import Erased, pieces
 
@@ -27,11 +27,11 @@ def erase(
         raise Usage("name what to erase: --tenant TENANT, or --event EVENT_ID")
     found = ran(_erase(dsn_for(config), tenant, event, dry_run))
     if as_json:
-        typer.echo(document({"erased": not dry_run, **found._asdict()}))
+        show_json({"erased": not dry_run, **found._asdict()})
         return
     events, answers = counted(found.events, "event"), counted(found.responses, "answer")
     owed = counted(found.deliveries, "delivery", "deliveries")
-    typer.echo(f"{'would erase' if dry_run else 'erased'} {events}, {owed} of the backlog and {answers}")
+    say(f"{'would erase' if dry_run else 'erased'} {events}, {owed} of the backlog and {answers}")
 
 
 async def _erase(dsn: str, tenant: str | None, event: str | None, dry_run: bool) -> Erased:

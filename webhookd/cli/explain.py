@@ -13,7 +13,7 @@ import typer
 from webhookd import loader
 from webhookd.cli.emit import json_text, supposed
 from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
-from webhookd.cli.tables import counted, inert, span
+from webhookd.cli.tables import counted, inert, say, show_json, span
 from webhookd.config import Config
 from webhookd.errors import ConfigError, WebhookdError
 from webhookd.guard import address_mistake
@@ -70,7 +70,10 @@ def explain(
         document = [_document(each) for each in found] if event_id else _document(found[0])
         lines = [line for each in found for line in _lines(each)]
         good = any(reason is None for each in found if not each.unreadable for _, reason in each.reasons)
-    typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() if as_json else "\n".join(lines))
+    if as_json:
+        show_json(document)
+    else:
+        say("\n".join(lines))
     raise typer.Exit(0 if good else 1)
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Final
 import typer
 
 from webhookd import loader
+from webhookd.cli.tables import say
 from webhookd.errors import ConfigError, WebhookdError
 from webhookd.signing import new_secret
 
@@ -38,11 +39,11 @@ def init(
         (directory / ENDPOINT).parent.mkdir(parents=True, exist_ok=True)
         for file, mode in zip(texts, MODES.values(), strict=True):
             _write(file, texts[file], mode)
-            typer.echo(f"wrote {file}")
+            say(f"wrote {file}")
     except OSError as error:
         raise WebhookdError(f"{error.filename or directory} cannot be written: {error.strerror}") from None
     named = _named(directory / MAIN)
-    typer.echo(
+    say(
         f"\n{directory / ENDPOINT} has a fresh secret and an endpoint that is inactive until active = true.\n"
         "Next:\n"
         "  export WEBHOOKD_DSN=postgresql:///app && webhookd migrate\n"

@@ -10,12 +10,12 @@ from random import Random
 from typing import Annotated, Final
 
 import aiohttp
-import orjson
 import typer
 from yarl import URL
 
-from webhookd.cli.listen_view import Seen, document, lines
+from webhookd.cli.listen_view import Seen, described, lines
 from webhookd.cli.options import Usage, on_stop_signals, ran
+from webhookd.cli.tables import document, say, show_json
 from webhookd.errors import WebhookdError
 from webhookd.guard import url_mistake
 from webhookd.signing import new_secret, parse_verifier
@@ -77,7 +77,7 @@ def listen(
             passing = None if forward_to is None else _passing(session, forward_to)
             try:
                 async with sink((key,), show, random=chance, port=port, otherwise=behaviour, forward=passing) as url:
-                    typer.echo("\n".join(introduction(url, text, secret_file)), err=as_json)
+                    say("\n".join(introduction(url, text, secret_file)), err=as_json)
                     await stopped.wait()
             except OSError as error:
                 raise WebhookdError(
@@ -109,7 +109,7 @@ def introduction(url: str, secret: str, secret_file: Path | None) -> Iterator[st
 
 
 def _toml(text: str) -> str:
-    return orjson.dumps(text).decode()
+    return document(text)
 
 
 def _of_file(file: Path) -> str:
@@ -144,7 +144,10 @@ def _printer(stopped: asyncio.Event, *, as_json: bool) -> Callable[[Received], N
     def show(received: Received) -> None:
         seen = Seen(datetime.now(UTC), received)
         try:
-            typer.echo(orjson.dumps(document(seen)).decode() if as_json else "\n".join(lines(seen)))
+            if as_json:
+                show_json(described(seen), indent=False)
+            else:
+                say("\n".join(lines(seen)))
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             stopped.set()
@@ -165,7 +168,7 @@ def _passing(session: aiohttp.ClientSession, url: str) -> Callable[[Received], A
                 return Answer(response.status, await response.read(), {"content-type": kind})
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             why = str(error) or type(error).__name__
-            typer.echo(f"webhookd: --forward-to did not answer, so 502 goes back: {why}", err=True)
+            say(f"webhookd: --forward-to did not answer, so 502 goes back: {why}", err=True)
             return Answer(502, b"the target of --forward-to did not answer")
 
     return passing

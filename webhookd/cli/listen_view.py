@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
+from webhookd.cli.tables import inert, inert_json
 from webhookd.sink import Received
 
 MOST_LINES: Final = 40
 MOST_CHARACTERS: Final = 4000  # of a body, before it is laid out
 _INDENT = "  "
 _PIECE = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Seen(NamedTuple):
@@ -22,7 +22,7 @@ class Seen(NamedTuple):
     received: Received
 
 
-def document(seen: Seen) -> dict[str, Any]:
+def described(seen: Seen) -> dict[str, Any]:
     """The request as JSON has it; the body is text, byte for byte where it is UTF-8."""
     at, received = seen
     return {
@@ -35,7 +35,7 @@ def document(seen: Seen) -> dict[str, Any]:
         "verified": received.problem is None,
         "problem": received.problem,
         "status": received.status,
-        "headers": {name: _plain(text) for name, text in received.headers.items()},
+        "headers": dict(received.headers),
         "body": received.body.decode(errors="replace"),
     }
 
@@ -54,7 +54,7 @@ def lines(seen: Seen) -> Iterator[str]:
         verified,
         answer,
     ]
-    yield _plain("  ".join(parts))
+    yield inert("  ".join(parts), None)
     for line in body_lines(received.body):
         yield f"{_INDENT}{line}"
     yield ""
@@ -64,7 +64,7 @@ def body_lines(body: bytes) -> Iterator[str]:
     """A body, laid out if it is JSON with every number as it was written; safe for a terminal, and cut."""
     text = body.decode(errors="replace")
     laid_out = list(_laid_out(text)) if len(text) <= MOST_CHARACTERS and _is_json(text) else []
-    shown = laid_out or [_plain(line) for line in text[:MOST_CHARACTERS].splitlines()]
+    shown = laid_out or [inert(line, None) for line in text[:MOST_CHARACTERS].splitlines()]
     yield from shown[:MOST_LINES]
     if len(shown) > MOST_LINES or len(text) > MOST_CHARACTERS:
         yield f"… cut; {len(body)} bytes in all"
@@ -76,19 +76,19 @@ def _laid_out(text: str) -> Iterator[str]:
     depth, line = 0, ""
     for piece, following in zip(pieces, [*pieces[1:], ""], strict=True):
         if piece in "}]" and not line.endswith(("{", "[")):
-            yield _plain(line)
+            yield inert_json(line)
             depth -= 1
             line = _INDENT * depth + piece
             continue
         line += f"{piece} " if piece == ":" else piece
         if piece in "{[" and following not in ("}", "]"):
-            yield _plain(line)
+            yield inert_json(line)
             depth += 1
             line = _INDENT * depth
         elif piece == ",":
-            yield _plain(line)
+            yield inert_json(line)
             line = _INDENT * depth
-    yield _plain(line)
+    yield inert_json(line)
 
 
 def _is_json(text: str) -> bool:
@@ -97,11 +97,6 @@ def _is_json(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def _plain(text: str) -> str:
-    """The text without what a terminal would obey."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _type(received: Received) -> str | None:

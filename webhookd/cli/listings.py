@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
-from webhookd.cli.tables import cell, document, inert, show, table
+from webhookd.cli.tables import cell, inert, show, show_json, table
 from webhookd.errors import WebhookdError
 from webhookd.matching import OWN_TYPES
 from webhookd.store.database import Database
@@ -184,7 +184,7 @@ def _print(heads: Sequence[str], rows: Iterable[Sequence[object]], page: Page[An
 
 
 def _print_json(what: str, rows: list[dict[str, Any]], more: Cursor | None) -> None:
-    typer.echo(document({what: rows, "more": None if more is None else _written(more)}))
+    show_json({what: rows, "more": None if more is None else _written(more)})
 
 
 def _written(cursor: Cursor) -> str:

@@ -9,15 +9,16 @@ import os
 import select
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from itertools import accumulate
 from queue import SimpleQueue
 from threading import Event, Thread
-from typing import Final, Literal, TextIO
+from typing import Any, Final, Literal, TextIO
 
 import structlog
 from structlog.typing import Processor
 
+from webhookd.cli.tables import inert
 from webhookd.errors import WebhookdError
 
 MOST_LINES: Final = 10_000
@@ -131,6 +132,7 @@ def configure(level: str, form: Literal["json", "console"], stream: TextIO | Non
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.ExceptionRenderer(lambda info: "".join(_traceback(info[1], set())).rstrip()),
+                *([_harmless] if form == "console" else []),  # JSON is ASCII
                 ending,
             ],
         )
@@ -148,6 +150,16 @@ def configure(level: str, form: Literal["json", "console"], stream: TextIO | Non
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         cache_logger_on_first_use=True,
     )
+
+
+def _harmless(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """What is logged, with nothing in it that acts on a terminal; a traceback keeps its lines."""
+    return {
+        key: "\n".join(inert(line, None) for line in (value.split("\n") if key == "exception" else [value]))
+        if isinstance(value, str)
+        else value
+        for key, value in event.items()
+    }
 
 
 def _fill_standard_streams() -> None:

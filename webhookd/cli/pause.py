@@ -10,7 +10,7 @@ import typer
 
 from webhookd.cli.listings import chosen
 from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
-from webhookd.cli.tables import counted, inert, show_json
+from webhookd.cli.tables import counted, inert, say, show_json
 from webhookd.errors import WebhookdError
 from webhookd.queues import host_of
 from webhookd.store.database import Database
@@ -82,9 +82,9 @@ def _change(
     changed, others = ran(_changed(dsn_for(config), names or (), tenant, host, change))
     if as_json:
         return show_json({done: changed, "unchanged": others})
-    typer.echo(f"{done} {_some(changed)}" if changed else f"nothing to do: {_some(others)} {_are(others)} {before}")
+    say(f"{done} {_some(changed)}" if changed else f"nothing to do: {_some(others)} {_are(others)} {before}")
     if changed and others:
-        typer.echo(f"{_some(others)} {_are(others)} {before}")
+        say(f"{_some(others)} {_are(others)} {before}")
     return None
 
 

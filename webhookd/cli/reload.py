@@ -8,6 +8,7 @@ import typer
 
 from webhookd import loader
 from webhookd.cli.options import ConfigFile, ran
+from webhookd.cli.tables import say
 from webhookd.config import Config
 from webhookd.difference import Difference, difference, refusal
 from webhookd.errors import WebhookdError
@@ -51,7 +52,7 @@ async def _reload(config: Config, accept: bool) -> None:
         _tell(change)
         live = len(deployed.daemons)
         if live == 0:
-            typer.echo("no daemon is running; the next one reads these files when it starts")
+            say("no daemon is running; the next one reads these files when it starts")
             return
         since = await registry.ask_for_reload()
         answers: list[Reload] = []
@@ -67,7 +68,7 @@ def _tell(change: Difference) -> None:
     for word, labels in (("added", change.added), ("removed", change.removed), ("changed", change.changed)):
         if labels:
             more = f" and {len(labels) - 10} more" if len(labels) > 10 else ""
-            typer.echo(f"{word:8} {', '.join(labels[:10])}{more}")
+            say(f"{word:8} {', '.join(labels[:10])}{more}")
 
 
 def _judge(answers: list[Reload], live: int, config: Config) -> None:
@@ -78,7 +79,7 @@ def _judge(answers: list[Reload], live: int, config: Config) -> None:
             told = "reloaded, from other files or another environment than yours"
         else:
             told = "reloaded"
-        typer.echo(f"daemon {answer.daemon} on {answer.host}: {told}")
+        say(f"daemon {answer.daemon} on {answer.host}: {told}")
     if any(answer.problem is not None for answer in answers):
         raise typer.Exit(1)
     if len(answers) < live:

@@ -17,6 +17,7 @@ import typer
 from webhookd import loader
 from webhookd.cli import logging
 from webhookd.cli.options import STOP_SIGNALS, ConfigFile, on_stop_signals, ran
+from webhookd.cli.tables import say
 from webhookd.config import Config
 from webhookd.daemon import Daemon
 from webhookd.embedded import postgres
@@ -68,7 +69,7 @@ def _allow_all() -> None:
             ]
         )
     os.environ.update(DEV)  # not only for the first load: a reload must find it, too
-    typer.echo(
+    say(
         "webhookd: --dev ALLOWS HTTP AND PRIVATE NETWORKS to every endpoint, whatever [egress] says; "
         "for a first try on your own machine only",
         err=True,
@@ -86,7 +87,7 @@ def _postgres(directory: Path) -> Iterator[None]:
                 for name in DATABASE:
                     os.environ.pop(name, None)
                 os.environ.update(WEBHOOKD_DSN=dsn, WEBHOOKD_DATABASE__DIRECT_DSN=dsn)
-                typer.echo(f"PostgreSQL runs in {directory}: {dsn}")
+                say(f"PostgreSQL runs in {directory}: {dsn}")
                 yield
             finally:
                 for number in STOP_SIGNALS:

@@ -7,7 +7,7 @@ import typer
 
 from webhookd import loader
 from webhookd.cli.options import AsJson, ConfigFile, Usage, ran
-from webhookd.cli.tables import counted, document
+from webhookd.cli.tables import counted, document, say, show_json
 from webhookd.sealing import Keyring, new_key
 from webhookd.signing import new_keypair, new_secret
 from webhookd.store.database import Database
@@ -26,16 +26,16 @@ def new(
     """Print a fresh secret on standard output, and where it goes on standard error."""
     if not ed25519:
         text = new_secret()
-        typer.echo(document({"secret": text}) if as_json else text)
-        typer.echo(
+        say(document({"secret": text}) if as_json else text)
+        say(
             f'for webhookd, in the [endpoint.NAME] table: secret = "{text[:6]}…", or secret_file = "a file with it"\n'
             "for the receiver: the same secret, by a channel that others do not read",
             err=True,
         )
         return
     private, public = new_keypair()
-    typer.echo(document({"private": private, "public": public}) if as_json else f"{private}\n{public}")
-    typer.echo(
+    say(document({"private": private, "public": public}) if as_json else f"{private}\n{public}")
+    say(
         'for webhookd alone, in the [endpoint.NAME] table: secret = "whsk_…", or secret_file = "a file with it"\n'
         "for receivers, who may publish it: whpk_…",
         err=True,
@@ -46,8 +46,8 @@ def new(
 def key(as_json: AsJson = False) -> None:
     """Print a fresh key that seals secrets in the database, and where it goes on standard error."""
     text = new_key()
-    typer.echo(document({"key": text}) if as_json else text)
-    typer.echo(
+    say(document({"key": text}) if as_json else text)
+    say(
         'put it into a file or a systemd credential, and first into keys of [encryption]: { id = "NAME", file = "…" }\n'
         "keep the old key behind it until `webhookd secret rekey` has sealed everything anew",
         err=True,
@@ -63,11 +63,11 @@ def rekey(config: ConfigFile = None, as_json: AsJson = False) -> None:
         raise Usage("[encryption] has no keys; make one with `webhookd secret key`")
     done, lost = ran(_rekey(loader.dsn(loaded), keyring))
     if as_json:
-        typer.echo(document({"key": keyring.first, "sealed": done, "lost": [each._asdict() for each in lost]}))
+        show_json({"key": keyring.first, "sealed": done, "lost": [each._asdict() for each in lost]})
     else:
-        typer.echo(f"{counted(done, 'secret')} sealed anew, with the key {keyring.first}")
+        say(f"{counted(done, 'secret')} sealed anew, with the key {keyring.first}")
         for each in lost:
-            typer.echo(f"a secret of {each.endpoint} cannot be opened: {each.why}", err=True)
+            say(f"a secret of {each.endpoint} cannot be opened: {each.why}", err=True)
     raise typer.Exit(1 if lost else 0)
 
 

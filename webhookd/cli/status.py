@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from rich.text import Text
 
 from webhookd.cli.options import AsJson, ConfigFile, dsn_for, ran
-from webhookd.cli.tables import cell, counted, document, inert, span, table
+from webhookd.cli.tables import cell, counted, document, inert, say, span, table
 from webhookd.cli.watch import drawn, printed, watch
 from webhookd.janitor import BEAT_SECONDS, DEAD_AFTER_BEATS
 from webhookd.store.database import Database
@@ -45,7 +45,7 @@ def status(
             ran(watch(dsn, _ask, view))
         return
     found = ran(_once(dsn))
-    typer.echo(document(_document(found)) if as_json else "\n".join(_lines(found)))
+    say(document(_document(found)) if as_json else "\n".join(_lines(found)))
 
 
 async def _once(dsn: str) -> Status:

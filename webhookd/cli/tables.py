@@ -4,7 +4,8 @@ Event types, URLs, names and answers come from applications and receivers: a cha
 as its escape, and no text is ever read as markup.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -17,22 +18,53 @@ from rich.text import Text
 MOST = 200  # characters of a cell
 WIDE = 10_000  # where no terminal folds lines
 
+# What str.isprintable() lets pass although nobody sees it: the Default_Ignorable_Code_Points of Unicode that are no
+# format characters, such as variation selectors and the fillers of Hangul. Text can hide in them.
+_UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
-def inert(text: str, most: int = MOST) -> str:
+
+def inert(text: str, most: int | None = MOST) -> str:
     """The text on one line, cut after so many characters, with escapes for all that a terminal would act on."""
-    shown = text if len(text) <= most else text[: most - 1] + "…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+    shown = text if most is None or len(text) <= most else text[: most - 1] + "…"
+    return _escaped(shown, lambda character: character.encode("unicode_escape").decode())
+
+
+def inert_json(text: str) -> str:
+    """A line of JSON that means the same, with the escapes of JSON where inert() has escapes."""
+    return _escaped(text, _unit_escapes)
 
 
 def document(value: Any, *, indent: bool = True) -> str:
-    """The value as JSON, the same for every parser, with escapes where inert() has them."""
-    text = orjson.dumps(value, option=orjson.OPT_UTC_Z | (orjson.OPT_INDENT_2 if indent else 0)).decode()
-    return "".join(c if c.isprintable() or c == "\n" else _escape(c) for c in text)
+    """The value as JSON, the same for every parser, with escapes where inert() has them.
+
+    A surrogate that belongs to no pair, as Python makes them of bytes that are not UTF-8, is U+FFFD.
+    """
+    option = orjson.OPT_UTC_Z | (orjson.OPT_INDENT_2 if indent else 0)
+    try:
+        text = orjson.dumps(value, option=option).decode()
+    except orjson.JSONEncodeError:
+        text = orjson.dumps(_paired(value), option=option).decode()
+    return "\n".join(map(inert_json, text.split("\n")))
 
 
-def _escape(character: str) -> str:
-    units = character.encode("utf-16-be").hex()
+def _escaped(text: str, escape: Callable[[str], str]) -> str:
+    """With escapes for controls, also C1 ones, for what changes the direction of text, and for what nobody sees."""
+    if text.isprintable() and not _UNSEEN.search(text):
+        return text
+    return "".join(c if c.isprintable() and not _UNSEEN.match(c) else escape(c) for c in text)
+
+
+def _unit_escapes(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[n : n + 4]}" for n in range(0, len(units), 4))
+
+
+def _paired(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, Mapping):
+        return {_paired(key): _paired(each) for key, each in value.items()}
+    return list(map(_paired, value)) if isinstance(value, (list, tuple)) else value
 
 
 def cell(value: object, style: str = "") -> Text:
@@ -76,6 +108,11 @@ def show(*parts: RenderableType) -> None:
         console.print(part)
 
 
-def show_json(value: Any) -> None:
+def say(text: str, *, err: bool = False) -> None:
+    """Print lines of text on standard output or standard error, as they are but for what a terminal would act on."""
+    typer.echo("\n".join(inert(line, None) for line in text.split("\n")), err=err)
+
+
+def show_json(value: Any, *, indent: bool = True) -> None:
     """Print one document."""
-    typer.echo(document(value))
+    say(document(value, indent=indent))

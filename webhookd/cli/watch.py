@@ -5,13 +5,12 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-import typer
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from webhookd.cli.options import on_stop_signals
-from webhookd.cli.tables import inert
+from webhookd.cli.tables import inert, say
 from webhookd.errors import StoreUnavailable
 from webhookd.store.database import Database
 from webhookd.tasks import unless
@@ -56,9 +55,5 @@ def drawn(draw: Callable[[T], RenderableType]) -> Iterator[View[T]]:
 def printed(line: Callable[[T], str]) -> Iterator[View[T]]:
     """A line of text for each answer; trouble goes to standard error."""
     yield (
-        lambda found: (
-            typer.echo(f"webhookd: {found}", err=True)
-            if isinstance(found, StoreUnavailable)
-            else typer.echo(line(found))
-        )
+        lambda found: say(f"webhookd: {found}", err=True) if isinstance(found, StoreUnavailable) else say(line(found))
     )
