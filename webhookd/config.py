@@ -21,7 +21,7 @@ from webhookd.errors import ConfigError
 from webhookd.formats import FORMATS
 from webhookd.mistakes import MOST_TOLD, UNTOLD, Lines, Mistake, Place, read, told, unknown
 from webhookd.model import Egress, Endpoint, Format, Proxy, RetryPolicy
-from webhookd.overlay import overlay
+from webhookd.overlay import overlay, variables_of
 from webhookd.reference import json_schema as json_schema
 from webhookd.shapes import (
     NAMED,
@@ -67,6 +67,7 @@ class Config:
         repr=False
     )  # (tenant, name) -> all but what is secret, as JSON
     config_hash: str  # of what decides about deliveries; [database] and [log] may rightly differ between hosts
+    empty: str = ""  # where it has no endpoint at all: the sentence to refuse it with, unless nobody would miss one
 
 
 def build(
@@ -92,8 +93,7 @@ def build(
         _find_strays(file, tables, mistakes, main=tables is document)
 
     database, table = _get(sections, Database), _get(sections, Retry)
-    if database.dsn.get_secret_value() and database.dsn_file:
-        mistakes.append(places["database"].mistake("stands beside dsn; give only one of them", "dsn_file"))
+    mistakes += _database_mistakes(database, places["database"])
     policy = retry_policy(RetryPolicy(), table)
     mistakes += retry_mistakes(policy, table, places["retry"])
 
@@ -138,6 +138,21 @@ def build(
             sections, documents, sorted((e.tenant, e.name, json.dumps(spec), mark) for e, spec, mark, _ in found)
         ),
     )
+
+
+def section(
+    model: type[S], document: Document, environ: Mapping[str, str], origin: str, lines: Lines = lambda file: {}
+) -> S:
+    """One section of a main file with the environment over it; ConfigError with its mistakes, and no others."""
+    name = next(name for name, each in SECTIONS.items() if each is model)
+    merged, variables, mistakes = overlay(document, variables_of(name, environ))
+    place = Place(origin, (name,), variables[name])
+    made = read(model, merged.get(name, {}), place, mistakes)
+    if isinstance(made, Database):
+        mistakes += _database_mistakes(made, place)
+    if made is None or mistakes:
+        raise ConfigError(told(mistakes, lines))
+    return made
 
 
 def endpoints_directory(document: Document, environ: Mapping[str, str]) -> str:
@@ -243,6 +258,11 @@ def _formats(documents: Iterable[tuple[str, Document]], mistakes: list[Mistake])
             made = read(FormatTable, table, place, mistakes)
             formats[name] = made.body if made else FORMATS["standard"]  # a name that is known, to complain only once
     return formats
+
+
+def _database_mistakes(database: Database, place: Place) -> Iterator[Mistake]:
+    if database.dsn.get_secret_value() and database.dsn_file:
+        yield place.mistake("stands beside dsn; give only one of them", "dsn_file")
 
 
 def _retention_mistakes(retention: Retention, policies: Iterable[RetryPolicy], place: Place) -> Iterator[Mistake]:

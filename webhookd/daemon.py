@@ -163,9 +163,7 @@ class Daemon:
         while True:
             try:
                 if joined is None:
-                    async with database.transaction() as connection:
-                        await check_schema(connection)
-                    database.place = await registry.bind(config.daemon.environment)
+                    await self._bind(database, registry)
                     around = self._neighbours(registry)
                     await around.ask()
                     await around.bury()  # what a predecessor had in hand is ours, and nobody waits for it to agree
@@ -196,6 +194,14 @@ class Daemon:
             else:
                 log.info("started", daemon=joined.daemon_id, endpoints=len(config.endpoints), version=__version__)
                 return _Joined(joined.daemon_id, joined.low, beat, joined.known, parking)
+
+    async def _bind(self, database: Database, registry: Registry) -> None:
+        """Know that this is our database, and that it knows no endpoint which files without any would remove."""
+        async with database.transaction() as connection:
+            await check_schema(connection)
+        database.place = await registry.bind(self._config.daemon.environment)
+        if self._config.empty and await registry.has_endpoints():
+            raise ConfigError([self._config.empty])
 
     def _neighbours(self, registry: Registry, on_buried: Callable[[], None] = lambda: None) -> neighbours.Neighbours:
         return neighbours.Neighbours(

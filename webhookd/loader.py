@@ -7,11 +7,15 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from webhookd import locator
 from webhookd.config import Config, build, endpoints_directory
+from webhookd.config import section as section_of
 from webhookd.errors import ConfigError
+from webhookd.shapes import Database, Shape
+
+S = TypeVar("S", bound=Shape)
 
 _PLACES: Final = (Path("/etc/webhookd/webhookd.toml"), Path("config/webhookd.toml"))
 _MAX_FILE: Final = 8 * 1024 * 1024
@@ -37,10 +41,11 @@ def find(path: Path | None, environ: Mapping[str, str]) -> Path:
     )
 
 
-def load(path: Path, environ: Mapping[str, str]) -> Config:
+def load(path: Path, environ: Mapping[str, str], *, may_be_empty: bool = False) -> Config:
     """The configuration of this file, of the endpoints directory it names and of the environment.
 
     Raises ConfigError with every mistake in all of them. Relative paths start at the folder of the file that has them.
+    Without any endpoint it is a mistake, too, or `may_be_empty`, and `empty` says what is missing.
     """
     texts: dict[str, str] = {}
     document = _parsed(path, texts)  # without the main file nothing else can be judged
@@ -52,19 +57,28 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
             documents.append((str(file), _parsed(file, texts)))
         except ConfigError as error:
             mistakes += error.mistakes
+    empty = ""
     if not mistakes and not any(each.get("endpoint") for each in (document, *(tables for _, tables in documents))):
         missing = "has no endpoint" if directory.is_dir() else "does not exist, and there is no other endpoint"
-        mistakes.append(f"{directory}: {missing}; write [endpoint.NAME] in a file such as {directory / 'orders.toml'}")
+        empty = f"{directory}: {missing}; write [endpoint.NAME] in a file such as {directory / 'orders.toml'}"
+        mistakes += [] if may_be_empty else [empty]
     try:
         config = build(document, documents, environ, _read_secret, str(path), lambda file: locator.lines(texts[file]))
     except ConfigError as error:
         raise ConfigError([*mistakes, *error.mistakes]) from None
     if mistakes:
         raise ConfigError(mistakes)
-    if not config.database.dsn_file:
-        return config
-    file = path.parent / config.database.dsn_file
-    return replace(config, database=config.database.model_copy(update={"dsn_file": str(file)}))
+    return replace(config, database=_beside(path, config.database), empty=empty)
+
+
+def section(path: Path, environ: Mapping[str, str], model: type[S]) -> S:
+    """What the main file and the environment say in one section, whatever is wrong elsewhere, also in other files.
+
+    Raises ConfigError with the mistakes of this section, or when the file is no TOML.
+    """
+    texts: dict[str, str] = {}
+    made = section_of(model, _parsed(path, texts), environ, str(path), lambda file: locator.lines(texts[file]))
+    return _beside(path, made)
 
 
 def directories(path: Path, environ: Mapping[str, str]) -> tuple[Path, Path]:
@@ -72,14 +86,21 @@ def directories(path: Path, environ: Mapping[str, str]) -> tuple[Path, Path]:
     return path.parent, path.parent / endpoints_directory(_parsed(path, {}), environ)
 
 
-def dsn(config: Config) -> str:
+def dsn(database: Database) -> str:
     """Where the database is, `dsn_file` read anew each time; "" leaves it to the PG* variables. Raises ConfigError."""
-    if not (file := config.database.dsn_file):
-        return config.database.dsn.get_secret_value()
+    if not (file := database.dsn_file):
+        return database.dsn.get_secret_value()
     try:
         return _text(Path(file), _MAX_SECRET).strip()
     except ValueError as error:
         raise ConfigError([f"{file}: {error}"]) from None
+
+
+def _beside(path: Path, section: S) -> S:
+    """The section of this main file; where it is that of the database, with the whole path of dsn_file."""
+    if not isinstance(section, Database) or not section.dsn_file:
+        return section
+    return section.model_copy(update={"dsn_file": str(path.parent / section.dsn_file)})
 
 
 def _there(place: Path) -> bool:

@@ -20,6 +20,12 @@ def variable(section: str, key: str) -> str:
     return f"WEBHOOKD_{section}__{key}".upper()
 
 
+def variables_of(section: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """The part of an environment that says something about this section."""
+    aliases = {alias for alias, (of, _) in _ALIASES.items() if of == section}
+    return {name: text for name, text in environ.items() if name in aliases or name.startswith(variable(section, ""))}
+
+
 def overlay(
     document: Mapping[str, Any], environ: Mapping[str, str], named: Collection[str] = ()
 ) -> tuple[dict[str, Any], dict[str, dict[str, str]], list[Mistake]]:

@@ -145,6 +145,8 @@ class Reloader:
         self._on_reload()
         try:
             config = await asyncio.to_thread(self._read)
+            if config.empty and self._config.specs:
+                raise ConfigError([config.empty])
             change = await asyncio.to_thread(difference, self._config.specs, config.specs)
             accepted = await self._store.accepted_removals() if change.removed else frozenset()
             if not accepted.issuperset(change.removed) and (why := refusal(change, len(self._config.specs))):

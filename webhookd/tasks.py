@@ -6,7 +6,15 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from webhookd.errors import Moved, OtherPlace, SchemaMismatch, StoreForbidden, StoreUnavailable, WebhookdError
+from webhookd.errors import (
+    ConfigError,
+    Moved,
+    OtherPlace,
+    SchemaMismatch,
+    StoreForbidden,
+    StoreUnavailable,
+    WebhookdError,
+)
 
 T = TypeVar("T")
 AGAIN_FIRST: Final = 0.1  # seconds until a part that met trouble goes on; twice as long each time in a row
@@ -31,8 +39,11 @@ class Setbacks:
         self.problem = ""
 
     def met(self, error: Exception) -> float:
-        """The seconds to wait after this error, growing. Raises what ends a daemon: another place, a newer schema."""
-        if isinstance(error, (Moved, OtherPlace)) or (isinstance(error, SchemaMismatch) and error.final):
+        """The seconds to wait after this error, growing.
+
+        Raises what ends a daemon: a configuration that may not be run, another place, a newer schema.
+        """
+        if isinstance(error, (ConfigError, Moved, OtherPlace)) or (isinstance(error, SchemaMismatch) and error.final):
             raise error
         problem = str(error) or type(error).__name__
         if not isinstance(error, WebhookdError):

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from webhookd.errors import ConfigError
-from webhookd.loader import dsn, find, load
+from webhookd.loader import dsn, find, load, section
+from webhookd.shapes import Daemon, Database
 from webhookd.signing import parse_secret
 
 SECRET = "whsec_" + base64.b64encode(b"planted-secret-of-test-loader").decode()
@@ -90,10 +91,12 @@ def test_no_endpoint_at_all(main: Path) -> None:
     (directory / "orders.toml").unlink()
     hint = f"write [endpoint.NAME] in a file such as {directory / 'orders.toml'}"
     assert mistakes(main) == [f"{directory}: has no endpoint; {hint}"]
+    assert load(main, {}, may_be_empty=True).empty == f"{directory}: has no endpoint; {hint}"
     directory.rmdir()
     assert mistakes(main) == [f"{directory}: does not exist, and there is no other endpoint; {hint}"]
     main.write_text(WITH_SECRET)
-    assert load(main, {}).endpoints
+    assert load(main, {}, may_be_empty=True).endpoints == load(main, {}).endpoints != ()
+    assert load(main, {}, may_be_empty=True).empty == ""
 
 
 @pytest.mark.parametrize(
@@ -252,16 +255,69 @@ def test_what_may_not_be_read_is_told(main: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_dsn_file_is_read_anew(main: Path) -> None:
-    assert dsn(load(main, {})) == ""
-    assert dsn(load(main, {"WEBHOOKD_DSN": "postgresql:///a"})) == "postgresql:///a"
+    assert dsn(load(main, {}).database) == ""
+    assert dsn(load(main, {"WEBHOOKD_DSN": "postgresql:///a"}).database) == "postgresql:///a"
     main.write_text('[database]\ndsn_file = "dsn"\n')
-    config = load(main, {})
+    database = load(main, {}).database
+    assert section(main, {}, Database) == database
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
-        dsn(config)
+        dsn(database)
     (main.parent / "dsn").write_text("postgresql:///b\n")
-    assert dsn(config) == "postgresql:///b"
+    assert dsn(database) == "postgresql:///b"
     (main.parent / "dsn").write_text("postgresql:///c\n")
-    assert dsn(config) == "postgresql:///c"
+    assert dsn(database) == "postgresql:///c"
+
+
+MISTAKES_ELSEWHERE = """
+nonsense = 1
+[daemn]
+[delivery]
+timeout = "a while"
+[endpoint.x]
+"""
+
+
+def test_a_section_is_read_whatever_is_wrong_elsewhere(main: Path) -> None:
+    main.write_text(f'{MISTAKES_ELSEWHERE}[database]\ndsn = "postgresql:///a"\n[daemon]\nenvironment = "staging"\n')
+    (main.parent / "endpoints.d" / "orders.toml").write_text("no TOML")
+    environ = {"WEBHOOKD_LOG__LEVEL": "loud", "WEBHOOKD_NO__SUCH": "1"}
+    assert len(mistakes(main)) > 4
+    assert section(main, environ, Database).dsn.get_secret_value() == "postgresql:///a"
+    assert section(main, environ, Daemon).environment == "staging"
+    over = {**environ, "WEBHOOKD_DSN": "postgresql:///b", "WEBHOOKD_DAEMON__ENVIRONMENT": "test"}
+    assert section(main, over, Database).dsn.get_secret_value() == "postgresql:///b"
+    assert section(main, over, Daemon).environment == "test"
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "mistake"),
+    [
+        ('[database]\ndsnn = "x"\n', {}, "{main}:2: [database] dsnn: is no key here; did you mean dsn?"),
+        ("database = 1\n", {}, "{main}:1: [database] wants a table"),
+        (
+            '[database]\ndsn = "postgresql:///a"\ndsn_file = "b"\n',
+            {},
+            "{main}:3: [database] dsn_file: stands beside dsn; give only one of them",
+        ),
+        (
+            "",
+            {"WEBHOOKD_DATABASE__DNS": "x"},
+            "WEBHOOKD_DATABASE__DNS: is no setting; did you mean WEBHOOKD_DATABASE__DSN?",
+        ),
+        (
+            "",
+            {"WEBHOOKD_DATABASE__DSN": "postgresql:///a", "WEBHOOKD_DSN": "postgresql:///b"},
+            "WEBHOOKD_DATABASE__DSN and WEBHOOKD_DSN: set only one of them",
+        ),
+        ("[database\n", {}, "{main}:1: is not TOML: "),
+    ],
+)
+def test_the_mistakes_of_a_section_are_told(main: Path, text: str, environ: dict[str, str], mistake: str) -> None:
+    main.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        section(main, environ, Database)
+    (told,) = caught.value.mistakes
+    assert told.startswith(mistake.format(main=main))
 
 
 MANY = 100_000

@@ -48,7 +48,7 @@ def check(
         return
     file = loader.find(config, os.environ)
     loaded = loader.load(file, os.environ)
-    against = None if offline else _against(loaded, ran(_ask(loader.dsn(loaded))))
+    against = None if offline else _against(loaded, ran(_ask(loader.dsn(loaded.database))))
     if as_json:
         show_json(_document(file, loaded, against))
     else:

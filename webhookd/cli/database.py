@@ -12,7 +12,7 @@ from webhookd import loader
 from webhookd.cli.options import ConfigFile, Usage, dsn_for, ran
 from webhookd.cli.tables import counted, say
 from webhookd.errors import ConfigError, WebhookdError
-from webhookd.shapes import Retention
+from webhookd.shapes import Daemon, Retention
 from webhookd.store import migrations
 from webhookd.store.database import Database
 from webhookd.store.registry import Registry
@@ -56,7 +56,7 @@ def migrate(
         return
     dsn, environment = dsn_for(config), ""
     if rebase:
-        environment = loader.load(loader.find(config, os.environ), os.environ).daemon.environment
+        environment = loader.section(loader.find(config, os.environ), os.environ, Daemon).environment
     applied = ran(migrations.migrate(dsn, wake=wake))
     for name in applied:
         say(f"applied {name}")
@@ -112,7 +112,7 @@ class NotDone(WebhookdError):
 
 def _retention(config: Path | None) -> Retention:
     try:
-        return loader.load(loader.find(config, os.environ), os.environ).retention
+        return loader.load(loader.find(config, os.environ), os.environ, may_be_empty=True).retention
     except ConfigError:
         if config is None and "WEBHOOKD_DSN" in os.environ:
             return Retention()  # no configuration, only a database

@@ -58,7 +58,7 @@ def emit(
 def _nobody_wants(event: NewEvent, config: Path | None) -> bool:
     """True when there is a configuration, and in it no endpoint that is owed the event."""
     try:
-        loaded = loader.load(loader.find(config, os.environ), os.environ)
+        loaded = loader.load(loader.find(config, os.environ), os.environ, may_be_empty=True)
     except WebhookdError:
         return False  # the event is in the outbox, which is all that was asked for
     about = supposed(event.type, event.tenant, event.metadata)

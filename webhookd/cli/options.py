@@ -12,6 +12,7 @@ import uvloop
 
 from webhookd import loader
 from webhookd.errors import ConfigError, WebhookdError
+from webhookd.shapes import Database
 
 T = TypeVar("T")
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -34,7 +35,11 @@ class Usage(WebhookdError):
 
 
 def dsn_for(config: Path | None) -> str:
-    """Where the database is: by the file named, $WEBHOOKD_DSN, or the usual files; "" for the PG* variables."""
+    """Where the database is: by the file named, $WEBHOOKD_DSN, or the usual files; "" for the PG* variables.
+
+    Of the files only [database] of the main one counts: a mistake elsewhere must not take away the commands of an
+    incident.
+    """
     if config is None and (dsn := os.environ.get("WEBHOOKD_DSN")):
         return dsn
     try:
@@ -43,7 +48,7 @@ def dsn_for(config: Path | None) -> str:
         if os.environ.keys() & {"PGHOST", "PGDATABASE", "PGSERVICE"}:
             return ""
         raise ConfigError([f"{mistake}, or the database with WEBHOOKD_DSN" for mistake in error.mistakes]) from None
-    return loader.dsn(loader.load(file, os.environ))
+    return loader.dsn(loader.section(file, os.environ, Database))
 
 
 def ran(main: Coroutine[Any, Any, T]) -> T:

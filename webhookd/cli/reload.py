@@ -40,7 +40,7 @@ def reload(
 
 
 async def _reload(config: Config, accept: bool) -> None:
-    async with Database(loader.dsn(config) or None, size=1) as database:
+    async with Database(loader.dsn(config.database) or None, size=1) as database:
         registry = Registry(database)
         deployed = await Reports(database).deployed(DEAD_AFTER)
         change = difference(deployed.specs, config.specs)

@@ -55,7 +55,7 @@ def run(
     if embedded is None:
         _run(config)
     else:
-        loader.load(loader.find(config, os.environ), os.environ)  # a mistake is told before Postgres is started
+        _load(loader.find(config, os.environ))  # a mistake is told before Postgres is started
         with _postgres(embedded):
             _run(config)
 
@@ -98,16 +98,20 @@ def _postgres(directory: Path) -> Iterator[None]:
 
 def _run(config: Path | None) -> None:
     file = loader.find(config, os.environ)
-    loaded = loader.load(file, os.environ)
+    loaded = _load(file)
     logging.configure(loaded.log.level, loaded.log.format)
     _raise_open_files()
     try:
         ran(_deliver(file, loaded))
-    except (SchemaMismatch, OtherPlace):
+    except (ConfigError, SchemaMismatch, OtherPlace):
         raise  # a new start does not mend it: a configuration error, which systemd is told not to repeat
     except Exception:
         log.exception("died")
         raise typer.Exit(1) from None
+
+
+def _load(file: Path) -> Config:
+    return loader.load(file, os.environ, may_be_empty=True)  # the database knows whether one would be missed
 
 
 def _raise_open_files() -> None:
@@ -124,9 +128,9 @@ async def _deliver(file: Path, config: Config) -> None:
         watched = "NOTIFY_SOCKET" not in os.environ
     daemon = Daemon(
         config,
-        lambda: loader.dsn(config) or None,
+        lambda: loader.dsn(config.database) or None,
         config.database.direct_dsn.get_secret_value() or None,
-        load=lambda: loader.load(file, os.environ),
+        load=lambda: _load(file),
         watch=loader.directories(file, os.environ) if watched else (),
         notifier=Notifier.from_environ(os.environ),
     )

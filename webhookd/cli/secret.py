@@ -57,11 +57,11 @@ def key(as_json: AsJson = False) -> None:
 @secret.command("rekey")
 def rekey(config: ConfigFile = None, as_json: AsJson = False) -> None:
     """Seal all secrets in the database with the first key of [encryption]; exit 1 when one cannot be opened."""
-    loaded = loader.load(loader.find(config, os.environ), os.environ)
+    loaded = loader.load(loader.find(config, os.environ), os.environ, may_be_empty=True)
     keyring = Keyring(loaded.encryption.keys)
     if not keyring.first:
         raise Usage("[encryption] has no keys; make one with `webhookd secret key`")
-    done, lost = ran(_rekey(loader.dsn(loaded), keyring))
+    done, lost = ran(_rekey(loader.dsn(loaded.database), keyring))
     if as_json:
         show_json({"key": keyring.first, "sealed": done, "lost": [each._asdict() for each in lost]})
     else:

@@ -342,6 +342,10 @@ SELECT pg_terminate_backend(a.pid)
 -- Where this database says it belongs, and where it is.
 SELECT system_identifier, environment, webhookd.place() FROM webhookd.binding;
 
+-- name: has_endpoints
+-- Whether files have had an endpoint that still counts.
+SELECT EXISTS (SELECT FROM webhookd.endpoint WHERE source = 'file' AND removed_at IS NULL);
+
 -- name: bind
 -- The first daemon says which environment it is; and the server, where the row was lost.
 INSERT INTO webhookd.binding AS b (system_identifier, environment) SELECT system_identifier::text, $1 FROM pg_control_system()

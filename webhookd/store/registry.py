@@ -84,6 +84,10 @@ class Registry:
             raise OtherPlace(_other_place(server, deployment, here.partition("/")[0], environment))
         return here
 
+    async def has_endpoints(self) -> bool:
+        """True when the files of some daemon, alive or not, have had an endpoint that nobody has removed."""
+        return bool((await self._database.fetch_row(QUERIES["has_endpoints"]))[0])
+
     async def join(
         self,
         host: str,
