@@ -17,9 +17,12 @@ import pytest
 
 from tests.integration.test_cli import NOWHERE, PLAIN, fails, webhookd
 from webhookd.cli.init import MODES, template
+from webhookd.cli.options import environment
+from webhookd.cli.reload import _judge
 from webhookd.config import Config
 from webhookd.loader import load
 from webhookd.signing import parse_secret, parse_verifier
+from webhookd.store.registry import Reload
 
 SECRET = "whsec_" + base64.b64encode(b"PLANTED-secret-of-the-command-tests").decode()
 OTHER = "whsec_" + base64.b64encode(b"PLANTED-another-secret-of-the-tests").decode()
@@ -76,7 +79,7 @@ def test_init_writes_a_configuration_that_is_right_and_has_a_secret_of_its_own(t
         "config/endpoints.d/example.toml has a fresh secret and an endpoint that is inactive until active = true.\n"
         "Next:\n"
         "  export WEBHOOKD_DSN=postgresql:///app && webhookd migrate\n"
-        "  webhookd check\n"
+        "  webhookd check --dev\n"
         "  webhookd run --dev\n"
     )
     file = tmp_path / "config/endpoints.d/example.toml"
@@ -90,7 +93,7 @@ def test_init_writes_a_configuration_that_is_right_and_has_a_secret_of_its_own(t
 
 def test_init_elsewhere_names_the_file_in_what_comes_next(tmp_path: Path) -> None:
     found = webhookd("init", "my hooks", cwd=tmp_path)
-    assert "  webhookd check -c 'my hooks/webhookd.toml'\n" in found.stdout
+    assert "  webhookd check --dev -c 'my hooks/webhookd.toml'\n" in found.stdout
     assert (tmp_path / "my hooks/webhookd.toml").exists()
 
 
@@ -127,7 +130,8 @@ def test_the_first_endpoint_is_refused_with_the_lines_that_allow_it(tmp_path: Pa
     hook = endpoint("mine", url="http://localhost:3000")
     found = webhookd("check", "--offline", "-c", written(tmp_path, hook))
     fails(found, 78, "[endpoint.mine] url: the URL must start with https://, because http is not allowed; if that is")
-    lines = [line.strip() for line in found.stderr.splitlines()[1:]]
+    *lines, last = [line.strip() for line in found.stderr.splitlines()[1:]]
+    assert last == "webhookd: with --dev, as `webhookd run --dev` has it, there is no mistake"
     assert lines == ["[egress]", "allow_http = true", 'allow_networks = ["127.0.0.0/8", "::1/128"]']
     allowed = webhookd("check", "--offline", "-c", written(tmp_path, hook, more="\n".join(lines)))
     assert (allowed.returncode, allowed.stderr) == (0, "")
@@ -152,6 +156,43 @@ def test_check_of_the_files_alone(tmp_path: Path) -> None:
         "endpoints": 2,
         "inactive": 1,
     }
+
+
+@pytest.mark.parametrize("dev", [True, False])
+async def test_a_daemon_that_runs_the_same_files_with_dev_or_without_is_called_so(
+    dsn: str, sql: "asyncpg.Connection[asyncpg.Record]", tmp_path: Path, capsys: pytest.CaptureFixture[str], dev: bool
+) -> None:
+    config = written(tmp_path, endpoint("a"), dsn=dsn)
+    await deploy(sql, load(config, environment(not dev)))
+    given = ["--dev"] if dev else []
+    here = "without --dev: leave it out here, too" if dev else "with --dev: give it here, too"
+    found = webhookd("check", *given, "-c", config)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines()[1:] == [
+        "database: it knows the same endpoints",
+        f"daemon 7 on here runs it {here}",
+    ]
+    ours, other = (load(config, environment(way)).config_hash for way in (dev, not dev))
+    for config_hash, told in (
+        (ours, "reloaded"),
+        (other, f"reloaded; it runs {here}"),
+        ("0" * 16, "reloaded, from other files or another environment than yours"),
+    ):
+        _judge([Reload(7, "here", config_hash, None)], 1, config, load(config, environment(dev)), dev)
+        assert capsys.readouterr().out == f"daemon 7 on here: {told}\n"
+
+
+def test_dev_allows_http_wherever_the_files_are_read(dsn: str, tmp_path: Path) -> None:
+    config = written(tmp_path, endpoint("a", url="http://127.0.0.1:9/", events=["a"]), dsn=dsn)
+    for command in (("check",), ("reload",), ("explain", "--type", "a")):
+        last = webhookd(*command, "-c", config).stderr.splitlines()[-1]
+        assert last == "webhookd: with --dev, as `webhookd run --dev` has it, there is no mistake"
+        found = webhookd(*command, "--dev", "-c", config)
+        assert (found.returncode, found.stderr) == (0, "")
+    assert webhookd("explain", "--url", "http://127.0.0.1:9/", cwd=tmp_path).returncode == 1
+    assert webhookd("explain", "--url", "http://127.0.0.1:9/", "--dev", cwd=tmp_path).returncode == 0
+    found = webhookd("emit", "b", "{}", "--dev", "-c", config)
+    assert f"ask `webhookd explain --type b -c {config} --dev` why" in found.stderr
 
 
 def test_check_without_the_database_is_69_and_without_the_schema_too(tmp_path: Path, empty_dsn: str) -> None:

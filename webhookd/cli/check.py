@@ -1,6 +1,5 @@
 """`webhookd check`: is the configuration right, and what would it change?"""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from webhookd import loader
-from webhookd.cli.options import AsJson, ConfigFile, ran
+from webhookd.cli.options import AsJson, ConfigFile, Dev, loaded, other_hash, other_way, ran
 from webhookd.cli.tables import counted, say, show_json
 from webhookd.config import Config
 from webhookd.difference import Difference, difference, refusal
@@ -27,10 +26,12 @@ class _Against(NamedTuple):
     refusal: str | None
     others: tuple[Alive, ...]  # live daemons with another configuration
     daemons: int
+    twins: frozenset[int]  # of the others, those that run these very files with --dev, when we read them without
 
 
 def check(
     config: ConfigFile = None,
+    dev: Dev = False,
     offline: Annotated[bool, typer.Option("--offline", help="Read the files only; ask no database.")] = False,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON schema of the files, for editors; read nothing.")
@@ -46,13 +47,12 @@ def check(
     if schema:
         show_json(json_schema())
         return
-    file = loader.find(config, os.environ)
-    loaded = loader.load(file, os.environ)
-    against = None if offline else _against(loaded, ran(_ask(loader.dsn(loaded.database))))
+    file, found = loaded(config, dev)
+    against = None if offline else _against(file, found, dev, ran(_ask(loader.dsn(found.database))))
     if as_json:
-        show_json(_document(file, loaded, against))
+        show_json(_document(file, found, against))
     else:
-        say("\n".join(_lines(file, loaded, against)))
+        say("\n".join(_lines(file, found, dev, against)))
     raise typer.Exit(1 if against and against.refusal else 0)
 
 
@@ -62,22 +62,20 @@ async def _ask(dsn: str) -> Deployed:
         return await Reports(database).deployed(BEAT_SECONDS * DEAD_AFTER_BEATS)
 
 
-def _against(loaded: Config, deployed: Deployed) -> _Against:
-    change = difference(deployed.specs, loaded.specs)
-    return _Against(
-        change,
-        refusal(change, len(deployed.specs)),
-        tuple(each for each in deployed.daemons if each.config_hash != loaded.config_hash),
-        len(deployed.daemons),
-    )
+def _against(file: Path, found: Config, dev: bool, deployed: Deployed) -> _Against:
+    change = difference(deployed.specs, found.specs)
+    others = tuple(each for each in deployed.daemons if each.config_hash != found.config_hash)
+    other = other_hash(file, dev) if others else ""
+    twins = frozenset(each.id for each in others if each.config_hash == other)
+    return _Against(change, refusal(change, len(deployed.specs)), others, len(deployed.daemons), twins)
 
 
-def _document(file: Path, loaded: Config, against: _Against | None) -> dict[str, Any]:
+def _document(file: Path, found: Config, against: _Against | None) -> dict[str, Any]:
     document: dict[str, Any] = {
         "file": str(file),
-        "config_hash": loaded.config_hash,
-        "endpoints": len(loaded.endpoints),
-        "inactive": _inactive(loaded),
+        "config_hash": found.config_hash,
+        "endpoints": len(found.endpoints),
+        "inactive": _inactive(found),
     }
     if against:
         document |= {
@@ -91,15 +89,15 @@ def _document(file: Path, loaded: Config, against: _Against | None) -> dict[str,
     return document
 
 
-def _inactive(loaded: Config) -> int:
-    return sum(not endpoint.active for endpoint in loaded.endpoints)
+def _inactive(found: Config) -> int:
+    return sum(not endpoint.active for endpoint in found.endpoints)
 
 
-def _lines(file: Path, loaded: Config, against: _Against | None) -> Iterator[str]:
-    inactive = _inactive(loaded)
+def _lines(file: Path, found: Config, dev: bool, against: _Against | None) -> Iterator[str]:
+    inactive, with_dev = _inactive(found), " with --dev" if dev else ""
     yield (
-        f"{file}: no mistake; {counted(len(loaded.endpoints), 'endpoint')}"
-        f"{f', {inactive} inactive' if inactive else ''}; configuration {loaded.config_hash}"
+        f"{file}: no mistake; {counted(len(found.endpoints), 'endpoint')}"
+        f"{f', {inactive} inactive' if inactive else ''}; configuration {found.config_hash}{with_dev}"
     )
     if against is None:
         return
@@ -111,7 +109,8 @@ def _lines(file: Path, loaded: Config, against: _Against | None) -> Iterator[str
         if len(labels) > SHOWN:
             yield f"{kind:<9}{len(labels) - SHOWN} more; --json lists all"
     for each in against.others:
-        yield f"daemon {each.id} on {each.host} runs another configuration, {each.config_hash}, until it reloads"
+        another = f"another configuration, {each.config_hash}, until it reloads"
+        yield f"daemon {each.id} on {each.host} runs {f'it {other_way(dev)}' if each.id in against.twins else another}"
     if not against.daemons:
         yield "daemons: none is alive"
     elif not against.others:

@@ -12,7 +12,7 @@ from typing import Annotated, Never
 import typer
 
 from webhookd import loader
-from webhookd.cli.options import ConfigFile, Usage, dsn_for, ran
+from webhookd.cli.options import ConfigFile, Dev, Usage, dsn_for, environment, ran
 from webhookd.cli.tables import say
 from webhookd.errors import StoreRefused, WebhookdError
 from webhookd.matching import why_not
@@ -28,6 +28,7 @@ def emit(
     type_: Annotated[str, typer.Argument(metavar="TYPE", help="Such as order.created.")],
     payload: Annotated[str, typer.Argument(metavar="PAYLOAD", help="JSON, @FILE, or - for standard input.")],
     config: ConfigFile = None,
+    dev: Dev = False,
     tenant: Annotated[str, typer.Option(help="Whose event it is.")] = "",
     metadata: Annotated[str | None, typer.Option(metavar="JSON", help="Labels for filters and headers.")] = None,
     event_id: Annotated[str | None, typer.Option(help="What receivers deduplicate on; else a new UUID.")] = None,
@@ -51,18 +52,19 @@ def emit(
         None if deliver_after is None else _moment(deliver_after),
     )
     say(ran(_emit(dsn_for(config), event)))
-    if _nobody_wants(event, config):
-        say(f"webhookd: no endpoint of the configuration gets it; ask `{_explanation(event, config)}` why", err=True)
+    if _nobody_wants(event, config, dev):
+        why = _explanation(event, config, dev)
+        say(f"webhookd: no endpoint of the configuration gets it; ask `{why}` why", err=True)
 
 
-def _nobody_wants(event: NewEvent, config: Path | None) -> bool:
+def _nobody_wants(event: NewEvent, config: Path | None, dev: bool) -> bool:
     """True when there is a configuration, and in it no endpoint that is owed the event."""
     try:
-        loaded = loader.load(loader.find(config, os.environ), os.environ, may_be_empty=True)
+        files = loader.load(loader.find(config, os.environ), environment(dev), may_be_empty=True)
     except WebhookdError:
         return False  # the event is in the outbox, which is all that was asked for
     about = supposed(event.type, event.tenant, event.metadata)
-    return all(why_not(endpoint, about) for endpoint in loaded.endpoints)
+    return all(why_not(endpoint, about) for endpoint in files.endpoints)
 
 
 def supposed(type_: str, tenant: str, metadata: bytes | None) -> Event:
@@ -70,11 +72,13 @@ def supposed(type_: str, tenant: str, metadata: bytes | None) -> Event:
     return Event(0, "", datetime.now(UTC), type_, tenant, None, metadata, None, 0)
 
 
-def _explanation(event: NewEvent, config: Path | None) -> str:
+def _explanation(event: NewEvent, config: Path | None, dev: bool) -> str:
     """The command that tells why."""
     parts = ["webhookd", "explain", "--type", event.type]
     if config is not None:
         parts += ["-c", str(config)]
+    if dev:
+        parts.append("--dev")
     if event.tenant:
         parts += ["--tenant", event.tenant]
     if event.metadata is not None:

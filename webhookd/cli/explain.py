@@ -12,9 +12,9 @@ import typer
 
 from webhookd import loader
 from webhookd.cli.emit import json_text, supposed
-from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
+from webhookd.cli.options import AsJson, ConfigFile, Dev, Usage, dsn_for, environment, loaded, ran
 from webhookd.cli.tables import counted, inert, say, show_json, span
-from webhookd.config import Config
+from webhookd.config import Config, build
 from webhookd.errors import ConfigError, WebhookdError
 from webhookd.guard import address_mistake
 from webhookd.matching import WHY_NOT, why_not
@@ -46,6 +46,7 @@ def explain(
     metadata: Annotated[str | None, typer.Option(metavar="JSON", help="With --type: its labels.")] = None,
     url: Annotated[str | None, typer.Option(metavar="URL", help="Or whether an endpoint may have this URL.")] = None,
     config: ConfigFile = None,
+    dev: Dev = False,
     as_json: AsJson = False,
 ) -> None:
     """Say who gets an event, and why not others.
@@ -59,14 +60,14 @@ def explain(
         raise Usage("--tenant and --metadata go with --type: an EVENT_ID has its own")
     document: Any
     if url is not None:
-        document, lines, good = _url(url, _egress(config))
+        document, lines, good = _url(url, _egress(config, dev))
     else:
-        loaded = loader.load(loader.find(config, os.environ), os.environ)
+        _, files = loaded(config, dev)
         if event_id is not None:
-            found = _of_outbox(event_id, config, loaded)
+            found = _of_outbox(event_id, config, files)
         else:
             labels = None if metadata is None else json_text("--metadata", metadata.encode(errors="surrogateescape"))
-            found = [_matched(supposed(type_ or "", tenant, labels), (), loaded)]
+            found = [_matched(supposed(type_ or "", tenant, labels), (), files)]
         document = [_document(each) for each in found] if event_id else _document(found[0])
         lines = [line for each in found for line in _lines(each)]
         good = any(reason is None for each in found if not each.unreadable for _, reason in each.reasons)
@@ -77,11 +78,11 @@ def explain(
     raise typer.Exit(0 if good else 1)
 
 
-def _of_outbox(event_id: str, config: Path | None, loaded: Config) -> list[_Found]:
+def _of_outbox(event_id: str, config: Path | None, files: Config) -> list[_Found]:
     found = ran(_ask(dsn_for(config), event_id))
     if not found:
         raise WebhookdError(f"the outbox has no event {event_id!r}: it was never committed, or is past retention")
-    return [_matched(event, fates, loaded) for event, fates in found]
+    return [_matched(event, fates, files) for event, fates in found]
 
 
 async def _ask(dsn: str, event_id: str) -> list[tuple[Event, list[Fate]]]:
@@ -89,8 +90,8 @@ async def _ask(dsn: str, event_id: str) -> list[tuple[Event, list[Fate]]]:
         return await Reports(database).fates(event_id)
 
 
-def _matched(event: Event, fates: Sequence[Fate], loaded: Config) -> _Found:
-    return _Found(event, fates, [(endpoint, why_not(endpoint, event)) for endpoint in loaded.endpoints])
+def _matched(event: Event, fates: Sequence[Fate], files: Config) -> _Found:
+    return _Found(event, fates, [(endpoint, why_not(endpoint, event)) for endpoint in files.endpoints])
 
 
 def _document(found: _Found) -> dict[str, Any]:
@@ -176,13 +177,13 @@ def _fate(fate: Fate) -> str:
     return f"{fate.endpoint}: {fate.state} after {counted(fate.attempts, 'attempt')}{last}{due}"
 
 
-def _egress(config: Path | None) -> Egress:
-    """What the configuration allows; without one, what is allowed by default."""
+def _egress(config: Path | None, dev: bool) -> Egress:
+    """What the configuration allows; without one, what is allowed by default, or by --dev."""
     try:
         file = loader.find(config, os.environ)
     except ConfigError:
-        return Egress()
-    return loader.load(file, os.environ).egress
+        return build({}, (), environment(dev), lambda path, origin: "").egress
+    return loader.load(file, environment(dev), may_be_empty=True).egress
 
 
 def _url(url: str, egress: Egress) -> tuple[dict[str, Any], list[str], bool]:

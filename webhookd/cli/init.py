@@ -47,7 +47,7 @@ def init(
         f"\n{directory / ENDPOINT} has a fresh secret and an endpoint that is inactive until active = true.\n"
         "Next:\n"
         "  export WEBHOOKD_DSN=postgresql:///app && webhookd migrate\n"
-        f"  webhookd check{named}\n"
+        f"  webhookd check --dev{named}\n"
         f"  webhookd run --dev{named}"
     )
 

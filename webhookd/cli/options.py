@@ -3,14 +3,16 @@
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final, TypeVar
 
 import typer
 import uvloop
 
 from webhookd import loader
+from webhookd.config import Config
 from webhookd.errors import ConfigError, WebhookdError
 from webhookd.shapes import Database
 
@@ -27,6 +29,16 @@ ConfigFile = Annotated[
         show_default=False,
     ),
 ]
+Dev = Annotated[
+    bool, typer.Option("--dev", help="Allow http and private networks, for a first try; never in production.")
+]
+DEV: Final = MappingProxyType(
+    {
+        "WEBHOOKD_EGRESS__ALLOW_HTTP": "true",
+        # Not link-local addresses: those of clouds give out credentials.
+        "WEBHOOKD_EGRESS__ALLOW_NETWORKS": "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7",
+    }
+)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -49,6 +61,37 @@ def dsn_for(config: Path | None) -> str:
             return ""
         raise ConfigError([f"{mistake}, or the database with WEBHOOKD_DSN" for mistake in error.mistakes]) from None
     return loader.dsn(loader.section(file, os.environ, Database))
+
+
+def environment(dev: bool) -> Mapping[str, str]:
+    """What stands over the files; --dev is a part of it, so that the same files are another configuration with it."""
+    return {**os.environ, **DEV} if dev else os.environ
+
+
+def loaded(config: Path | None, dev: bool) -> tuple[Path, Config]:
+    """The main file, and the configuration that it begins. ConfigError says so where --dev would mend it."""
+    file = loader.find(config, os.environ)
+    try:
+        return file, loader.load(file, environment(dev))
+    except ConfigError as error:
+        if not dev and other_hash(file, dev):
+            raise ConfigError(
+                [*error.mistakes, "with --dev, as `webhookd run --dev` has it, there is no mistake"]
+            ) from None
+        raise
+
+
+def other_hash(file: Path, dev: bool) -> str:
+    """The hash of the same files with --dev if they were read without, and the reverse; "" if they are wrong so."""
+    try:
+        return loader.load(file, environment(not dev)).config_hash
+    except ConfigError:
+        return ""
+
+
+def other_way(dev: bool) -> str:
+    """The end of a sentence about a daemon that has this other hash."""
+    return "without --dev: leave it out here, too" if dev else "with --dev: give it here, too"
 
 
 def ran(main: Coroutine[Any, Any, T]) -> T:

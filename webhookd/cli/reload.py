@@ -1,13 +1,13 @@
 """`webhookd reload`: every daemon reads its files again, and says what it made of them."""
 
 import asyncio
-import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from webhookd import loader
-from webhookd.cli.options import ConfigFile, ran
+from webhookd.cli.options import ConfigFile, Dev, loaded, other_hash, other_way, ran
 from webhookd.cli.tables import say
 from webhookd.config import Config
 from webhookd.difference import Difference, difference, refusal
@@ -29,17 +29,21 @@ def reload(
         bool, typer.Option("--accept-removals", help="Let the endpoints go that are gone from the files, however many.")
     ] = False,
     config: ConfigFile = None,
+    dev: Dev = False,
 ) -> None:
     """Make all running daemons read their configuration again, and wait for what they make of it.
 
     Mistakes are found here first. A change that removes more than 5 endpoints and more than 1 % of them is refused
     unless --accept-removals is given. Exit code 1 when a daemon kept its old configuration.
     """
-    loaded = loader.load(loader.find(config, os.environ), os.environ)
-    ran(_reload(loaded, accept_removals))
+    file, found = loaded(config, dev)
+    answers, live = ran(_reload(found, accept_removals))
+    if live:
+        _judge(answers, live, file, found, dev)
 
 
-async def _reload(config: Config, accept: bool) -> None:
+async def _reload(config: Config, accept: bool) -> tuple[list[Reload], int]:
+    """What the daemons made of it, and how many are alive."""
     async with Database(loader.dsn(config.database) or None, size=1) as database:
         registry = Registry(database)
         deployed = await Reports(database).deployed(DEAD_AFTER)
@@ -53,7 +57,7 @@ async def _reload(config: Config, accept: bool) -> None:
         live = len(deployed.daemons)
         if live == 0:
             say("no daemon is running; the next one reads these files when it starts")
-            return
+            return [], 0
         since = await registry.ask_for_reload()
         answers: list[Reload] = []
         for _ in range(LOOKS):
@@ -61,7 +65,7 @@ async def _reload(config: Config, accept: bool) -> None:
             if len(answers) >= live:
                 break
             await asyncio.sleep(LOOK_SECONDS)
-    _judge(answers, live, config)
+    return answers, live
 
 
 def _tell(change: Difference) -> None:
@@ -71,10 +75,14 @@ def _tell(change: Difference) -> None:
             say(f"{word:8} {', '.join(labels[:10])}{more}")
 
 
-def _judge(answers: list[Reload], live: int, config: Config) -> None:
+def _judge(answers: list[Reload], live: int, file: Path, config: Config, dev: bool) -> None:
+    differ = any(answer.config_hash != config.config_hash for answer in answers)
+    other = other_hash(file, dev) if differ else ""
     for answer in answers:
         if answer.problem is not None:
             told = "kept its old configuration: " + answer.problem.replace("\n", "; ")
+        elif answer.config_hash == other:
+            told = f"reloaded; it runs {other_way(dev)}"
         elif answer.config_hash != config.config_hash:
             told = "reloaded, from other files or another environment than yours"
         else:

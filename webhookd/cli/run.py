@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import shutdown
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Final
 
 import structlog
@@ -16,7 +15,7 @@ import typer
 
 from webhookd import loader
 from webhookd.cli import logging
-from webhookd.cli.options import STOP_SIGNALS, ConfigFile, on_stop_signals, ran
+from webhookd.cli.options import DEV, STOP_SIGNALS, ConfigFile, Dev, on_stop_signals, ran
 from webhookd.cli.tables import say
 from webhookd.config import Config
 from webhookd.daemon import Daemon
@@ -28,13 +27,6 @@ from webhookd.store.migrations import migrate
 log = structlog.get_logger("webhookd.run")
 
 
-DEV: Final = MappingProxyType(
-    {
-        "WEBHOOKD_EGRESS__ALLOW_HTTP": "true",
-        # Not link-local addresses: those of clouds give out credentials.
-        "WEBHOOKD_EGRESS__ALLOW_NETWORKS": "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7",
-    }
-)
 DATABASE: Final = ("WEBHOOKD_DSN", "WEBHOOKD_DATABASE__DSN", "WEBHOOKD_DATABASE__DSN_FILE")
 SYSTEMD: Final = ("INVOCATION_ID", "NOTIFY_SOCKET")
 OPEN_FILES: Final = 65_536  # as the unit for systemd has it
@@ -42,9 +34,7 @@ OPEN_FILES: Final = 65_536  # as the unit for systemd has it
 
 def run(
     config: ConfigFile = None,
-    dev: Annotated[
-        bool, typer.Option("--dev", help="Allow http and private networks, for a first try; never in production.")
-    ] = False,
+    dev: Dev = False,
     embedded: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep a Postgres of its own in DIR, migrate it, and run on it.")
     ] = None,
@@ -71,7 +61,7 @@ def _allow_all() -> None:
     os.environ.update(DEV)  # not only for the first load: a reload must find it, too
     say(
         "webhookd: --dev ALLOWS HTTP AND PRIVATE NETWORKS to every endpoint, whatever [egress] says; "
-        "for a first try on your own machine only",
+        "for a first try on your own machine only; check, reload, explain and emit take --dev, too",
         err=True,
     )
 

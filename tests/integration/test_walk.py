@@ -1,0 +1,137 @@
+"""README, walked as a stranger does: every printed command as it stands, but for the folder, the port and the DSN."""
+
+import asyncio
+import os
+import re
+import shlex
+import signal
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_cli import PLAIN
+from tests.integration.test_readme import README
+from tests.sockets import quiet_port
+from tests.waiting import HANGS, until
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Terminal:
+    """A shell that runs a block, and what it shows."""
+
+    def __init__(self, shell: asyncio.subprocess.Process) -> None:
+        self.shell = shell
+        self.out = self.err = ""
+
+    async def read(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._read("out", self.shell.stdout))
+            tasks.create_task(self._read("err", self.shell.stderr))
+
+    async def _read(self, name: str, stream: asyncio.StreamReader | None) -> None:
+        assert stream is not None
+        async for line in stream:
+            setattr(self, name, getattr(self, name) + line.decode())
+
+    async def shows(self, what: str) -> str:
+        """The first that it shows of this pattern."""
+
+        def found() -> str:
+            assert self.shell.returncode in (None, 0), self.err
+            match = re.search(what, self.out)
+            return match[0] if match else ""
+
+        return await until(found, f"{what} in a terminal")
+
+    def press_ctrl_c(self) -> None:
+        """To all that runs in it."""
+        if self.shell.returncode is None:
+            os.killpg(self.shell.pid, signal.SIGINT)
+
+
+@asynccontextmanager
+async def terminal(block: str, folder: Path) -> AsyncIterator[Terminal]:
+    """A shell in this folder that stops at what fails; Ctrl-C is pressed at the end, and it has to end well."""
+    shell = await asyncio.create_subprocess_exec(
+        *("bash", "-ec", block), cwd=folder, env=PLAIN, stdout=PIPE, stderr=PIPE, start_new_session=True
+    )
+    made = Terminal(shell)
+    async with asyncio.TaskGroup() as tasks:
+        reading = tasks.create_task(made.read())
+        try:
+            yield made
+            made.press_ctrl_c()
+            await asyncio.wait_for(shell.wait(), HANGS)
+            await reading
+        finally:
+            if shell.returncode is None:
+                os.killpg(shell.pid, signal.SIGKILL)
+                await shell.wait()
+    assert shell.returncode in (0, 130), made.err  # the second: a shell that Ctrl-C has ended, too
+
+
+async def done(block: str, folder: Path) -> str:
+    """What the block shows, once all of it went well."""
+    async with terminal(block, folder) as made:
+        await asyncio.wait_for(made.shell.wait(), HANGS)
+    assert made.shell.returncode == 0, made.err
+    assert made.err == ""
+    return made.out
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with the virtualenv that these tests run in."""
+    activate = tmp_path / ".venv" / "bin" / "activate"
+    activate.parent.mkdir(parents=True)
+    activate.write_text(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH\n")
+    return tmp_path
+
+
+def section(page: Path, head: str) -> list[str]:
+    """The shell blocks below a heading."""
+    text = re.split(r"^## ", page.read_text(), flags=re.MULTILINE)
+    (found,) = [part for part in text if part.startswith(head)]
+    return re.findall(r"^```sh\n(.*?)^```$", found, re.MULTILINE | re.DOTALL)
+
+
+async def test_the_first_endpoint(checkout: Path) -> None:
+    port = quiet_port()
+
+    def here(block: str) -> str:
+        return block.replace("/tmp/first", str(checkout / "first")).replace("9000", str(port))  # noqa: S108 - README's
+
+    receiver, daemon, sender, questions = map(here, section(README, "Your first endpoint"))
+    assert "/tmp/first" not in receiver + daemon + sender  # noqa: S108 - the same
+    async with terminal(receiver, checkout) as first:
+        await first.shows("listening on .* until Ctrl-C")
+        async with terminal(daemon, checkout) as second:
+            dsn = await second.shows(r"postgresql://\S+")
+            assert sender.count("'postgresql://…'") == 1
+            sender = sender.replace("'postgresql://…'", shlex.quote(dsn))
+            async with terminal(sender, checkout) as third:
+                await first.shows(r"order\.created .* verified  answered 200")
+                event_id, *_ = (await third.shows(r".*\n(?=.*delivered)")).split()
+                assert re.fullmatch("[0-9a-f-]{36}", event_id)
+            activate, export, *_ = sender.splitlines()
+            told = await done("\n".join([activate, export, questions]), checkout)
+            assert re.search(r"1 endpoint gets it\n +listen\n", told)
+            assert "webhookd.toml: no mistake; 2 endpoints, 1 inactive" in told
+            assert "daemons: the one that is alive runs this configuration\n" in told
+            assert ": reloaded\n" in told
+            assert "another" not in told
+            wrong = (await done_wrong(f"{activate}\n{export}\nwebhookd check", checkout)).splitlines()
+            assert wrong[-1] == "webhookd: with --dev, as `webhookd run --dev` has it, there is no mistake"
+
+
+async def done_wrong(block: str, folder: Path) -> str:
+    """What the block says of a mistake."""
+    shell = await asyncio.create_subprocess_exec("bash", "-ec", block, cwd=folder, env=PLAIN, stdout=PIPE, stderr=PIPE)
+    _, told = await shell.communicate()
+    assert shell.returncode == 78
+    return told.decode()
