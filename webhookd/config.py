@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from webhookd.checks import Around, name_mistake, type_mistake
-from webhookd.endpoint import endpoint_of, retry_mistakes, retry_policy
+from webhookd.endpoint import endpoint_of, endpoint_policy, retry_mistakes, retry_policy
 from webhookd.errors import ConfigError
 from webhookd.formats import FORMATS
 from webhookd.mistakes import MOST_TOLD, UNTOLD, Lines, Mistake, Place, read, told, unknown
@@ -93,17 +93,22 @@ def build(
         _find_strays(file, tables, mistakes, main=tables is document)
 
     database, table = _get(sections, Database), _get(sections, Retry)
-    mistakes += _database_mistakes(database, places["database"])
+    mistakes += _database_mistakes(merged.get("database"), places["database"])
     policy = retry_policy(RetryPolicy(), table)
     mistakes += retry_mistakes(policy, table, places["retry"])
 
     event_types = _event_types(documents, mistakes)
     formats = _formats(documents, mistakes)
     # Where [egress] itself is wrong, nothing is said about addresses that it may have been meant to allow.
-    egress = _egress(_get(sections, EgressTable), places["egress"], mistakes) if sections["egress"] else _ANYWHERE
+    egress = _egress(_get(sections, EgressTable)) if sections["egress"] else _ANYWHERE
+    mistakes += _egress_mistakes(merged.get("egress"), places["egress"])
     delivery = _get(sections, Delivery)
-    found: list[tuple[Endpoint, dict[str, Any], str, Place]] = []
+    found: list[tuple[Endpoint, dict[str, Any], str]] = []
+    policies = [policy]
+    named_so: list[tuple[tuple[str, str], Place]] = []
     for place, keys in _named("endpoint", documents, mistakes):
+        named_so.append(((str(keys.get("tenant", "")), place.path[-1]), place))
+        policies.append(endpoint_policy(place, keys, policy, mistakes))
         signature = keys.get("signature")
         around = Around(
             environ,
@@ -112,13 +117,12 @@ def build(
             formats,
             PARSERS.get(signature, parse_secret) if isinstance(signature, str) else parse_secret,
         )
-        if made := endpoint_of(place, keys, around, policy, delivery, mistakes):
-            found.append((*made, place))
+        if made := endpoint_of(place, keys, around, policies[-1], delivery, mistakes):
+            found.append(made)
     endpoints = tuple(endpoint for endpoint, *_ in found)
     if sections["retention"]:
-        policies = (policy, *(endpoint.retry for endpoint in endpoints))
         mistakes += _retention_mistakes(_get(sections, Retention), policies, places["retention"])
-    mistakes += _doubles((endpoint, place) for endpoint, _, _, place in found)
+    mistakes += _doubles(named_so)
     if mistakes:
         raise ConfigError(told(mistakes, lines))
 
@@ -133,9 +137,9 @@ def build(
         log=_get(sections, Log),
         event_types=MappingProxyType(event_types),
         endpoints=endpoints,
-        specs=MappingProxyType({(endpoint.tenant, endpoint.name): spec for endpoint, spec, *_ in found}),
+        specs=MappingProxyType({(endpoint.tenant, endpoint.name): spec for endpoint, spec, _ in found}),
         config_hash=_hash(
-            sections, documents, sorted((e.tenant, e.name, json.dumps(spec), mark) for e, spec, mark, _ in found)
+            sections, documents, sorted((e.tenant, e.name, json.dumps(spec), mark) for e, spec, mark in found)
         ),
     )
 
@@ -148,8 +152,8 @@ def section(
     merged, variables, mistakes = overlay(document, variables_of(name, environ))
     place = Place(origin, (name,), variables[name])
     made = read(model, merged.get(name, {}), place, mistakes)
-    if isinstance(made, Database):
-        mistakes += _database_mistakes(made, place)
+    if model is Database:
+        mistakes += _database_mistakes(merged.get(name), place)
     if made is None or mistakes:
         raise ConfigError(told(mistakes, lines))
     return made
@@ -226,13 +230,16 @@ def _once(
             yield name, place, table
 
 
-def _egress(table: EgressTable, place: Place, mistakes: list[Mistake]) -> Egress:
+def _egress_mistakes(table: object, place: Place) -> Iterator[Mistake]:
+    if isinstance(table, Mapping) and table.get("proxy_authorization") and not table.get("proxy"):
+        yield place.mistake("goes with proxy; write proxy too, or neither", "proxy_authorization")
+
+
+def _egress(table: EgressTable) -> Egress:
     proxy = None
     if table.proxy:
         address = urlsplit(table.proxy)
         proxy = Proxy(address.hostname or "", address.port or 0, table.proxy_authorization)
-    elif table.proxy_authorization:
-        mistakes.append(place.mistake("goes with proxy; write proxy too, or neither", "proxy_authorization"))
     return Egress(table.allow_http, table.allow_networks, proxy)
 
 
@@ -260,8 +267,8 @@ def _formats(documents: Iterable[tuple[str, Document]], mistakes: list[Mistake])
     return formats
 
 
-def _database_mistakes(database: Database, place: Place) -> Iterator[Mistake]:
-    if database.dsn.get_secret_value() and database.dsn_file:
+def _database_mistakes(table: object, place: Place) -> Iterator[Mistake]:
+    if isinstance(table, Mapping) and table.get("dsn") and table.get("dsn_file"):
         yield place.mistake("stands beside dsn; give only one of them", "dsn_file")
 
 
@@ -275,11 +282,11 @@ def _retention_mistakes(retention: Retention, policies: Iterable[RetryPolicy], p
             )
 
 
-def _doubles(endpoints: Iterable[tuple[Endpoint, Place]]) -> Iterator[Mistake]:
+def _doubles(endpoints: Iterable[tuple[tuple[str, str], Place]]) -> Iterator[Mistake]:
     files: dict[tuple[str, str], str] = {}
-    for endpoint, place in endpoints:
-        if (other := files.setdefault((endpoint.tenant, endpoint.name), place.file)) != place.file:
-            where = f"of tenant {quoted(endpoint.tenant)} " if endpoint.tenant else ""
+    for (tenant, name), place in endpoints:
+        if (other := files.setdefault((tenant, name), place.file)) != place.file:
+            where = f"of tenant {quoted(tenant)} " if tenant else ""
             yield place.mistake(f"{where}is also in {other}; rename one of them")
 
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, replace
 from types import MappingProxyType
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from webhookd.checks import Around
 from webhookd.mistakes import Mistake, Place, read
 from webhookd.model import Endpoint, Grant, RetryPolicy
@@ -22,16 +24,15 @@ Document = Mapping[str, Any]
 
 
 def endpoint_of(
-    place: Place, table: Document, around: Around, policy: RetryPolicy, delivery: Delivery, mistakes: list[Mistake]
+    place: Place, table: Document, around: Around, retry: RetryPolicy, delivery: Delivery, mistakes: list[Mistake]
 ) -> tuple[Endpoint, dict[str, Any], str] | None:
     """The endpoint, its spec and a hash of what the spec leaves out; None after adding its mistakes."""
     mistakes += _signature_mistakes(table, place)
+    mistakes += _pair_mistakes(table, place)
     made = read(EndpointTable, table, place, mistakes, around)
     if made is None:
         return None
     name = place.path[-1]
-    retry = retry_policy(policy, made.retry)
-    mistakes += retry_mistakes(retry, made.retry, place, "retry")
     tls = _tls(made, place, mistakes)
     endpoint = Endpoint(
         id=0,
@@ -51,7 +52,7 @@ def endpoint_of(
         filter=MappingProxyType(made.filter),
         headers=tuple(made.headers.items()),
         tls=tls,
-        grant=_grant(made, place, mistakes),
+        grant=_grant(made),
     )
     spec = {
         **{key: getattr(made, key) for key in ("tenant", "description", "active", "signature", "format")},
@@ -73,10 +74,7 @@ def endpoint_of(
 
 
 def _tls(made: EndpointTable, place: Place, mistakes: list[Mistake]) -> ssl.SSLContext | None:
-    if made.tls is None:
-        return None
-    if made.tls.key_file and not made.tls.certificate_file:
-        mistakes.append(place.mistake("wants certificate_file beside it", "tls", "key_file"))
+    if made.tls is None or (made.tls.key_file and not made.tls.certificate_file):
         return None
     try:
         return tls_context(made.tls.ca_file, made.tls.certificate_file, made.tls.key_file)
@@ -85,13 +83,20 @@ def _tls(made: EndpointTable, place: Place, mistakes: list[Mistake]) -> ssl.SSLC
         return None
 
 
-def _grant(made: EndpointTable, place: Place, mistakes: list[Mistake]) -> Grant | None:
+def _grant(made: EndpointTable) -> Grant | None:
     if made.auth is None:
         return None
-    if "authorization" in map(str.lower, made.headers):
-        mistakes.append(place.mistake("stands beside headers.authorization; give only one of them", "auth"))
     told = made.auth.model_dump(exclude={"client_authentication"})
     return Grant(**told, in_body=made.auth.client_authentication == "post")
+
+
+def _pair_mistakes(table: Document, place: Place) -> Iterator[Mistake]:
+    """What keys say against each other, of the table as it is written: it may have other mistakes beside these."""
+    tls, headers = table.get("tls"), table.get("headers")
+    if isinstance(tls, Mapping) and tls.get("key_file") and not tls.get("certificate_file"):
+        yield place.mistake("wants certificate_file beside it", "tls", "key_file")
+    if "auth" in table and isinstance(headers, Mapping) and "authorization" in map(str.lower, headers):
+        yield place.mistake("stands beside headers.authorization; give only one of them", "auth")
 
 
 def _signature_mistakes(table: Document, place: Place) -> Iterator[Mistake]:
@@ -114,6 +119,17 @@ def _signature_mistakes(table: Document, place: Place) -> Iterator[Mistake]:
         yield place.mistake(f'is required, as {ways}, unless signature = "none"', "secret")
     elif len(given) > 1:
         yield place.mistake(f"stands beside {' and '.join(given[:-1])}; give only one of them", given[-1])
+
+
+def endpoint_policy(place: Place, table: Document, base: RetryPolicy, mistakes: list[Mistake]) -> RetryPolicy:
+    """The policy of an endpoint, whatever else is wrong with it; `base` where its own table is, which is told later."""
+    try:
+        retry = Retry.model_validate(table.get("retry", {}))
+    except ValidationError:
+        return base
+    made = retry_policy(base, retry)
+    mistakes += retry_mistakes(made, retry, place, "retry")
+    return made
 
 
 def retry_policy(base: RetryPolicy, table: Retry) -> RetryPolicy:

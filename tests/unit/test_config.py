@@ -538,6 +538,26 @@ def test_a_name_is_one_endpoint_in_a_tenant() -> None:
     ]
 
 
+def test_no_mistake_hides_another_until_it_is_mended() -> None:
+    wrong = {"timeout": "a while"}
+    found = mistakes(orders(**wrong), ("b.toml", orders()))
+    assert "b.toml: [endpoint.orders] is also in webhookd.toml; rename one of them" in found
+    assert len(found) == 2
+    for beside, sentence in (
+        ({"retry": {"first": "2d"}}, "retry.first: is longer than max_interval; shorten it or raise max_interval"),
+        ({"retry": {"give_up_after": "10d"}}, '[retention] events: must be at least "11d"'),
+        ({"tls": {"key_file": "client.key"}}, "tls.key_file: wants certificate_file beside it"),
+        ({"auth": {}, "headers": {"authorization": "x"}}, "auth: stands beside headers.authorization"),
+    ):
+        assert [each for each in mistakes(orders(**wrong, **beside)) if sentence in each], sentence
+    for section, keys, sentence in (
+        ("database", {"dsn": "postgresql:///a", "dsn_file": "b"}, "dsn_file: stands beside dsn"),
+        ("egress", {"proxy_authorization": "Basic cGxhbjp0ZWQ="}, "proxy_authorization: goes with proxy"),
+    ):
+        table = {**orders(), section: {**keys, "nonsense": 1}}
+        assert [each for each in mistakes(table) if sentence in each], sentence
+
+
 def test_a_format_is_given_once() -> None:
     table: dict[str, Any] = {"formats": {"mine": {"body": {}}}}
     assert mistakes(table, ("b.toml", table)) == ["b.toml: [formats.mine] is also in webhookd.toml; give it once"]
