@@ -18,8 +18,9 @@ from typer.main import get_command
 
 from tests.waiting import HANGS, until
 from webhookd import __version__
-from webhookd.cli import app
+from webhookd.cli import COMMANDS, app
 from webhookd.sink import Received, sink
+from webhookd.sql import MIGRATIONS
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
 PLAIN = {  # without what says where, and how wide the terminal is
@@ -113,6 +114,70 @@ def test_version_help_and_what_does_not_exist() -> None:
     fails(webhookd("emit", "order.created"), 2, "PAYLOAD")
 
 
+@pytest.mark.parametrize("group", [(), ("secret",), ("endpoints",)], ids=" ".join)
+def test_every_summary_is_whole_on_80_columns(group: tuple[str, ...]) -> None:
+    shown = webhookd(*group, "--help", env={"COLUMNS": "80"}).stdout.partition("Commands:")[2]
+    assert shown.count("\n  ") >= (len(COMMANDS) if not group else 2)
+    assert not [line for line in shown.splitlines() if line.endswith(("...", "…"))]
+
+
+def imported(*arguments: str, env: Mapping[str, str] | None = None) -> set[str]:
+    """The packages, and the modules of ours, that a command has imported in the end."""
+    code = (
+        "import json, sys\n"
+        "from webhookd.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit: print('imported', json.dumps(sorted(sys.modules)))"
+    )
+    run = [sys.executable, "-c", code, *arguments]
+    found = subprocess.run(run, env={**PLAIN, **(env or {})}, capture_output=True, text=True, check=True, timeout=60)
+    return set(json.loads(found.stdout.rpartition("imported ")[2]))
+
+
+def test_a_command_imports_what_it_needs() -> None:
+    away = {"WEBHOOKD_DSN": NOWHERE}
+    database, configuration_, daemon = {"asyncpg"}, {"webhookd.config"}, {"aiohttp", "watchfiles", "webhookd.daemon"}
+    for arguments, needed, not_needed in (
+        (("--version",), {"typer"}, database | configuration_ | daemon | {"uvloop", "structlog", "cryptography"}),
+        (("status",), database, configuration_ | daemon | {"cryptography"}),
+        (("events",), database, configuration_ | daemon | {"cryptography"}),
+        (("pause", "a"), database, configuration_ | daemon | {"cryptography"}),
+        (("erase", "--tenant", "a"), database, configuration_ | daemon | {"cryptography"}),
+        (("emit", "a", "{}"), database, daemon),
+        (("check",), database | configuration_, daemon),
+        (("secret", "new"), {"cryptography"}, daemon),
+    ):
+        found = imported(*arguments, env=away)
+        assert needed <= found, arguments
+        assert not not_needed & found, arguments
+        ours = {each.split(".")[2] for each in found if each.startswith("webhookd.cli.")}
+        assert "run" not in ours, arguments
+
+
+INTERRUPTED = """
+import os, runpy, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[-1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+interrupted = sys.argv[-1]
+runpy.run_module("webhookd", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("module", ["webhookd.cli", "typer", "webhookd.cli.status", "asyncpg", "uvloop"])
+def test_ctrl_c_while_it_is_being_imported_prints_no_traceback(module: str) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED.replace("sys.argv[-1]", repr(module)), "status"],
+        env={**PLAIN, "WEBHOOKD_DSN": NOWHERE}, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert found.returncode == 130
+    assert found.stderr.strip() in ("", "Aborted.")
+
+
 def test_migrate_makes_the_schema_and_then_finds_nothing_to_do(empty_dsn: str, tmp_path: Path) -> None:
     first = webhookd("migrate", env={"WEBHOOKD_DSN": empty_dsn}, cwd=tmp_path)  # no configuration file at all
     assert (first.returncode, first.stderr) == (0, "")
@@ -162,6 +227,26 @@ async def test_emit_writes_the_event_byte_for_byte(
     assert rows[2]["event_id"] == "mine-1"
 
 
+def test_json_of_what_is_done(empty_dsn: str, tmp_path: Path) -> None:
+    config = configuration(tmp_path, empty_dsn)
+
+    def said_by(*arguments: str) -> Any:
+        found = webhookd(*arguments, "--json", "-c", config)
+        assert (found.returncode, found.stderr) == (0, "")
+        return json.loads(found.stdout)
+
+    assert said_by("migrate") == {"applied": [each.name for each in MIGRATIONS], "rebased": None}
+    taken = {"environment": "production", "owed": "drop", "events": 0, "batches": 0, "deliveries": 0, "later": 0}
+    assert said_by("migrate", "--rebase", "--owed=drop") == {"applied": [], "rebased": taken}
+    assert said_by("migrate", "--rebase", "--owed=drop") == {"applied": [], "rebased": None}
+    assert said_by("emit", "order.created", "{}").keys() == {"event_id"}
+    assert said_by("maintain") == {"done": [], "problems": []}
+    assert said_by("reload") == {
+        "added": ["orders"], "removed": [], "changed": [], "daemons": [], "unanswered": 0,
+    }  # fmt: skip
+    fails(webhookd("migrate", "--sql", "--json"), 2, "--json goes neither with --sql nor with --sql-files")
+
+
 async def test_emit_for_later(dsn: str, sql: "asyncpg.Connection[asyncpg.Record]") -> None:
     for when in ("90s", "2099-01-31T08:00:00+01:00"):
         assert webhookd("emit", "a", "{}", "--deliver-after", when, env={"WEBHOOKD_DSN": dsn}).returncode == 0
@@ -183,6 +268,11 @@ async def test_emit_for_later(dsn: str, sql: "asyncpg.Connection[asyncpg.Record]
         (("a", "{}", "--event-id", "a b"), "webhookd: --event-id: write 1 to 128 of A-Z, a-z, 0-9, '_' and '-'\n"),
         (("a", "{}", "--deliver-after", "2030-01-01"), 'like "10m"'),
         (("", "{}"), "webhookd: TYPE is empty"),
+        (("order created", "{}"), 'webhookd: TYPE: "order created" is no event type; write words with dots'),
+        (("order.*", "{}"), 'webhookd: TYPE: "order.*" is no event type; write words with dots'),
+        (("webhookd.endpoint.failing", "{}"), "would be an event of webhookd's own; begin with another word"),
+        (("a", "{}", "--metadata", "[1]"), "webhookd: --metadata is no JSON object: write labels such as"),
+        (("a", "{}", "--metadata", '"eu"'), "webhookd: --metadata is no JSON object: write labels such as"),
     ],
 )
 def test_emit_says_in_one_sentence_what_is_wrong(arguments: tuple[str, ...], sentence: str) -> None:

@@ -179,7 +179,7 @@ async def test_a_daemon_that_runs_the_same_files_with_dev_or_without_is_called_s
         (other, f"reloaded; it runs {here}"),
         ("0" * 16, "reloaded, from other files or another environment than yours"),
     ):
-        _judge([Reload(7, "here", config_hash, None)], 1, config, load(config, environment(dev)), dev)
+        _judge([Reload(7, "here", config_hash, None)], config, load(config, environment(dev)), dev)
         assert capsys.readouterr().out == f"daemon 7 on here: {told}\n"
 
 
@@ -452,3 +452,23 @@ def test_completion_is_offered_and_works() -> None:
     command = Path(sys.executable).with_name("webhookd")  # by its own name, as a shell calls it
     completed = subprocess.run([command], env={**PLAIN, **asked}, capture_output=True, text=True, check=True)
     assert completed.stdout.split() == ["explain"]
+
+
+async def test_names_of_endpoints_are_completed(dsn: str, sql: "asyncpg.Connection[asyncpg.Record]") -> None:
+    await sql.executemany(
+        "INSERT INTO webhookd.endpoint (tenant, name, source, spec) VALUES ($1, $2, 'file', '{}')",
+        [("", "orders"), ("", "others"), ("acme", "orders"), ("o; rm -r", "x"), ("\x1b[2J", "x")],
+    )
+    command = Path(sys.executable).with_name("webhookd")
+
+    def completed(words: str, dsn: str) -> list[str]:
+        asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+        env = {**PLAIN, **asked, "_WEBHOOKD_COMPLETE": "complete_bash", "WEBHOOKD_DSN": dsn}
+        found = subprocess.run([command], env=env, capture_output=True, text=True, check=True)
+        assert found.stderr == ""
+        return found.stdout.split()
+
+    for words in ("endpoints show o", "pause o", "resume o", "attempts --endpoint o", "deliveries --endpoint o"):
+        assert completed(f"webhookd {words}", dsn) == ["orders", "others"], words
+    assert completed("webhookd pause orders acme/", dsn) == ["acme/orders"]
+    assert completed("webhookd endpoints show o", NOWHERE) == []

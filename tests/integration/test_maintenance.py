@@ -84,6 +84,17 @@ async def test_rebase_tells_what_it_did(dsn: str, sql: Sql, tmp_path: Path) -> N
     assert again.endswith("the database belongs to this server and to environment staging already\n")
 
 
+async def test_maintain_takes_no_default_for_what_is_to_be_kept_when_the_files_have_a_mistake(
+    dsn: str, sql: Sql, tmp_path: Path
+) -> None:
+    """They may say 30 days."""
+    file = written(tmp_path, endpoint("hook"), dsn=dsn, more='[retention]\nevents = "30 days"')
+    await make_day(sql, -12)
+    for arguments, env in ((("-c", file), {}), ((), {"WEBHOOKD_CONFIG": str(file), "WEBHOOKD_DSN": dsn})):
+        fails(webhookd("maintain", *arguments, env=env), 78, "[retention] events")
+    assert await sql.fetchval("SELECT to_regclass($1) IS NOT NULL", f"webhookd.{part(-12)}")
+
+
 # Erasing
 
 
@@ -148,6 +159,16 @@ async def test_a_large_tenant_is_erased_a_piece_at_a_time(dsn: str, sql: Sql) ->
     found = webhookd("erase", "--tenant", "acme", env={"WEBHOOKD_DSN": dsn})
     assert found.stdout.startswith("erased 12500 events,")
     assert await sql.fetchval("SELECT count(*) FROM webhookd.outbox") == 12500
+
+
+async def test_an_event_that_is_not_there_cannot_be_erased(dsn: str, sql: Sql) -> None:
+    environment = {"WEBHOOKD_DSN": dsn}
+    event_id = await insert(sql)
+    assert webhookd("erase", "--event", event_id, env=environment).returncode == 0
+    for unknown in ("nope", event_id):
+        for more in ((), ("--dry-run",), ("--json",)):
+            found = webhookd("erase", "--event", unknown, *more, env=environment)
+            fails(found, 1, f'webhookd: the outbox has no event "{unknown}": it was erased before, was never committed')
 
 
 def test_what_to_erase_has_to_be_named() -> None:

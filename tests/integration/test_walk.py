@@ -5,14 +5,17 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from tests.conftest import execute
 from tests.integration.test_cli import PLAIN
 from tests.integration.test_readme import README
 from tests.sockets import quiet_port
@@ -135,3 +138,64 @@ async def done_wrong(block: str, folder: Path) -> str:
     _, told = await shell.communicate()
     assert shell.returncode == 78
     return told.decode()
+
+
+SHIMS = {
+    # Whoever it is for logs in to Postgres under that name, as peer authentication has it.
+    "sudo": 'if [ "$1" = -u ]; then export PGUSER="$2"; shift 2; fi; exec "$@"',
+    "python3": 'mkdir -p "$3/bin"; ln -s "$REAL/webhookd" /bin/true "$3/bin/"; mv "$3/bin/true" "$3/bin/pip"',
+    "createuser": 'exec "$REAL/python" -c "$SQL" "CREATE ROLE $1 LOGIN"',
+    "psql": '[ "$1" = -c ]; exec "$REAL/python" -c "$SQL" "$2"',
+    "editor": """sed -i 's/^active = false/active = true/' "$1"; grep -q '^active = true' "$1" """,
+    "systemctl": 'echo "systemctl $*"',
+    **dict.fromkeys(("apt-get", "systemd-sysusers", "systemd-tmpfiles", "chgrp"), ":"),  # not on the machine of a test
+}
+SQL = """
+import asyncio, asyncpg, sys
+async def main():
+    connection = await asyncpg.connect(database="postgres")
+    await connection.execute(sys.argv[1])
+    await connection.close()
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def app(server: str) -> Iterator[dict[str, str]]:
+    """A server with a database `app`, as the environment says where that is; the walk makes a role."""
+    execute(server, "CREATE DATABASE app TEMPLATE template0")
+    where = parse_qs(urlsplit(server).query)
+    yield {"PGHOST": where["host"][0], "PGPORT": where["port"][0], "PGUSER": "postgres"}
+    execute(server, "DROP DATABASE app WITH (FORCE)")
+    execute(server, "DROP ROLE IF EXISTS webhookd")
+
+
+def test_production(app: dict[str, str], tmp_path: Path) -> None:
+    """Below a folder instead of /, and without what changes a machine: accounts, packages, units."""
+    root, shims = tmp_path / "root", tmp_path / "shims"
+    for folder in (shims, root / "usr/local/bin", root / "opt", root / "etc"):
+        folder.mkdir(parents=True)
+    for name, script in SHIMS.items():
+        (shims / name).write_text(f"#!/bin/sh -e\n{script}\n")
+        (shims / name).chmod(0o755)
+    (block,) = section(README, "Production")
+    block = re.sub(r"(?<=[ '])/(?=(etc|opt|usr)/)", f"{root}/", block)
+    env = {
+        **PLAIN,
+        **app,
+        "PATH": f"{shims}:{root}/usr/local/bin:/usr/bin:/bin",
+        "REAL": str(Path(sys.executable).parent),
+        "SQL": SQL,
+        "WEBHOOKD_CONFIG": f"{root}/etc/webhookd/webhookd.toml",  # it is looked for in /etc/webhookd
+    }
+    found = subprocess.run(
+        ["bash", "-ec", block], cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False, timeout=110
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "applied 0001_schema\n" in found.stdout
+    assert "webhookd.toml: no mistake; 1 endpoint; configuration" in found.stdout
+    assert "systemctl enable --now webhookd\n" in found.stdout
+    assert "none is alive" in found.stdout.partition("systemctl enable")[2], "what status says, without a systemd"
+    unit = (root / "etc/systemd/system/webhookd.service").read_text()
+    assert "\nExecStart=/opt/webhookd/bin/webhookd run\n" in unit
+    assert "\nUser=webhookd\n" in unit

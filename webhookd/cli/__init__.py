@@ -1,32 +1,20 @@
-"""The `webhookd` command: a module per group of commands; an expected mistake is one message and an exit code."""
+"""The `webhookd` command: a module per group of commands; an expected mistake is one message and an exit code.
+
+Each module is imported when its command is asked for: most commands need little of what the daemon needs.
+"""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import Annotated, Any, Final, cast
 
 import typer
+from typer.core import TyperGroup
 
 from webhookd import __version__
-from webhookd.cli import (
-    check,
-    database,
-    demo,
-    emit,
-    endpoints,
-    erase,
-    explain,
-    init,
-    listen,
-    listings,
-    pause,
-    reload,
-    run,
-    secret,
-    status,
-)
 from webhookd.cli.options import Usage
-from webhookd.cli.tables import say
 from webhookd.errors import (
     ConfigError,
     EmbeddedUnavailable,
@@ -38,7 +26,71 @@ from webhookd.errors import (
 
 NO, USAGE, DATABASE_AWAY, CONFIGURATION = 1, 2, 69, 78  # the last two are EX_UNAVAILABLE and EX_CONFIG of sysexits.h
 
+COMMANDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
+    {
+        "demo": ("demo", "demo"),
+        "init": ("init", "init"),
+        "check": ("check", "check"),
+        "run": ("run", "run"),
+        "migrate": ("database", "migrate"),
+        "maintain": ("database", "maintain"),
+        "erase": ("erase", "erase"),
+        "emit": ("emit", "emit"),
+        "explain": ("explain", "explain"),
+        "listen": ("listen", "listen"),
+        "status": ("status", "status"),
+        "events": ("listings", "events"),
+        "deliveries": ("listings", "deliveries"),
+        "attempts": ("listings", "attempts"),
+        "pause": ("pause", "pause"),
+        "resume": ("pause", "resume"),
+        "reload": ("reload", "reload"),
+        "secret": ("secret", "secret"),
+        "endpoints": ("endpoints", "app"),
+    }
+)  # name -> where it is
+
+
+class _Imported(Mapping[str, Any]):
+    """Name -> command; typer brings a click of its own, with no public type of one."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            module, attribute = COMMANDS[name]
+            self._made[name] = _made(name, getattr(import_module(f"webhookd.cli.{module}"), attribute))
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+def _made(name: str, found: Any) -> Any:
+    around = typer.Typer(add_completion=False, rich_markup_mode=None)
+    around.callback()(lambda: None)  # so that it is a group though there is only one command in it
+    if isinstance(found, typer.Typer):
+        around.add_typer(found, name=name)
+    else:
+        around.command(name)(found)
+    return cast(Any, typer.main.get_command(around)).commands[name]
+
+
+class _Commands(TyperGroup):
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = cast(Any, _Imported())
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Delivers the events of a Postgres outbox to every endpoint that subscribes to them.",
     epilog="Start with `webhookd demo`, or with `webhookd init`. To have your shell complete commands and options, run "
     "`webhookd --install-completion` once. Exit codes: 0 done, 1 the answer is no, 2 usage, 69 the database is away, "
@@ -47,33 +99,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # they would show local variables, secrets among them
     rich_markup_mode=None,
 )
-COMMANDS: Mapping[str, Callable[..., None]] = {
-    "demo": demo.demo,
-    "init": init.init,
-    "check": check.check,
-    "run": run.run,
-    "migrate": database.migrate,
-    "maintain": database.maintain,
-    "erase": erase.erase,
-    "emit": emit.emit,
-    "explain": explain.explain,
-    "listen": listen.listen,
-    "status": status.status,
-    "events": listings.events,
-    "deliveries": listings.deliveries,
-    "attempts": listings.attempts,
-    "pause": pause.pause,
-    "resume": pause.resume,
-    "reload": reload.reload,
-}
-for name, command in COMMANDS.items():
-    app.command(name)(command)
-app.add_typer(secret.secret, name="secret")
-app.add_typer(endpoints.app, name="endpoints")
 
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from webhookd.cli.tables import say
+
         say(f"webhookd {__version__}")
         raise typer.Exit
 
@@ -89,13 +120,29 @@ def _options(
     ] = False,
 ) -> None:
     if config is not None:
-        context.default_map = _defaults(context.command, {"config": str(config)})
+        context.default_map = cast(Any, _defaults(context.command, {"config": str(config)}))
 
 
-def _defaults(command: Any, given: dict[str, str]) -> dict[str, Any]:
-    """These for every command below."""
-    below = getattr(command, "commands", None)  # a group has them; typer brings a click of its own, with no public type
-    return given if below is None else {name: _defaults(each, given) for name, each in below.items()}
+def _defaults(command: Any, given: Mapping[str, str]) -> Mapping[str, Any]:
+    below = getattr(command, "commands", None)  # a group has them
+    return given if below is None else _Defaults(below, given)
+
+
+class _Defaults(Mapping[str, Any]):
+    """These for every command below, of which none is imported for it."""
+
+    def __init__(self, below: Mapping[str, Any], given: Mapping[str, str]) -> None:
+        self._below = below
+        self._given = given
+
+    def __getitem__(self, name: str) -> Mapping[str, Any]:
+        return _defaults(self._below[name], self._given)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._below)
+
+    def __len__(self) -> int:
+        return len(self._below)
 
 
 def main() -> None:
@@ -103,6 +150,8 @@ def main() -> None:
     try:
         app()
     except WebhookdError as error:
+        from webhookd.cli.tables import say
+
         for sentence in error.mistakes if isinstance(error, ConfigError) else [str(error)]:
             say("webhookd: " + sentence.replace("\n", "\n  "), err=True)
         sys.exit(exit_code(error))

@@ -1,7 +1,7 @@
 """Commands that keep the schema: `webhookd migrate` and `webhookd maintain`."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from webhookd import loader
-from webhookd.cli.options import ConfigFile, Usage, dsn_for, ran
-from webhookd.cli.tables import counted, say
+from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
+from webhookd.cli.tables import counted, say, show_json
 from webhookd.errors import ConfigError, WebhookdError
 from webhookd.shapes import Daemon, Retention
 from webhookd.store import migrations
@@ -47,23 +47,28 @@ def migrate(
     owed: Annotated[
         Owed | None, typer.Option(help="With --rebase: what becomes of what the copy owes.", show_default=False)
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Create the schema `webhookd`, or bring it up to date."""
     if rebase != (owed is not None):
         raise Usage("--rebase and --owed go together: write --rebase --owed=deliver, or --rebase --owed=drop")
     if sql or directory:
+        if as_json:
+            raise Usage("--json goes neither with --sql nor with --sql-files, which give SQL")
         _scripts(migrations.as_sql(wake=wake), directory)
         return
     dsn, environment = dsn_for(config), ""
     if rebase:
         environment = loader.section(loader.find(config, os.environ), os.environ, Daemon).environment
     applied = ran(migrations.migrate(dsn, wake=wake))
-    for name in applied:
-        say(f"applied {name}")
-    if not applied:
-        say("the schema is up to date")
-    if owed is not None:
-        say(_taken_over(ran(migrations.rebase(dsn, environment, owed.value)), owed, environment))
+    if not as_json:
+        say("\n".join(f"applied {name}" for name in applied) or "the schema is up to date")
+    rebased = None if owed is None else ran(migrations.rebase(dsn, environment, owed.value))
+    if as_json:
+        of_copy = None if rebased is None else {"environment": environment, "owed": owed, **rebased._asdict()}
+        show_json({"applied": applied, "rebased": of_copy})
+    elif owed is not None:
+        say(_taken_over(rebased, owed, environment))
 
 
 def _scripts(scripts: Mapping[str, str], directory: Path | None) -> None:
@@ -95,13 +100,21 @@ def maintain(
     large: Annotated[
         bool, typer.Option("--large", help="Also what INSERTs wait for, some seconds: a large DEFAULT partition.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Make partitions ahead, end what is past its time, and delete what nothing refers to.
+    """Make partitions ahead, and end what is past its time.
 
-    A daemon does this itself, unless [retention] manage_partitions is false. Exit code 1 when something is in the way.
+    It also deletes what nothing refers to any longer. A daemon does this itself, unless [retention] manage_partitions
+    is false. Exit code 1 when something is in the way.
     """
     keep = _retention(config)
-    if problems := ran(_maintain(dsn_for(config), keep, large)):
+    done: list[str] = []
+    tell: Callable[[str], object] = done.append if as_json else say
+    problems = ran(_maintain(dsn_for(config), keep, large, tell))
+    if as_json:
+        show_json({"done": done, "problems": [{"what": what, "why": why} for what, why in problems]})
+        raise typer.Exit(1 if problems else 0)
+    if problems:
         raise NotDone("\n".join(f"{what}: {why}" for what, why in problems))
     say("nothing more to do")
 
@@ -112,20 +125,23 @@ class NotDone(WebhookdError):
 
 def _retention(config: Path | None) -> Retention:
     try:
-        return loader.load(loader.find(config, os.environ), os.environ, may_be_empty=True).retention
+        file = loader.find(config, os.environ)
     except ConfigError:
-        if config is None and "WEBHOOKD_DSN" in os.environ:
+        if "WEBHOOKD_DSN" in os.environ:
             return Retention()  # no configuration, only a database
         raise
+    # Where a file has a mistake it may be in what is to be kept for how long, and what went too early is gone.
+    return loader.load(file, os.environ, may_be_empty=True).retention
 
 
-async def _maintain(dsn: str, keep: Retention, large: bool) -> list[tuple[str, str]]:
+async def _maintain(dsn: str, keep: Retention, large: bool, tell: Callable[[str], object]) -> list[tuple[str, str]]:
+    """What is in the way, and why; what was done is told when it is."""
     async with Database(dsn or None, size=1) as database:
         registry = Registry(database)
         for _ in range(MOST_PIECES):
             pieces = await registry.maintain(keep.events, keep.attempts, large=large)
             for done in (done for done, problem in pieces if problem is None):
-                say(done)
+                tell(done)
             if all(problem is not None for _, problem in pieces):
                 return [(done, problem) for done, problem in pieces if problem is not None]
     return [("the work", f"is not done after {MOST_PIECES} pieces; run it again")]

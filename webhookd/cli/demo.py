@@ -55,7 +55,10 @@ def demo(
     rate: Annotated[float, typer.Option(min=0.1, max=2000, metavar="N", help="Events a second.")] = 4.0,
     as_json: AsJson = False,
 ) -> None:
-    """Try it: a Postgres, a receiver with three endpoints, the daemon and a stream of events, until Ctrl-C."""
+    """Try it, with all that it needs, until Ctrl-C.
+
+    That is a Postgres, a receiver with three endpoints, the daemon and a stream of events.
+    """
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
     )  # until the loop takes over: Postgres must not be left behind

@@ -1,5 +1,6 @@
 """`webhookd emit`: an event by hand."""
 
+import json
 import os
 import re
 import shlex
@@ -11,11 +12,11 @@ from typing import Annotated, Never
 
 import typer
 
-from webhookd import loader
-from webhookd.cli.options import ConfigFile, Dev, Usage, dsn_for, environment, ran
-from webhookd.cli.tables import say
+from webhookd.checks import type_mistake
+from webhookd.cli.options import AsJson, ConfigFile, Dev, Usage, dsn_for, environment, ran
+from webhookd.cli.tables import say, show_json
 from webhookd.errors import StoreRefused, WebhookdError
-from webhookd.matching import why_not
+from webhookd.matching import OWN_TYPES, why_not
 from webhookd.model import Event
 from webhookd.store.database import Database
 from webhookd.store.reports import NewEvent, Producer
@@ -36,10 +37,10 @@ def emit(
     deliver_after: Annotated[
         str | None, typer.Option(metavar="WHEN", help='A duration such as "10m", or a time with its offset.')
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Add an event to the outbox and print its event_id."""
-    if not type_.strip():
-        raise Usage("TYPE is empty: write one such as order.created")
+    _check_type(type_)
     if event_id is not None and not _EVENT_ID.fullmatch(event_id):
         raise Usage("--event-id: write 1 to 128 of A-Z, a-z, 0-9, '_' and '-'")
     event = NewEvent(
@@ -47,18 +48,41 @@ def emit(
         json_text("PAYLOAD", _text(payload)),
         tenant,
         ordering_key,
-        None if metadata is None else json_text("--metadata", metadata.encode(errors="surrogateescape")),
+        None if metadata is None else _labels(metadata.encode(errors="surrogateescape")),
         event_id,
         None if deliver_after is None else _moment(deliver_after),
     )
-    say(ran(_emit(dsn_for(config), event)))
+    emitted = ran(_emit(dsn_for(config), event))
+    if as_json:
+        show_json({"event_id": emitted})
+    else:
+        say(emitted)
     if _nobody_wants(event, config, dev):
         why = _explanation(event, config, dev)
         say(f"webhookd: no endpoint of the configuration gets it; ask `{why}` why", err=True)
 
 
+def _check_type(type_: str) -> None:
+    """Usage, unless it is a type that an application may give an event."""
+    if not type_.strip():
+        raise Usage("TYPE is empty: write one such as order.created")
+    if mistake := type_mistake(type_):
+        raise Usage(f"TYPE: {mistake}")
+    if type_.startswith(OWN_TYPES):
+        raise Usage(f"TYPE: {quoted(type_)} would be an event of webhookd's own; begin with another word")
+
+
+def _labels(content: bytes) -> bytes:
+    """The bytes as they are, once they are known to be a JSON object."""
+    if not isinstance(json.loads(json_text("--metadata", content)), dict):
+        raise Usage("""--metadata is no JSON object: write labels such as '{"region": "eu"}'""")
+    return content
+
+
 def _nobody_wants(event: NewEvent, config: Path | None, dev: bool) -> bool:
     """True when there is a configuration, and in it no endpoint that is owed the event."""
+    from webhookd import loader  # after the event is in the outbox
+
     try:
         files = loader.load(loader.find(config, os.environ), environment(dev), may_be_empty=True)
     except WebhookdError:

@@ -9,6 +9,7 @@ import orjson
 import typer
 from rich.text import Text
 
+from webhookd.cli.completion import endpoint_names
 from webhookd.cli.listings import answer, chosen
 from webhookd.cli.options import AsJson, ConfigFile, dsn_for, ran
 from webhookd.cli.tables import cell, show, show_json, span, table
@@ -42,7 +43,7 @@ def list_(config: ConfigFile = None, as_json: AsJson = False) -> None:
 
 @app.command("show")
 def show_(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="NAME or TENANT/NAME.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="NAME or TENANT/NAME.", autocompletion=endpoint_names)],
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:

@@ -6,8 +6,10 @@ import typer
 
 from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
 from webhookd.cli.tables import counted, say, show_json
+from webhookd.errors import WebhookdError
 from webhookd.store.database import Database
 from webhookd.store.erasure import Erased, pieces
+from webhookd.units import quoted
 
 
 def erase(
@@ -19,13 +21,18 @@ def erase(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Erase payloads, metadata, answers and what is owed, of a tenant or of one event.
+    """Erase what the events of a tenant say, or one event.
 
-    As the owner of the schema. That attempts were made stays. It may be done again, and while daemons run.
+    That is payloads, metadata, answers and what is owed; that attempts were made stays. As the owner of the schema. It
+    may be done again, and while daemons run. Exit code 1 when there is no such event.
     """
     if (tenant is None) == (event is None):
         raise Usage("name what to erase: --tenant TENANT, or --event EVENT_ID")
     found = ran(_erase(dsn_for(config), tenant, event, dry_run))
+    if event is not None and not found.events:
+        raise WebhookdError(
+            f"the outbox has no event {quoted(event)}: it was erased before, was never committed, or is past retention"
+        )
     if as_json:
         show_json({"erased": not dry_run, **found._asdict()})
         return

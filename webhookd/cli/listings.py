@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.text import Text
 
+from webhookd.cli.completion import endpoint_names
 from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
 from webhookd.cli.tables import cell, inert, show, show_json, table
 from webhookd.errors import WebhookdError
@@ -50,7 +51,10 @@ class State(StrEnum):
 Limit = Annotated[int, typer.Option(min=1, max=1000, help="So many rows at most.")]
 Since = Annotated[str | None, typer.Option(metavar="DURATION", help='Only what is younger, such as "1h".')]
 Before = Annotated[str | None, typer.Option(metavar="CURSOR", help="Go on after a page: what its last line says.")]
-OfEndpoint = Annotated[str | None, typer.Option("--endpoint", metavar="NAME", help="NAME or TENANT/NAME.")]
+OfEndpoint = Annotated[
+    str | None,
+    typer.Option("--endpoint", metavar="NAME", help="NAME or TENANT/NAME.", autocompletion=endpoint_names),
+]
 OfEvent = Annotated[str | None, typer.Option("--event", metavar="EVENT_ID", help="Only of this event.")]
 OfState = Annotated[
     State | None,
@@ -89,7 +93,10 @@ def deliveries(
     before: Before = None,
     as_json: AsJson = False,
 ) -> None:
-    """List deliveries that were attempted or are owed, the newest event first."""
+    """List deliveries, the newest event first.
+
+    Those that were attempted, and those that are owed.
+    """
     asked = _asked(limit, before, since, 2)
     states = STATES if state is None else FAILED if state is State.FAILED else (state.value,)
 

@@ -4,17 +4,17 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
-import uvloop
 
-from webhookd import loader
-from webhookd.config import Config
 from webhookd.errors import ConfigError, WebhookdError
-from webhookd.shapes import Database
+
+if TYPE_CHECKING:
+    from webhookd.config import Config
 
 T = TypeVar("T")
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -54,6 +54,9 @@ def dsn_for(config: Path | None) -> str:
     """
     if config is None and (dsn := os.environ.get("WEBHOOKD_DSN")):
         return dsn
+    from webhookd import loader  # what the whole configuration needs takes a while to import
+    from webhookd.shapes import Database
+
     try:
         file = loader.find(config, os.environ)
     except ConfigError as error:
@@ -68,8 +71,10 @@ def environment(dev: bool) -> Mapping[str, str]:
     return {**os.environ, **DEV} if dev else os.environ
 
 
-def loaded(config: Path | None, dev: bool) -> tuple[Path, Config]:
+def loaded(config: Path | None, dev: bool) -> tuple[Path, "Config"]:
     """The main file, and the configuration that it begins. ConfigError says so where --dev would mend it."""
+    from webhookd import loader
+
     file = loader.find(config, os.environ)
     try:
         return file, loader.load(file, environment(dev))
@@ -83,6 +88,8 @@ def loaded(config: Path | None, dev: bool) -> tuple[Path, Config]:
 
 def other_hash(file: Path, dev: bool) -> str:
     """The hash of the same files with --dev if they were read without, and the reverse; "" if they are wrong so."""
+    from webhookd import loader
+
     try:
         return loader.load(file, environment(not dev)).config_hash
     except ConfigError:
@@ -96,8 +103,11 @@ def other_way(dev: bool) -> str:
 
 def ran(main: Coroutine[Any, Any, T]) -> T:
     """What `main` returns, run on the loop we ship."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
+    with closing(main):  # it never begins when Ctrl-C comes before the loop
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(main)
 
 
 def on_stop_signals(stop: Callable[[], object], stop_at_once: Callable[[], object]) -> None:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import orjson
 import typer
 
+from webhookd.cli.completion import endpoint_names
 from webhookd.cli.listings import chosen
 from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
 from webhookd.cli.tables import counted, inert, say, show_json
@@ -20,7 +21,10 @@ from webhookd.store.parking import ParkingStore
 SHOWN = 20  # names that are printed; --json has all
 
 Names = Annotated[
-    list[str] | None, typer.Argument(metavar="[NAME]...", help="NAME or TENANT/NAME, several if you like.")
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME]...", help="NAME or TENANT/NAME, several if you like.", autocompletion=endpoint_names
+    ),
 ]
 OfTenant = Annotated[
     str | None, typer.Option("--tenant", help='All of this tenant; "" is one, too.', show_default=False)
@@ -41,10 +45,10 @@ def pause(
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send nothing to these endpoints until they are resumed, and keep what arrives.
+    """Send nothing to endpoints until they are resumed.
 
-    Within a second no daemon starts another request to them. The three days stand still, and nothing is lost as long as
-    [retention] events keeps it.
+    What arrives is kept. Within a second no daemon starts another request to them. The three days stand still, and
+    nothing is lost as long as [retention] events keeps it.
     """
     _change(names, tenant, host, everything, config, as_json, ParkingStore.pause, "paused", "paused already")
 
@@ -57,7 +61,7 @@ def resume(
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Go on sending to endpoints that are paused, or that were disabled.
+    """Go on sending to endpoints, paused or disabled.
 
     What arrived during a pause is sent, as fast as the endpoint takes it; what came while it was disabled is not.
     """

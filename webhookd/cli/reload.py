@@ -1,14 +1,15 @@
 """`webhookd reload`: every daemon reads its files again, and says what it made of them."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from webhookd import loader
-from webhookd.cli.options import ConfigFile, Dev, loaded, other_hash, other_way, ran
-from webhookd.cli.tables import say
+from webhookd.cli.options import AsJson, ConfigFile, Dev, loaded, other_hash, other_way, ran
+from webhookd.cli.tables import say, show_json
 from webhookd.config import Config
 from webhookd.difference import Difference, difference, refusal
 from webhookd.errors import WebhookdError
@@ -30,20 +31,32 @@ def reload(
     ] = False,
     config: ConfigFile = None,
     dev: Dev = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Make all running daemons read their configuration again, and wait for what they make of it.
+    """Make all running daemons read their files again.
 
-    Mistakes are found here first. A change that removes more than 5 endpoints and more than 1 % of them is refused
-    unless --accept-removals is given. Exit code 1 when a daemon kept its old configuration.
+    It waits for what they make of them. Mistakes are found here first. A change that removes more than 5 endpoints and
+    more than 1 % of them is refused unless --accept-removals is given. Exit code 1 when a daemon kept its old
+    configuration.
     """
     file, found = loaded(config, dev)
-    answers, live = ran(_reload(found, accept_removals))
-    if live:
-        _judge(answers, live, file, found, dev)
+    change, answers, live = ran(_reload(found, accept_removals, (lambda _: None) if as_json else _tell))
+    if as_json:
+        show_json(_document(change, answers, live))
+    elif live:
+        _judge(answers, file, found, dev)
+    else:
+        say("no daemon is running; the next one reads these files when it starts")
+    if any(answer.problem is not None for answer in answers):
+        raise typer.Exit(1)
+    if len(answers) < live:
+        raise Refused(f"{live - len(answers)} of {live} daemons did not answer in time: see `webhookd status`")
 
 
-async def _reload(config: Config, accept: bool) -> tuple[list[Reload], int]:
-    """What the daemons made of it, and how many are alive."""
+async def _reload(
+    config: Config, accept: bool, tell: Callable[[Difference], None]
+) -> tuple[Difference, list[Reload], int]:
+    """What changes, which is told before it does; what the daemons made of it; and how many are alive."""
     async with Database(loader.dsn(config.database) or None, size=1) as database:
         registry = Registry(database)
         deployed = await Reports(database).deployed(DEAD_AFTER)
@@ -53,11 +66,10 @@ async def _reload(config: Config, accept: bool) -> tuple[list[Reload], int]:
                 await registry.accept_removals(change.removed)
             elif why := refusal(change, len(deployed.specs)):
                 raise Refused(why)
-        _tell(change)
+        tell(change)
         live = len(deployed.daemons)
         if live == 0:
-            say("no daemon is running; the next one reads these files when it starts")
-            return [], 0
+            return change, [], 0
         since = await registry.ask_for_reload()
         answers: list[Reload] = []
         for _ in range(LOOKS):
@@ -65,7 +77,15 @@ async def _reload(config: Config, accept: bool) -> tuple[list[Reload], int]:
             if len(answers) >= live:
                 break
             await asyncio.sleep(LOOK_SECONDS)
-    return answers, live
+    return change, answers, live
+
+
+def _document(change: Difference, answers: list[Reload], live: int) -> dict[str, Any]:
+    daemons = [
+        {"id": each.daemon, "host": each.host, "config_hash": each.config_hash, "config_problem": each.problem}
+        for each in answers
+    ]
+    return {**change._asdict(), "daemons": daemons, "unanswered": max(live - len(answers), 0)}
 
 
 def _tell(change: Difference) -> None:
@@ -75,7 +95,7 @@ def _tell(change: Difference) -> None:
             say(f"{word:8} {', '.join(labels[:10])}{more}")
 
 
-def _judge(answers: list[Reload], live: int, file: Path, config: Config, dev: bool) -> None:
+def _judge(answers: list[Reload], file: Path, config: Config, dev: bool) -> None:
     differ = any(answer.config_hash != config.config_hash for answer in answers)
     other = other_hash(file, dev) if differ else ""
     for answer in answers:
@@ -88,7 +108,3 @@ def _judge(answers: list[Reload], live: int, file: Path, config: Config, dev: bo
         else:
             told = "reloaded"
         say(f"daemon {answer.daemon} on {answer.host}: {told}")
-    if any(answer.problem is not None for answer in answers):
-        raise typer.Exit(1)
-    if len(answers) < live:
-        raise Refused(f"{live - len(answers)} of {live} daemons did not answer in time: see `webhookd status`")

@@ -23,7 +23,10 @@ def new(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print a fresh secret on standard output, and where it goes on standard error."""
+    """Print a fresh secret.
+
+    It is on standard output, and where it goes is on standard error.
+    """
     if not ed25519:
         text = new_secret()
         say(document({"secret": text}) if as_json else text)
@@ -44,7 +47,10 @@ def new(
 
 @secret.command("key")
 def key(as_json: AsJson = False) -> None:
-    """Print a fresh key that seals secrets in the database, and where it goes on standard error."""
+    """Print a fresh key that seals secrets in the database.
+
+    It is on standard output, and where it goes is on standard error.
+    """
     text = new_key()
     say(document({"key": text}) if as_json else text)
     say(
@@ -56,7 +62,10 @@ def key(as_json: AsJson = False) -> None:
 
 @secret.command("rekey")
 def rekey(config: ConfigFile = None, as_json: AsJson = False) -> None:
-    """Seal all secrets in the database with the first key of [encryption]; exit 1 when one cannot be opened."""
+    """Seal all secrets in the database with another key.
+
+    That is the first one of [encryption] keys. Exit code 1 when a secret cannot be opened.
+    """
     loaded = loader.load(loader.find(config, os.environ), os.environ, may_be_empty=True)
     keyring = Keyring(loaded.encryption.keys)
     if not keyring.first:
