@@ -30,7 +30,8 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _PROXY = re.compile(r"http://[^/?]+:[0-9]+/?")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _OURS = re.compile(
-    r"host|content-length|transfer-encoding|connection|expect|te|upgrade|trailer|cookie|content-encoding|webhook-.*",
+    r"host|content-length|transfer-encoding|connection|expect|te|upgrade|trailer|cookie|content-encoding|"
+    r"accept-encoding|webhook-.*",
     re.I,
 )
 T = TypeVar("T")

@@ -29,7 +29,8 @@ PROXY_SECONDS = 3.0  # at most, for a connection to the proxy, which is near: a 
 SCARCE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 READ_BUFFER = 16 * 1024
 _RECEIVE_BUFFER = 32 * 1024  # bounds how many 1xx answers one wake-up of the loop can meet
-HEAD_MOST = 32 * 1024  # bytes, of a head and all 1xx answers before it; aiohttp would take 128 lines of 8 KiB
+HEAD_MOST = 64 * 1024  # bytes, of a head and all 1xx answers before it
+HEADERS_MOST = 1000  # of one answer; each takes 300 bytes beside its own
 _NO_TIMEOUT = aiohttp.ClientTimeout()  # whoever sends has one deadline for everything
 _IDLE_SECONDS = 15.0  # for which a connection is kept that nobody uses
 _NEVER = float("inf")
@@ -85,7 +86,9 @@ class Protocol(ResponseHandler):
     def set_response_params(self, **params: Any) -> None:
         """Begin to read another answer."""
         self._head_left = HEAD_MOST
-        super().set_response_params(**params)
+        super().set_response_params(
+            max_line_size=HEAD_MOST, max_field_size=HEAD_MOST, max_headers=HEADERS_MOST, **params
+        )
 
     def feed_data(self, data: Any, size: int = 0) -> None:
         if is_final(data[0]):

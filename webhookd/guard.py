@@ -1,8 +1,10 @@
 """Which addresses and URLs may be sent to. sender.md of the project has the table and the attacks behind it."""
 
 import re
+import unicodedata
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from urllib.parse import unquote
 
 from webhookd.model import Network
 
@@ -46,6 +48,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _PORT = re.compile(r"[0-9]{1,5}")
 _QUAD = re.compile(r"[0-9]+(?:\.[0-9]+){3}")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_DOT = re.compile("[.\N{IDEOGRAPHIC FULL STOP}\N{FULLWIDTH FULL STOP}\N{HALFWIDTH IDEOGRAPHIC FULL STOP}]")
 
 
 @lru_cache(maxsize=4096)
@@ -95,10 +98,13 @@ def host_mistake(host: str, port: int, allow_networks: tuple[Network, ...]) -> s
 
 
 def url_mistake(url: str, allow_http: bool) -> str | None:
-    """One sentence about what is wrong with an endpoint's URL, or None. The sentence never repeats the URL."""
+    """One sentence about what is wrong with an endpoint's URL, or None. Of the URL it shows the host at most."""
     if len(url) > MAX_URL:
         return f"the URL is longer than {MAX_URL} characters"
     if not _PRINTABLE.fullmatch(url):
+        parts = _PARTS.fullmatch(url)
+        if parts and (mistake := _foreign_mistake(parts["authority"])):
+            return mistake
         return "the URL must be printable ASCII without spaces; percent-encode everything else"
     if "\\" in url:
         return "the URL must not contain a backslash"
@@ -139,10 +145,28 @@ def _name_mistake(name: str) -> str | None:
     if not name:
         return "the URL has no host"
     if not _NAME.fullmatch(name):
-        return "the URL's host may hold only letters, digits, dots, hyphens and underscores"
+        return _foreign_mistake(name) or "the URL's host may hold only letters, digits, dots, hyphens and underscores"
     labels = name.removesuffix(".").split(".")  # one trailing dot marks a fully qualified name
     if not all(labels):
         return "the URL's host has an empty label (two dots in a row, or one in front)"
     if len(name) > _MAX_NAME or max(map(len, labels)) > _MAX_LABEL:
         return f"the URL's host has a label longer than {_MAX_LABEL} characters, or is longer than {_MAX_NAME}"
     return None
+
+
+def _foreign_mistake(authority: str) -> str | None:
+    """What to write for a host that has letters beyond ASCII, also percent-encoded ones; None if there are none."""
+    name = unquote(authority.partition(":")[0], errors="replace")
+    if "@" in authority or name.isascii():
+        return None
+    how = "the URL's host must be written as punycode"
+    written = "" if "\N{REPLACEMENT CHARACTER}" in name else ".".join(map(_punycode, _DOT.split(name)))
+    if _NAME.fullmatch(written):
+        return f"{how}: {written}" if "xn--" in written else None
+    return f"{how}, which begins with xn--"
+
+
+def _punycode(label: str) -> str:
+    """A label as the DNS has it (RFC 3492). As IDNA 2008 it keeps `ß`, which Python's own codec makes `ss`."""
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", label).lower())
+    return plain if plain.isascii() else f"xn--{plain.encode('punycode').decode()}"

@@ -159,13 +159,13 @@ def _number_mistake(text: str) -> str | None:
 
 
 def _read_secret(path: str, origin: str) -> str:
-    """The text of a secret's file without the newline at its end; ValueError says why not.
+    """The text of a secret's file; ValueError says why not.
 
     It shows the path only where a file is: what stands in its place may be a secret.
     """
     folder = Path(origin).parent
     try:
-        return _text(folder / path, _MAX_SECRET).rstrip("\r\n")
+        return _text(folder / path, _MAX_SECRET)
     except ValueError as error:
         start = "" if os.path.isabs(path) else f"; a relative path starts at {folder}"
         raise ValueError(f"the file it names {error}{start}") from None

@@ -12,7 +12,7 @@ from webhookd.model import Attempt, Delivered, Delivery, Ended, NoResponse, Outc
 OWN_FAULT_PAUSE = 5.0  # seconds until a delivery is tried again after a fault of this side
 MOST_ATTEMPTS = 30_000  # the attempt log counts in a smallint; from half of them on they are spread up to the horizon
 MAX_RETRY_AFTER = 3600.0  # an hour: a receiver may slow itself down, not put its deliveries off for days
-_SECONDS = re.compile(r"[0-9]{1,10}")
+_SECONDS = re.compile(r"[0-9]+")
 
 _SLOW_DOWN, _UNAVAILABLE = 429, 503
 _BUSY = (_SLOW_DOWN, _UNAVAILABLE)

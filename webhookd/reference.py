@@ -26,7 +26,8 @@ _PAGE: Final = """\
 
 The main file is the one that `--config` names, else `$WEBHOOKD_CONFIG`, else `/etc/webhookd/webhookd.toml`, else
 `config/webhookd.toml`. Endpoints stand in it, or in the `*.toml` files of its endpoints directory. `webhookd check`
-tells every mistake in them at once, each with file, line and key; `webhookd check --schema` prints a JSON Schema.
+tells every mistake in them at once (of more than 100, the first 100), each with file, line and key; `webhookd check
+--schema` prints a JSON Schema.
 
 Times are `"500ms"`, `"20s"`, `"5m"`, `"6h"` or `"3d"`; sizes are `"512KiB"`, `"1MiB"`, `"10MB"` or a number of bytes. A
 variable of the environment replaces the key of the main file; lists have commas there,
@@ -35,6 +36,7 @@ variable of the environment replaces the key of the main file; lists have commas
 ## Files
 
 * A configuration file is at most 8 MiB, a file with a secret at most 64 KiB; both are UTF-8.
+* Blanks and newlines around a secret in a file, a variable or a credential are no part of it.
 * A file that everyone may write is refused, as whoever writes it decides where events go: `chmod o-w FILE`.
   So is one in a folder that everyone may write, and one whose owner is neither root, nor the user that webhookd runs
   as, nor the owner of its folder.

@@ -32,7 +32,7 @@ from webhookd.tls import tls_context
 _BODY_SECONDS = 1.0
 _BODY_KEPT = 1024
 _INFORMATIONAL = 8
-_RETRY_AFTER = 64  # characters
+_RETRY_AFTER = 64  # characters kept; a longer one is a number of seconds beyond any bound, or makes no sense
 _PIECE = 32 * 1024  # a body up to this goes out in one write; it cannot fill a transport's buffer
 
 _CODE_OF: tuple[tuple[type[Exception], str], ...] = (  # the first that fits
@@ -152,20 +152,17 @@ class Sender:
         protocol = protocol_of(connection)
         protocol.answer_by(deadline)
         # A new parser for each answer, as aiohttp does: what came behind the last one dies with the old parser.
-        # Its limits for heads are 8190 bytes a line and 128 lines, ours are 32 KiB together.
         protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=READ_BUFFER)
         content = request.content
         headers = CIMultiDict(target.headers)
         headers.update(request.headers)
         headers["accept-encoding"] = "identity"
         headers["content-length"] = str(len(content))
-        if len(content) > _PIECE:
-            return await self._ask_at_length(protocol, target.line, headers, content)
         transport = protocol.transport
         if transport is None or transport.is_closing():
-            # Who speaks first, as SSH does, has been heard by now, and what it said may be why nothing can be written.
-            said = protocol.exception()
-            raise said if isinstance(said, HttpProcessingError) else ConnectionResetError
+            raise await _ending(protocol, deadline)
+        if len(content) > _PIECE:
+            return await self._ask_at_length(protocol, target.line, headers, content)
         # What StreamWriter does, but for two coroutines and a buffer; it refuses control characters.
         transport.write(_serialize_headers(target.line, headers) + content)
         first = await protocol.read()
@@ -194,7 +191,21 @@ def _response(message: RawResponseMessage, start: bytes, whole: bool) -> Respons
 
 
 def _plain(value: str | None) -> str | None:
-    return value if value and len(value) <= _RETRY_AFTER and value.isascii() and value.isprintable() else None
+    return value[:_RETRY_AFTER] if value and value.isascii() and value.isprintable() else None
+
+
+async def _ending(protocol: Protocol, deadline: float) -> Exception:
+    """Why nothing can be written any more.
+
+    It may have been said by now: who speaks first, as SSH does, or misses a certificate of ours in TLS 1.3, where that
+    comes behind a handshake which is whole for us.
+    """
+    with suppress(Exception):
+        async with asyncio.timeout_at(deadline):
+            if (closed := protocol.closed) is not None:
+                await closed
+    said = protocol.exception()
+    return said if isinstance(said, Exception) else ConnectionResetError()
 
 
 async def _upload(writer: StreamWriter, content: bytes) -> None:

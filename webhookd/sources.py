@@ -1,6 +1,7 @@
 """What of the configuration is secret, and where it is: in the file itself, in another, a variable or a credential.
 
-As with all checks, no sentence says what was found there.
+Blanks and newlines around it in the latter three are no part of it, as editors and shells leave some there. As with
+all checks, no sentence says what was found.
 """
 
 import re
@@ -73,14 +74,14 @@ def _credential_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
 def _of_file(value: object, around: Around) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError("wants the path of a file")
-    return around.read_secret(value)
+    return around.read_secret(value).strip()
 
 
 def _of_environ(value: object, around: Around) -> str:
-    if not isinstance(value, str) or not (found := around.environ.get(value)):
+    if not isinstance(value, str) or not (found := around.environ.get(value, "").strip()):
         # The value is not shown: it may be a secret that was meant for another key.
         raise ValueError("the environment variable it names is not set")
-    return found.strip()
+    return found
 
 
 def _of_credential(value: object, around: Around) -> str:

@@ -94,6 +94,37 @@ async def test_a_server_may_ask_for_a_curve(sender: Sender, certificate: tuple[s
         assert await sender.send(post(there.https, 60, tls=tls_context(certificate[0]))) == Response(200)
 
 
+REFUSALS = 20  # there are several orders in which a refusal, the end and what we write meet
+
+
+@pytest.mark.parametrize("content", [b"{}", b"x" * 100_000], ids=["small", "large"])
+async def test_who_wants_a_certificate_and_gets_none_ends_it_with_an_error_of_tls(
+    sender: Sender, certificate: tuple[str, str], content: bytes
+) -> None:
+    """In TLS 1.3 that is said when the handshake is whole for us, and the request on its way. asyncio says nothing."""
+    context = serving(*certificate, clients=self_signed("client")[0])
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def refuse() -> None:
+            for _ in range(REFUSALS):
+                peer, _ = server.accept()
+                with context.wrap_socket(peer, server_side=True, do_handshake_on_connect=False) as secured:
+                    with suppress(ssl.SSLError):
+                        secured.do_handshake()
+                    secured.shutdown(socket.SHUT_WR)
+                    with suppress(ConnectionError):  # to the end, or the kernel would reset it, and that comes first
+                        while socket.socket.recv(secured, 65536):
+                            pass
+
+        server.settimeout(60)
+        refusing = asyncio.create_task(asyncio.to_thread(refuse))
+        url, tls = f"https://127.0.0.1:{server.getsockname()[1]}/", tls_context(certificate[0])
+        said = [await sender.send(post(url, 60, content, tls=tls)) for _ in range(REFUSALS)]
+        await refusing
+    assert set(said) == {NoResponse("tls_error")}
+
+
 async def test_a_chain_has_a_bound(sender: Sender) -> None:
     for count, expected in ((20, Response(200)), (120, NoResponse("tls_error"))):
         certificates, key = chained(count)

@@ -196,6 +196,35 @@ def test_a_systemd_credential() -> None:
             build_with(name, CREDENTIALS_DIRECTORY=there)
 
 
+@pytest.mark.parametrize("around", [" {} ", "\t{}\r\n", "\n {}\n\n"])
+def test_blanks_around_a_secret_count_nowhere(around: str) -> None:
+    """Wherever it is: a trailing one in a file was refused where that of a variable was not."""
+    secret, token = around.format(SECRET), around.format("fake-token")
+    texts = {"/creds/s": secret, "s": secret, "/creds/t": token, "t": token}
+    environ = {"CREDENTIALS_DIRECTORY": "/creds", "S": secret, "T": token}
+    ways: list[dict[str, Any]] = [
+        {way: found} for way, found in (("secret_file", "s"), ("secret_env", "S"), ("secret_credential", "s"))
+    ] + [{"secrets": [{way: found}]} for way, found in (("file", "s"), ("env", "S"), ("credential", "s"))]
+    for way in ways:
+        config = build(orders(secret=None, **way), [], environ, lambda path, _: texts[path])
+        assert config.endpoints[0].secrets == (parse_secret(SECRET),), way
+    for source in ({"file": "t"}, {"env": "T"}, {"credential": "t"}):
+        for beside, header in (({}, "fake-token"), ({"prefix": "Bearer "}, "Bearer fake-token")):
+            given = orders(headers={"x-key": {**source, **beside}})
+            config = build(given, [], environ, lambda path, _: texts[path])
+            assert config.endpoints[0].headers == (("x-key", header),), source
+        proxied = {**orders(), "egress": {"proxy": "http://proxy:1", "proxy_authorization": {**source, "user": "me"}}}
+        found = build(proxied, [], environ, lambda path, _: texts[path]).egress.proxy
+        assert found is not None
+        assert found.authorization == "Basic " + base64.b64encode(b"me:fake-token").decode()
+
+
+@pytest.mark.parametrize("blank", [" \n", ""])
+def test_a_variable_of_blanks_is_not_set(blank: str) -> None:
+    (mistake,) = mistakes(orders(secret=None, secret_env="EMPTY"), environ={"EMPTY": blank})
+    assert mistake.endswith("secret_env: the environment variable it names is not set")
+
+
 def test_event_types_are_kept_for_people() -> None:
     table = {"order.status": {"description": "It changed", "example": {"at": date(2026, 1, 31), "amount": [1.5, "x"]}}}
     types = made({"event_types": table}, ("b.toml", {"event_types": {"a": {}}})).event_types
@@ -484,7 +513,17 @@ def test_a_mistake_in_an_endpoint(changes: dict[str, Any], expected: str) -> Non
 
 @pytest.mark.parametrize(
     "name",
-    ["Host", "content-length", "Transfer-Encoding", "TE", "trailer", "cookie", "content-encoding", "webhook-id"],
+    [
+        "Host",
+        "content-length",
+        "Transfer-Encoding",
+        "TE",
+        "trailer",
+        "cookie",
+        "content-encoding",
+        "accept-encoding",
+        "webhook-id",
+    ],
 )
 def test_a_reserved_header(name: str) -> None:
     (mistake,) = mistakes(orders(headers={name: "x"}))
