@@ -3,29 +3,23 @@
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
-from typing import Annotated, Final
+from typing import Annotated
 
-import aiohttp
 import typer
-from yarl import URL
 
+from webhookd.cli.listen_forward import client, passing
 from webhookd.cli.listen_view import Seen, described, lines
 from webhookd.cli.options import Usage, on_stop_signals, ran
 from webhookd.cli.tables import document, say, show_json
 from webhookd.errors import WebhookdError
 from webhookd.guard import url_mistake
 from webhookd.signing import new_secret, parse_verifier
-from webhookd.sink import Answer, Behaviour, Received, sink
+from webhookd.sink import Behaviour, Received, sink
 from webhookd.units import duration
-
-FORWARD_SECONDS = 30.0  # longer than a sender's default patience
-NOT_PASSED_ON: Final = frozenset(
-    ("host", "content-length", "connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "expect")
-)  # they are about one connection; the client writes its own
 
 
 def listen(
@@ -71,12 +65,10 @@ def listen(
         stopped = asyncio.Event()
         on_stop_signals(stopped.set, lambda: os._exit(1))
         show = _printer(stopped, as_json=as_json)
-        async with aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=FORWARD_SECONDS), cookie_jar=aiohttp.DummyCookieJar()
-        ) as session:
-            passing = None if forward_to is None else _passing(session, forward_to)
+        async with client() as session:
+            forward = None if forward_to is None else passing(session, forward_to)
             try:
-                async with sink((key,), show, random=chance, port=port, otherwise=behaviour, forward=passing) as url:
+                async with sink((key,), show, random=chance, port=port, otherwise=behaviour, forward=forward) as url:
                     say("\n".join(introduction(url, text, secret_file)), err=as_json)
                     await stopped.wait()
             except OSError as error:
@@ -153,22 +145,3 @@ def _printer(stopped: asyncio.Event, *, as_json: bool) -> Callable[[Received], N
             stopped.set()
 
     return show
-
-
-def _passing(session: aiohttp.ClientSession, url: str) -> Callable[[Received], Awaitable[Answer]]:
-    """Asks the target for its answer; one that does not give any is told on standard error, and answered with 502."""
-
-    async def passing(received: Received) -> Answer:
-        headers = {name: text for name, text in received.headers.items() if name not in NOT_PASSED_ON}
-        try:
-            async with session.request(
-                received.method, URL(url, encoded=True), data=received.body, headers=headers, allow_redirects=False
-            ) as response:
-                kind = response.headers.get("content-type", "text/plain")
-                return Answer(response.status, await response.read(), {"content-type": kind})
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            why = str(error) or type(error).__name__
-            say(f"webhookd: --forward-to did not answer, so 502 goes back: {why}", err=True)
-            return Answer(502, b"the target of --forward-to did not answer")
-
-    return passing
