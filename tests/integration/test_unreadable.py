@@ -376,8 +376,8 @@ async def test_emit_explain_and_status_say_it_in_a_sentence(
     sql: Sql, dsn: str, receiver: Receiver, daemon: Running, tmp_path: Path
 ) -> None:
     file = files(tmp_path, dsn)
-    found = await asyncio.to_thread(webhookd, "emit", "-c", file, "t" * 513, "{}")
-    fails(found, 1, "the outbox does not take this event: type may have 512 characters at most")
+    found = await asyncio.to_thread(webhookd, "emit", "-c", file, "--tenant", "t" * 256, "a", "{}")
+    fails(found, 1, "the outbox does not take this event: tenant may have 255 characters at most")
     await unbound(sql)
     async with daemon(configuration({"hook": {"url": receiver.url("hook")}})):
         bad = await emit(sql, f"'order.created', '{{}}', occurred_at => {LATE}")

@@ -71,7 +71,7 @@ def _postgres(directory: Path) -> Iterator[None]:
     """A migrated Postgres of our own for the block, and for every load in it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop takes over: it must not be left behind
     try:
-        with postgres(directory, tell=lambda why: typer.echo(f"webhookd: {why}", err=True)) as dsn:
+        with postgres(directory, tell=lambda why: say(f"webhookd: {why}", err=True)) as dsn:
             try:
                 ran(migrate(dsn))
                 for name in DATABASE:
