@@ -101,6 +101,7 @@ WAITS: Mapping[str, tuple[float, float]] = {
     "seconds": (4.9, 6.5),
     "date": (4.9, 7.5),  # six seconds, but without the fraction of a second
     "hours": (3599.9, 3601.5),
+    "long": (3599.9, 3601.5),
     "year_9999": (3599.9, 3601.5),
 }
 NO_WAITS = AFTER.keys() - WAITS.keys()
