@@ -13,8 +13,10 @@ class Breaker:
     """Closed, open, or half-open; all moments are of the monotonic clock.
 
     Closed, it allows all and counts. Open, it allows one probe at `retry_at`; the time to the next one doubles with
-    each that fails, up to five minutes. A probe that succeeds half-opens it: 1 at a time, then 2, 4, and so on, until
-    so many succeed as the endpoint has slots. A failure meanwhile opens it again where the intervals had come to.
+    each that fails, up to five minutes. A probe that succeeds half-opens it: 2 at a time, then 4, 8, and so on, each as
+    soon as so many have succeeded, and closed once they are as many as the endpoint has slots. Failures meanwhile open
+    it again where the intervals had come to, if they are so many as would open it when closed: an endpoint that fails
+    one time in three would never come back if it had to be without fault on the way.
     """
 
     __slots__ = ("_good", "_history", "_row", "_since", "allowance", "fails", "retry_at")
@@ -66,16 +68,16 @@ class Breaker:
 
     def failed(self, started: float, now: float, random: float) -> bool:
         """Count a failure of an attempt that started then; True when it opens. `random` is uniform in [0, 1)."""
-        if not self.is_closed:
-            if started >= self._since:
-                self._open(now, random)
+        if started < self._since:
             return False
         self._row += 1
         self._history = (self._history << 1 | 1) & _HISTORY
-        if self._row < FAILED_IN_ROW and self._history.bit_count() < FAILED_IN_WINDOW:
+        is_probe = self.allowance == 1
+        if not is_probe and self._row < FAILED_IN_ROW and self._history.bit_count() < FAILED_IN_WINDOW:
             return False
+        was_closed = self.is_closed
         self._open(now, random)
-        return True
+        return was_closed
 
     def _open(self, now: float, random: float) -> None:
         self.fails = min(self.fails + 1, 1000)
@@ -83,6 +85,7 @@ class Breaker:
         self.retry_at = now + seconds * (1 + PROBE_JITTER * (2 * random - 1))
         self._since = now
         self.allowance, self._good = 1, 0
+        self._row = self._history = 0
 
     def _close(self) -> None:
         self.fails, self.allowance = 0, UNLIMITED

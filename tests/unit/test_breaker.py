@@ -1,5 +1,8 @@
 """A breaker opens on failures alone, probes at growing intervals, and lets an endpoint back bit by bit."""
 
+import random
+import statistics
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,23 +87,32 @@ def test_what_started_before_it_opened_says_nothing() -> None:
     assert (breaker.fails, breaker.retry_at, breaker.allowance) == (1, before, 1)
 
 
-def test_a_failure_on_the_way_back_goes_on_with_the_intervals() -> None:
+def test_failures_on_the_way_back_go_on_with_the_intervals() -> None:
     breaker = opened(0.0)
     for now in (10.0, 20.0):
         breaker.failed(now, now, 0.5)
     breaker.succeeded(30.0, 30.0, 10)
-    assert breaker.allowance == 2
-    breaker.failed(31.0, 31.0, 0.5)
+    for _ in range(FAILED_IN_ROW):
+        assert (breaker.allowance, breaker.retry_at) == (2, 0.0), "as many as when it is closed"
+        breaker.failed(31.0, 31.0, 0.5)
     assert (breaker.allowance, breaker.retry_at) == (1, 31.0 + 8.0)
 
 
-def test_another_daemon_goes_on_where_it_was() -> None:
-    breaker = Breaker()
-    breaker.reopen(4, 50.0)
-    assert breaker.is_open(49.0)
-    assert breaker.allowance == 1
-    breaker.failed(50.0, 50.0, 0.5)
-    assert breaker.retry_at == 50.0 + 16.0
+@pytest.mark.parametrize("most", [1, 20, 100])
+@pytest.mark.parametrize("failing", [1 / 3, 1 / 2])
+def test_who_fails_now_and_then_comes_back(failing: float, most: int) -> None:
+    """It would not be opened for that, so that must not keep it open."""
+    dice, took = random.Random(20261128), []
+    for _ in range(100):
+        breaker, now = opened(0.0), 0.0
+        while not breaker.is_closed:
+            now = max(now + 0.01, breaker.retry_at)
+            if dice.random() < failing:
+                breaker.failed(now, now, dice.random())
+            else:
+                breaker.succeeded(now, now, most)
+        took.append(now)
+    assert statistics.median(took) < 10, "half of them within seconds, and probes that fail double them"
 
 
 @given(
@@ -109,7 +121,7 @@ def test_another_daemon_goes_on_where_it_was() -> None:
     st.floats(0, 0.999),
 )
 def test_it_never_closes_without_successes_nor_opens_without_failures(
-    answers: list[tuple[bool, float, float]], most: int, random: float
+    answers: list[tuple[bool, float, float]], most: int, chance: float
 ) -> None:
     breaker, now = Breaker(), 0.0
     failures = successes = 0
@@ -117,12 +129,14 @@ def test_it_never_closes_without_successes_nor_opens_without_failures(
         now = max(now + pause, breaker.retry_at)  # nobody starts anything before
         started, now = now, now + seconds
         was_closed = breaker.is_closed
-        changed = breaker.succeeded(started, now, most) if good else breaker.failed(started, now, random)
-        failures, successes = (failures, successes + 1) if good else (failures + 1, 0)
+        changed = breaker.succeeded(started, now, most) if good else breaker.failed(started, now, chance)
+        failures, successes = (failures, successes + 1) if good else (failures + 1, successes)
         if was_closed and not breaker.is_closed:
             assert changed
             assert not good
             assert failures >= FAILED_IN_ROW
+        if breaker.allowance == 1:  # it opened
+            successes = 0
         if breaker.is_closed and not was_closed:
             assert changed
             assert successes >= most
@@ -132,9 +146,9 @@ def test_it_never_closes_without_successes_nor_opens_without_failures(
         assert breaker.retry_at - now <= PROBE_MOST * (1 + PROBE_JITTER)
 
 
-@pytest.mark.parametrize("random", [0.0, 0.999])
-def test_probes_of_endpoints_that_failed_together_are_spread(random: float) -> None:
+@pytest.mark.parametrize("chance", [0.0, 0.999])
+def test_probes_of_endpoints_that_failed_together_are_spread(chance: float) -> None:
     breaker = Breaker()
     for _ in range(FAILED_IN_ROW):
-        breaker.failed(0.0, 0.0, random)
-    assert breaker.retry_at == pytest.approx(1 + (2 * random - 1) * PROBE_JITTER)
+        breaker.failed(0.0, 0.0, chance)
+    assert breaker.retry_at == pytest.approx(1 + (2 * chance - 1) * PROBE_JITTER)
