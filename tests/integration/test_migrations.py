@@ -438,7 +438,8 @@ async def test_every_function_depends_on_no_default_and_no_lock_that_a_stranger_
         "TimeZone=UTC",
         "standard_conforming_strings=on",
     }
-    often = {"cut": {"row_security=off"}, "place": set(), "emit": set(), "wake": None, "try_lock_log": None}
+    cut = {"row_security=off"}
+    often = {"cut": cut, "part_of_transaction": cut, "place": set(), "emit": set(), "wake": None, "try_lock_log": None}
     rows = await sql.fetch("SELECT * FROM pg_proc WHERE pronamespace = 'webhookd'::regnamespace")
     for row in rows:
         name, settings = row["proname"], set(row["proconfig"] or ())
