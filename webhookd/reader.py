@@ -7,8 +7,9 @@ Tenants take turns, and the reader cuts between them. What one has committed bey
 the rest of a large transaction; of that it takes a piece when it has nothing else of that tenant to hand out. So nobody
 waits for the events of another.
 
-After an empty cut the daemon sleeps: it takes the sleep lock, cuts once more, and waits until a producer rings. Under
-load it never sleeps, and lets a few milliseconds pass between two cuts so that batches are worth their row.
+After an empty cut the daemon sleeps: it takes the sleep lock, cuts once more, and waits until a producer rings. It
+keeps the lock, but under load, when it lets a few milliseconds pass between two cuts so that batches are worth their
+row.
 """
 
 import asyncio
@@ -135,7 +136,6 @@ class Reader:
         self._drawn: str | None = None  # whose surplus was drawn last
         self._behind = Behind()  # of the open ones, those that let others pass until they can be read
         self._cut_again_at = 0.0
-        self._dozing = False  # what is in hand was found when it had lain down
         self._stopped = asyncio.Event()
         self._rest = Rest(bell, self._stopped)
         self.low = low  # every batch up to here is done; the janitor moves it
@@ -198,10 +198,8 @@ class Reader:
             return
         if self._rest.is_over:
             await self._rest.pause()
-        elif await self._rest.lie_down():
-            self._dozing = await self._cut()  # what was committed before producers knew of us has rung nobody
-            if not self._dozing:
-                await self._rest.sleep()
+        else:
+            await self._rest.sleep()
 
     @property
     def _in_hand(self) -> int:
@@ -307,10 +305,7 @@ class Reader:
         self._recorder.settle(batch)
         if not self._hand and not self._unread:
             self._cut_again_at = 0.0
-            if self._dozing:
-                self._dozing = False  # it lies down again at once, if that was all
-            else:
-                await self._rest.pause()
+            await self._rest.pause()
 
     def _offer(self, batch: Batch, event: Event, endpoint: Endpoint) -> None:
         batch.open += 1

@@ -32,7 +32,11 @@ class Bell(Protocol):
 
 
 class Rest:
-    """Knows how many events come, and waits for the next."""
+    """Knows how many events come, and waits for the next.
+
+    Who is woken goes on to be while it has some events to see to: at less than some hundreds a second to get up for
+    each, and to lie down again, costs more than being rung for it.
+    """
 
     def __init__(self, bell: Bell, stopped: asyncio.Event) -> None:
         self._bell = bell
@@ -40,6 +44,8 @@ class Rest:
         self._rate = 0.0
         self._rate_at = time.monotonic()
         self._poll = POLL_FIRST
+        self._lies = False
+        self._heard = False  # producers rang when it looked, so what it did not see rings
         self._was_rung = False
         self._lull = LULL_FIRST
 
@@ -52,6 +58,7 @@ class Rest:
         """The reader is about to look: from here on a ring tells of what it may not see."""
         self._was_rung = self._bell.rung.is_set()
         self._bell.rung.clear()
+        self._heard = self._lies and self._bell.lie_down() != "poll"
 
     def found(self, events: int) -> None:
         """So many were there."""
@@ -63,22 +70,21 @@ class Rest:
             self._lull = LULL_FIRST
 
     async def pause(self) -> None:
-        """Wait for some more events to come."""
-        self._bell.get_up()
+        """Wait for some more events to come, where more come than are worth a look each."""
+        if self.is_over:
+            self._lies = False
+            self._bell.get_up()
         await wait_for(self._stopped, min(max(self._rate * PAUSE_PER_RATE, PAUSE_LEAST), PAUSE_MOST))
 
-    async def lie_down(self) -> bool:
-        """True when producers ring from now on: so look once more, and `sleep`. False after waiting without that."""
+    async def sleep(self) -> None:
+        """Wait, when there was nothing, until somebody rings; where nobody does, for a few milliseconds."""
         if self._was_rung:
             await wait_for(self._stopped, self._lull)
             self._lull = min(self._lull * 2, LULL_MOST)
-        if self._bell.lie_down() == "poll":
+        self._lies = True
+        if self._heard:
+            self._poll = POLL_FIRST
+            await wait_for(self._bell.rung, NAP)
+        elif self._bell.lie_down() == "poll":
             await wait_for(self._bell.rung, self._poll)  # it also rings when it has an answer
             self._poll = min(self._poll * 1.5, POLL_MOST)
-            return False
-        self._poll = POLL_FIRST
-        return not self._bell.rung.is_set()
-
-    async def sleep(self) -> None:
-        """Wait until somebody rings, or for a nap."""
-        await wait_for(self._bell.rung, NAP)

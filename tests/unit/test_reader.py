@@ -276,9 +276,9 @@ async def test_a_ring_during_a_cut_survives_it(monkeypatch: pytest.MonkeyPatch) 
             parts.log.cuts.append([batch(number, number)])
             parts.bell.rung.set()
 
-        for quiet in (0, 1):  # in the cut that a ring leads to, and in the one before it sleeps again
+        for _ in range(2):
             offered = len(parts.dispatcher.offered)
-            parts.log.during_cuts = [lambda: None] * quiet + [commit]
+            parts.log.during_cuts = [commit]
             parts.bell.rung.set()
             await until(lambda n=offered: len(parts.dispatcher.offered) > n, "the event that came during a cut")  # type: ignore[misc]
 
@@ -309,16 +309,36 @@ async def test_what_rings_for_nothing_is_listened_to_less_and_less(monkeypatch: 
         bell.rung.set()
         resting.look()
         resting.found(events)
-        await resting.lie_down()
+        await resting.sleep()
 
+    await look(0)  # it lies down
+    waits.clear()
     for _ in range(10):
         await look(0)
-    assert waits == [min(rest.LULL_FIRST * 2**n, rest.LULL_MOST) for n in range(10)]
+    assert waits[1::2] == [rest.NAP] * 10, "and is woken"
+    assert waits[::2] == [min(rest.LULL_FIRST * 2**n, rest.LULL_MOST) for n in range(1, 11)]
+    waits.clear()
     await look(1)
-    assert waits[10:] == [rest.LULL_FIRST]
     resting.look()
-    await resting.lie_down()
-    assert len(waits) == 11, "nobody rang"
+    await resting.sleep()
+    assert waits == [rest.LULL_FIRST, rest.NAP, rest.NAP], "at last nobody rang"
+
+
+async def test_a_few_events_leave_it_where_producers_ring_and_many_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rest, "NAP", 600.0)
+    async with reading() as parts:
+        await until(lambda: parts.bell.asleep, "a sleeping reader")
+        looks = len(parts.log.shares)
+        parts.log.cuts.append([batch(1, 1)])
+        parts.bell.rung.set()
+        await until(lambda: parts.dispatcher.offered, "the event")
+        await asyncio.sleep(0.1)
+        assert "get_up" not in parts.bell.calls
+        assert len(parts.log.shares) == looks + 2, "the cut that finds it, and the one after which it sleeps on"
+        parts.log.cuts.append([batch(2, *range(100, 600))])
+        parts.bell.rung.set()
+        await until(lambda: "get_up" in parts.bell.calls, "it gets up")
+        await until(lambda: parts.bell.asleep, "it sleeps again", timeout=20)
 
 
 async def test_a_ring_is_answered_long_before_the_nap_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
