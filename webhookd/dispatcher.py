@@ -11,7 +11,7 @@ of the daemon stays, and fills the memory until the reader stops reading.
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import structlog
@@ -20,21 +20,19 @@ from webhookd import outcome, request
 from webhookd.answers import Answers
 from webhookd.clock import Clock
 from webhookd.feeder import AHEAD, Feeder, Store
-from webhookd.members import Shares, alone
+from webhookd.limits import AT_A_TIME, Limits
+from webhookd.members import Shares
 from webhookd.model import Delivery, Ended, Endpoint, NoResponse, Postponed, Request, Response, Result
 from webhookd.payloads import Payload
 from webhookd.queues import GONE_MOST, SPILLED_MOST, STILL_SECONDS, EndpointQueue, Fed, Feed, Flight, Standing
+from webhookd.room import MOST_DELIVERIES, Room
 from webhookd.tasks import wait_for
 from webhookd.turns import ASIDE_AFTER, FOREVER, STRANDED_SECONDS, Turns
 
-MOST_DELIVERIES = 20_000  # in memory, results that are not yet recorded included
-LEAST_DELIVERIES = 4_000  # in memory, however slow things go
-TENANTS_PART = 7  # times the room that is left: so much of the memory one tenant may hold
 PATIENCE = 3.0  # seconds a delivery may wait for its endpoint, or be in flight, before the backlog holds it
 LEASE_MARGIN = 25.0  # seconds of a lease beyond the timeout of the attempt
 DEATHS_MOST = 6  # of daemons that had a delivery in hand, from which on it is not tried, but waits for its next step
 SWEEP_SECONDS = 0.25
-AT_A_TIME = 500  # endpoints that are looked at before others have their turn on the loop
 UNSEEN_SECONDS = 5.0  # without a look at our way out, from which on more is taken into memory that can have one
 
 log = structlog.get_logger("webhookd.dispatcher")
@@ -102,11 +100,10 @@ class Dispatcher:
         self._clock = clock
         self.answers = Answers(recorder, random)
         self._user_agent = user_agent
-        self._most_deliveries = most_deliveries
         self._patience = patience
         self._queues: dict[int, EndpointQueue] = {}
         self._turns = Turns(aside_after=min(ASIDE_AFTER, patience))
-        self._shares = alone()
+        self._limits = Limits(self._turns)
         self._alarm: asyncio.TimerHandle | None = None  # for the first queue that may start at some moment
         self._alarm_at = FOREVER
         self.feeder = Feeder(
@@ -117,11 +114,8 @@ class Dispatcher:
             on_gone=self._reject,
             on_fed=self._fill_lanes,
         )
-        self._held = 0  # deliveries in memory
-        self._held_of: dict[str, int] = {}  # the same by the tenant of their event
+        self._room = Room(most_deliveries)
         self._still, self._still_until = 0, 0.0  # deliveries behind attempts without an answer; good until that moment
-        self._landed = 0  # attempts answered since the last sweep
-        self._rate = 0.0  # of answered attempts, per second
         self._lane_group: asyncio.TaskGroup | None = None
         self._stopped = asyncio.Event()
         self._on_hold = False
@@ -133,36 +127,25 @@ class Dispatcher:
 
     @property
     def room(self) -> int:
-        """Deliveries that may still be offered; none while results cannot be written.
-
-        No more than a second's work is taken into memory: what a fast endpoint cannot start within its patience would
-        be spilled, at six times the cost of leaving it in the log a little longer. What waits for an endpoint that
-        says nothing is none of that work, so it stops nobody.
-        """
+        """Deliveries that may still be offered; none while results cannot be written."""
         if self._recorder.stuck or self._is_waiting_for_a_way_out(time.monotonic()):
             return 0
-        held = self._held + self._recorder.pending
-        most = min(max(int(self._rate), LEAST_DELIVERIES), self._most_deliveries)
-        if held < most:
-            return most - held
+        return self._room.left(self._recorder.pending, self._waiting_for_silence)
+
+    def room_for(self, tenant: str) -> int:
+        """Deliveries of this tenant's events that may still be offered."""
+        return self._room.left_for(tenant, self.room)
+
+    def _waiting_for_silence(self) -> int:
         now = time.monotonic()
         if now >= self._still_until:
             self._still_until = now + STILL_SECONDS / 2
             self._still = self._turns.still(now)
-        return min(most - held + self._still, self._most_deliveries - held)
-
-    def room_for(self, tenant: str) -> int:
-        """Deliveries of this tenant's events that may still be offered.
-
-        What is left is for those who hold little: whoever holds many times as much as there is room waits, so that
-        there is some left, whoever floods us (dynamic thresholds, Choudhury and Hahne 1998).
-        """
-        room = self.room
-        return min(room, TENANTS_PART * room - self._held_of.get(tenant, 0))
+        return self._still
 
     def _is_waiting_for_a_way_out(self, now: float) -> bool:
         # What is held can look whether it is open again, unless it all waits for its endpoints.
-        return self._turns.is_stranded(now, UNSEEN_SECONDS if self._held else STRANDED_SECONDS)
+        return self._turns.is_stranded(now, UNSEEN_SECONDS if self._room.held else STRANDED_SECONDS)
 
     @property
     def in_flight(self) -> int:
@@ -215,9 +198,7 @@ class Dispatcher:
         if delivery.batch is not None and queue.is_full(time.monotonic(), self._patience):
             self._spill(queue, delivery)
             return
-        self._held += 1
-        tenant = delivery.event.tenant
-        self._held_of[tenant] = self._held_of.get(tenant, 0) + 1
+        self._room.take(delivery.event.tenant)
         queue.waiting.append(delivery)
         self.feeder.ask(queue)
 
@@ -231,7 +212,7 @@ class Dispatcher:
         """Go on with these endpoints and settings; what an endpoint that is gone was owed goes to the backlog."""
         for _ in self.prepare(endpoints):
             pass
-        self._max_in_flight, self._per_host = delivery.max_in_flight, delivery.max_in_flight_per_host
+        self._limits.slots, self._limits.per_host = delivery.max_in_flight, delivery.max_in_flight_per_host
         self.feeder.max_payload = self._max_payload = delivery.max_payload
         self._source = delivery.source
         self.answers.keep_response = delivery.response_body == "failures"
@@ -240,7 +221,7 @@ class Dispatcher:
             queue.host.queues.discard(queue)
             self._spill_all(queue)
         self._turns.forget_hosts()
-        self._limit(list(self._queues.values()))
+        self._limit(self._queues.values())
 
     def prepare(self, endpoints: Collection[Endpoint]) -> Iterator[None]:
         """Do most of what `configure` does with these, in pieces, between which others may have their turn."""
@@ -249,7 +230,7 @@ class Dispatcher:
             if queue is None:
                 queue = self._queues[endpoint.id] = EndpointQueue(endpoint, self._turns.host(endpoint.url))
                 queue.follow(*self._fed.get(endpoint.id, _LIVE))
-                queue.share(*self._shares.place(self._shares.of(endpoint.id)))
+                self._limits.keep(queue)
             elif queue.endpoint is not endpoint:
                 queue.change(endpoint, self._turns.host(endpoint.url))
             if number % AT_A_TIME == 0:
@@ -257,9 +238,9 @@ class Dispatcher:
 
     def share(self, shares: Shares) -> None:
         """Keep to our share of the limits of endpoints and hosts."""
-        if shares != self._shares:
-            self._shares = shares
-            self._limit(list(self._queues.values()))
+        if shares != self._limits.shares:
+            self._limits.shares = shares
+            self._limit(self._queues.values())
 
     def follow(self, fed: Mapping[int, Fed]) -> None:
         """Feed these endpoints from there, and the others as before."""
@@ -272,21 +253,20 @@ class Dispatcher:
             queue = self._queues.get(endpoint_id)
             if queue is not None and queue.feed is not now_fed.feed:
                 queue.follow(*now_fed)
-                changed.append(queue)
+                if self._limits.keep(queue):
+                    changed.append(queue)
                 if queue.feed is Feed.NONE:
                     self._spill_all(queue)
-        if changed:
-            self._limit(changed)
+        self._limit(changed)
 
-    def _limit(self, queues: Sequence[EndpointQueue]) -> None:
-        """Keep to our share of the limits of these; of thousands some at a time, so that others have their turn."""
-        some = [queue for queue in queues[:AT_A_TIME] if self._queues.get(queue.endpoint.id) is queue]
-        for queue in some:
-            queue.share(*self._shares.place(self._shares.of(queue.endpoint.id)))
-        self._turns.configure(self._max_in_flight, self._per_host, some, self._shares)
+    def _limit(self, queues: Iterable[EndpointQueue]) -> None:
+        if self._limits.change(queues):
+            self._limit_some()
+
+    def _limit_some(self) -> None:
+        if self._limits.some():
+            asyncio.get_running_loop().call_soon(self._limit_some)
         self._fill_lanes()
-        if len(queues) > AT_A_TIME:
-            asyncio.get_running_loop().call_soon(self._limit, queues[AT_A_TIME:])
 
     def hold(self, on_hold: bool) -> None:
         """Start no attempts while nobody can know whether we are alive."""
@@ -374,8 +354,8 @@ class Dispatcher:
             delivery.event = lean
             now = time.monotonic()
             self._turns.land(flight)
-            self._landed += 1
-            self._let_go(delivery)
+            self._room.answered()
+            self._room.leave(delivery.event.tenant)
             self.feeder.drop(delivery.event)
         if self._turns.hear(outcome.is_stranded(answer), flight.started, now):
             log.warning("proxy_away" if self._turns.stranded_at else "proxy_back")
@@ -386,21 +366,12 @@ class Dispatcher:
 
     # What leaves memory without an attempt.
 
-    def _let_go(self, delivery: Delivery) -> None:
-        self._held -= 1
-        tenant = delivery.event.tenant
-        left = self._held_of[tenant] - 1
-        if left:
-            self._held_of[tenant] = left
-        else:
-            del self._held_of[tenant]
-
     def _reject(self, delivery: Delivery, reason: str) -> None:
-        self._let_go(delivery)
+        self._room.leave(delivery.event.tenant)
         self._recorder.put(Result(delivery, None, Ended("rejected", reason)))
 
     def _leave(self, delivery: Delivery, payload: Payload | None) -> None:
-        self._let_go(delivery)
+        self._room.leave(delivery.event.tenant)
         if payload is not None:
             self.feeder.drop(delivery.event)
 
@@ -420,8 +391,7 @@ class Dispatcher:
     async def _sweep(self) -> None:
         while not await wait_for(self._stopped, SWEEP_SECONDS):
             now = time.monotonic()
-            self._rate += (self._landed / SWEEP_SECONDS - self._rate) / 2
-            self._landed = 0
+            self._room.measure(SWEEP_SECONDS)
             self._turns.age(now)
             for delivery in self._turns.stragglers(now - self._patience):
                 self._recorder.lease(delivery, delivery.endpoint.timeout + LEASE_MARGIN)

@@ -50,15 +50,15 @@ class Turns:
         self,
         slots: int,
         per_host: int,
-        queues: Iterable[EndpointQueue],
+        hosts: Iterable[Host],
         shares: Shares = ALONE,
     ) -> None:
-        """Give the daemon so many slots, and the hosts of these queues our share of so many.
+        """Give the daemon so many slots, and these hosts our share of so many.
 
         It is not less than an endpoint of the host has. Those share a host that have one of our endpoints there.
         """
         self._slots = slots
-        for host in {queue.host for queue in queues}:
+        for host in filter(lambda host: host.queues, hosts):
             ids = [queue.endpoint.id for queue in host.queues]
             sharers = sorted({id_ for group in {shares.of(each) for each in ids} for id_ in group})
             key = min(ids)  # so that one slot goes where its endpoint's slot goes

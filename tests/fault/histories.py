@@ -352,7 +352,8 @@ class History:
         for query in PICTURE:
             self.log += [str(dict(row)) for row in await self.sql.fetch(query)]
         for member in self.live:
-            self._say(f"{member.number} is {member.id} and has {member.shares()}, told {member.dispatcher._shares}")
+            told = member.dispatcher._limits.shares
+            self._say(f"{member.number} is {member.id} and has {member.shares()}, told {told}")
             for queue in member.dispatcher._queues.values():
                 counts = f"{len(queue.waiting)} waiting, {len(queue.ready)} ready, {len(queue.flying)} flying"
                 more = (

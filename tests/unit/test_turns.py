@@ -38,7 +38,7 @@ class Daemon:
         queue = EndpointQueue(endpoint, self.turns.host(endpoint.url))
         self.queues.append(queue)
         queue.share(0, 1)
-        self.turns.configure(*self.limits, self.queues)
+        self.turns.configure(*self.limits, {queue.host for queue in self.queues})
         if ready:
             self.fill(queue, ready)
         return queue
@@ -145,7 +145,7 @@ def test_an_endpoint_that_moves_counts_where_its_attempts_started() -> None:
     flights = daemon.start(most=2)
     moved = replace(queue.endpoint, url="https://moved.example.com/")
     queue.change(moved, daemon.turns.host(moved.url))
-    daemon.turns.configure(*daemon.limits, daemon.queues)
+    daemon.turns.configure(*daemon.limits, {queue.host for queue in daemon.queues})
     daemon.turns.ask(queue)
     assert len(daemon.start()) == 2
     daemon.turns.land(flights[0])
