@@ -10,7 +10,7 @@ everything as it is.
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -68,7 +68,7 @@ class Registry(Protocol):
     ) -> Known:
         """Write our endpoints; all that are there."""
 
-    async def refresh_endpoints(self, keys: Iterable[tuple[str, str]], config_hash: str, dead_after: float) -> Known:
+    async def refresh_endpoints(self, keys: Collection[tuple[str, str]], config_hash: str, dead_after: float) -> Known:
         """All endpoints that are there; `keys` are ours."""
 
     async def reload_refused(self, daemon: int, problem: str) -> None:

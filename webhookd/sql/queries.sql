@@ -390,7 +390,7 @@ SELECT webhookd.lock_endpoints();
 -- name: sync_endpoints
 -- The files, as the database knows them; an endpoint that returns has its old number and its backlog.
 INSERT INTO webhookd.endpoint AS e (tenant, name, source, spec)
-SELECT u.tenant, u.name, 'file', u.spec::jsonb FROM unnest($1::text[], $2::text[], $3::text[]) u(tenant, name, spec)
+SELECT u.tenant, u.name, 'file', u.spec::jsonb FROM unnest($1::text::text[], $2::text::text[], $3::text::text[]) u(tenant, name, spec)
 ON CONFLICT (tenant, name) DO UPDATE SET spec = EXCLUDED.spec, removed_at = NULL
  WHERE e.spec IS DISTINCT FROM EXCLUDED.spec OR e.removed_at IS NOT NULL;
 
@@ -404,7 +404,7 @@ UPDATE webhookd.daemon SET config_hash = $2, endpoint_ids = $3, inactive_ids = $
 -- may name it, unless it has our very configuration.
 UPDATE webhookd.endpoint e SET removed_at = now()
  WHERE e.source = 'file' AND e.removed_at IS NULL
-   AND NOT EXISTS (SELECT FROM unnest($1::text[], $2::text[]) u(tenant, name) WHERE u.tenant = e.tenant AND u.name = e.name)
+   AND NOT EXISTS (SELECT FROM unnest($1::text::text[], $2::text::text[]) u(tenant, name) WHERE u.tenant = e.tenant AND u.name = e.name)
    AND e.id NOT IN (SELECT unnest(d.endpoint_ids || d.inactive_ids) FROM webhookd.daemon d
                      WHERE d.stopped_at IS NULL AND d.beat_at > now() - $4 * interval '1 s')
    AND NOT EXISTS (SELECT FROM webhookd.daemon d
@@ -412,7 +412,7 @@ UPDATE webhookd.endpoint e SET removed_at = now()
 
 -- name: returned_endpoints
 -- What counts as removed, since we were taken for dead, and is in our files all the same.
-UPDATE webhookd.endpoint e SET removed_at = NULL FROM unnest($1::text[], $2::text[]) u(tenant, name)
+UPDATE webhookd.endpoint e SET removed_at = NULL FROM unnest($1::text::text[], $2::text::text[]) u(tenant, name)
  WHERE e.tenant = u.tenant AND e.name = u.name AND e.removed_at IS NOT NULL;
 
 -- name: raise_version
@@ -422,13 +422,13 @@ UPDATE webhookd.config_version SET version = version + 1 RETURNING version;
 -- name: own_endpoints
 -- The numbers of our endpoints, in our order; one array, because thousands of rows would stall the loop.
 SELECT array_agg(e.id ORDER BY u.n)
-  FROM unnest($1::text[], $2::text[]) WITH ORDINALITY u(tenant, name, n) JOIN webhookd.endpoint e USING (tenant, name);
+  FROM unnest($1::text::text[], $2::text::text[]) WITH ORDINALITY u(tenant, name, n) JOIN webhookd.endpoint e USING (tenant, name);
 
 -- name: foreign_endpoints
 -- What only other daemons have in their files.
 SELECT e.id, e.tenant, e.name, e.spec FROM webhookd.endpoint e
  WHERE e.removed_at IS NULL
-   AND NOT EXISTS (SELECT FROM unnest($1::text[], $2::text[]) u(tenant, name) WHERE u.tenant = e.tenant AND u.name = e.name);
+   AND NOT EXISTS (SELECT FROM unnest($1::text::text[], $2::text::text[]) u(tenant, name) WHERE u.tenant = e.tenant AND u.name = e.name);
 
 -- name: versions
 -- How often endpoints have changed, and how often a reload was asked for.

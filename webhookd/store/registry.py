@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 from array import array
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -101,8 +101,7 @@ class Registry:
 
         It is alive from now on, and counts among those that share limits from its first heartbeat on.
         """
-        tenants, names = _columns(specs)
-        texts = await asyncio.to_thread(_texts, specs)  # thousands of them would stall the loop
+        tenants, names, texts = await asyncio.to_thread(_columns, specs)  # thousands of them would stall the loop
         async with self._locked() as connection:
             await connection.execute(QUERIES["downtime"], DOWNTIME_AFTER)
             changed = await connection.execute(QUERIES["sync_endpoints"], tenants, names, texts)
@@ -182,17 +181,16 @@ class Registry:
 
     async def sync_endpoints(self, daemon: int, specs: Specs, config_hash: str, dead_after: float) -> Known:
         """Write the endpoints of the files to the database, as what this daemon runs on; all that are there."""
-        tenants, names = _columns(specs)
-        texts = await asyncio.to_thread(_texts, specs)  # thousands of them would stall the loop
+        tenants, names, texts = await asyncio.to_thread(_columns, specs)  # thousands of them would stall the loop
         async with self._locked() as connection:
             changed = await connection.execute(QUERIES["sync_endpoints"], tenants, names, texts)
             own = await self._own(connection, specs, tenants, names)
             await connection.fetch(QUERIES["loaded"], daemon, config_hash, *own)
             return await self._known(connection, tenants, names, config_hash, dead_after, changed=_rows(changed) > 0)
 
-    async def refresh_endpoints(self, keys: Iterable[tuple[str, str]], config_hash: str, dead_after: float) -> Known:
+    async def refresh_endpoints(self, keys: Collection[tuple[str, str]], config_hash: str, dead_after: float) -> Known:
         """All endpoints that are there, less those that no live daemon has any longer; `keys` are ours."""
-        tenants, names = _columns(keys)
+        tenants, names = await asyncio.to_thread(_keys, keys)
         async with self._locked() as connection:
             return await self._known(connection, tenants, names, config_hash, dead_after, changed=False)
 
@@ -223,9 +221,7 @@ class Registry:
             await connection.fetch(QUERIES["sync_lock"])
             yield connection
 
-    async def _own(
-        self, connection: Any, specs: Specs, tenants: list[str], names: list[str]
-    ) -> tuple[list[int], list[int], str]:
+    async def _own(self, connection: Any, specs: Specs, tenants: str, names: str) -> tuple[list[int], list[int], str]:
         """What this daemon tells the others of its endpoints: those that are active, the others, and a hash."""
         ids = await connection.fetchval(QUERIES["own_endpoints"], tenants, names) or []
         pairs = sorted(zip(ids, (bool(spec["active"]) for spec in specs.values()), strict=True))
@@ -235,8 +231,8 @@ class Registry:
     async def _known(
         self,
         connection: Any,
-        tenants: list[str],
-        names: list[str],
+        tenants: str,
+        names: str,
         config_hash: str,
         dead_after: float,
         *,
@@ -267,12 +263,19 @@ def _rows(tag: str) -> int:
     return int(tag.rsplit(" ", 1)[1])
 
 
-def _columns(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
-    tenants, names = [], []
-    for tenant, name in pairs:
-        tenants.append(tenant)
-        names.append(name)
-    return tenants, names
+def _columns(specs: Specs) -> tuple[str, str, str]:
+    return *_keys(specs), _array(json.dumps(spec, sort_keys=True) for spec in specs.values())
+
+
+def _keys(pairs: Collection[tuple[str, str]]) -> tuple[str, str]:
+    tenants, names = zip(*pairs, strict=True) if pairs else ((), ())
+    return _array(tenants), _array(names)
+
+
+def _array(texts: Iterable[str]) -> str:
+    """An array as Postgres reads it: asyncpg would look at each element on the loop."""
+    escaped = (text.replace("\\", "\\\\").replace('"', '\\"') for text in texts)
+    return "{" + ",".join(f'"{text}"' for text in escaped) + "}"
 
 
 def _hash(ids: Sequence[int]) -> str:
@@ -281,7 +284,3 @@ def _hash(ids: Sequence[int]) -> str:
 
 def _foreign(rows: Iterable[Any]) -> list[Foreign]:
     return [Foreign(row[0], row[1], row[2], json.loads(row[3])) for row in rows]
-
-
-def _texts(specs: Specs) -> list[str]:
-    return [json.dumps(spec, sort_keys=True) for spec in specs.values()]
