@@ -4,7 +4,7 @@ import hashlib
 import json
 import ssl
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from webhookd.signing import ONE_SECRET, SCHEMES, hmac_of_body
 from webhookd.tls import tls_context
 from webhookd.units import quoted
 
+_POLICY: Final = [field.name for field in fields(RetryPolicy)]
 _EXPONENTIAL: Final = ("first", "factor", "max_interval")
 
 Document = Mapping[str, Any]
@@ -65,7 +66,7 @@ def endpoint_of(
         "timeout": endpoint.timeout,
         "max_in_flight": endpoint.max_in_flight,
         "rate_limit": endpoint.rate_limit,
-        "retry": {**asdict(retry), "schedule": list(retry.schedule)},
+        "retry": {**{key: getattr(retry, key) for key in _POLICY}, "schedule": list(retry.schedule)},
         "filter": {key: list(values) for key, values in made.filter.items()},
     }
     if made.hmac:
@@ -123,8 +124,10 @@ def _signature_mistakes(table: Document, place: Place) -> Iterator[Mistake]:
 
 def endpoint_policy(place: Place, table: Document, base: RetryPolicy, mistakes: list[Mistake]) -> RetryPolicy:
     """The policy of an endpoint, whatever else is wrong with it; `base` where its own table is, which is told later."""
+    if "retry" not in table:
+        return base
     try:
-        retry = Retry.model_validate(table.get("retry", {}))
+        retry = Retry.model_validate(table["retry"])
     except ValidationError:
         return base
     made = retry_policy(base, retry)
