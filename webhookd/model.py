@@ -18,7 +18,7 @@ METADATA_KEPT = 1_024  # bytes
 
 
 class Event(NamedTuple):
-    """A row of `webhookd.outbox` without its payload; the fields stand in the order of the query `heads`."""
+    """A row of `webhookd.outbox`; the fields stand in the order of the query `heads`."""
 
     id: int
     event_id: str
@@ -30,6 +30,7 @@ class Event(NamedTuple):
     occurred_at: datetime | None
     size: int  # bytes of the payload's text
     unread: int = 0  # bytes of the metadata where it is not at hand: it comes with the payload
+    payload: bytes | None = None  # its text, where it is small and came along; else it is fetched when it is wanted
 
     def lean(self) -> "Event":
         """The same, to be kept in memory: without metadata that takes more room than all the rest."""

@@ -16,6 +16,8 @@ from webhookd.model import Batch, Endpoint, Event
 
 LOOKED_AT: Final = 500  # pairs that turn out to be no deliveries, before others have their turn on the loop
 MATCHING: Final = 0.003  # seconds of looking for endpoints, the same
+FEW: Final = 10  # events of a batch whose small payloads come along: at a trickle, that is one question less
+SMALL: Final = 4096  # bytes of such a payload
 
 log = structlog.get_logger("webhookd.reader")
 
@@ -26,8 +28,8 @@ class Batches(Protocol):
     async def known(self, batch: Batch) -> set[tuple[int, int]]:
         """What of an adopted batch is settled: (event, endpoint) pairs."""
 
-    async def heads(self, ids: Sequence[int], lo: datetime, hi: datetime) -> list[Event]:
-        """Events without payloads, but for those that cannot be read."""
+    async def heads(self, ids: Sequence[int], lo: datetime, hi: datetime, along: int) -> list[Event]:
+        """Events, but those that cannot be read, with payloads of so many bytes at most."""
 
     async def whole(self, event: Event) -> Event:
         """The event with what `heads` has left out of it."""
@@ -56,7 +58,8 @@ class Opening:
         """By tenant, the weight of its events and whom they are owed to."""
         # A first claim has no past; of a later one, the ledger and the backlog know what is settled.
         known = await self._store.known(batch) if batch.claims > 1 else frozenset[tuple[int, int]]()
-        events = await self._store.heads(batch.event_ids, batch.lo, batch.hi) if batch.event_ids else []
+        along = SMALL if len(batch.event_ids) <= FEW else -1
+        events = await self._store.heads(batch.event_ids, batch.lo, batch.hi, along) if batch.event_ids else []
         whole = {event.id: self._matched(await self._store.whole(event)) for event in events if event.unread}
         await self._parking.catch_up(batch.parked)
         by_tenant: dict[str, list[Event]] = {}

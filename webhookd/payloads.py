@@ -33,6 +33,8 @@ class Payloads:
     def use(self, event: Event) -> Payload | None:
         """The payload for one more delivery, or None when it is not in memory."""
         payload = self._held.get(event.id)
+        if payload is None and event.payload is not None and not event.unread and self.reserve(event):
+            payload = self._held[event.id] = Payload(event.payload)
         if payload is not None:
             payload.users += 1
         return payload

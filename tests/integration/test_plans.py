@@ -96,7 +96,7 @@ def arguments(batch: "asyncpg.Record", low: int) -> dict[str, Callable[[int], tu
 
     return {
         "cut": lambda _: (5_000, 500, ME, 1, 5_000, [], [], None),
-        "heads": lambda _: (ids, lo, hi),
+        "heads": lambda _: (ids, lo, hi, -1),
         "payloads": lambda _: (ids, lo, hi, 1024**2),
         "adopt": lambda _: (low, ME, [], 1e11, 15.0, 20),
         "known": lambda _: (ids, lo - timedelta(minutes=1)),

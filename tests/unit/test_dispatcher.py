@@ -1089,6 +1089,30 @@ async def test_three_times_410_in_a_row_is_trouble_and_what_lies_between_begins_
     assert parts.dispatcher.gone_since(99) is None
 
 
+async def test_a_payload_that_came_along_is_not_asked_for_and_counts_all_the_same() -> None:
+    async with running() as parts:
+        gate = parts.network.answers[HOOK.url] = Gate()
+        small = Event(1, "evt_1", DAY, "order.created", "", None, None, None, 4, payload=b'"ab"')
+        parts.offer(1, head=small)
+        parts.offer(2, head=small._replace(id=2, payload=None))
+        parts.offer(3, head=small._replace(id=3, unread=5_000))  # metadata has to come, and the payload with it
+        await until(lambda: len(parts.network.sent) == 3, "all of them")
+        assert sorted(parts.store.fetched) == [2, 3]
+        assert parts.dispatcher.feeder._payloads._bytes == 4 + 4 + 5_004
+        gate.opened.set()
+        await until(lambda: sorted(parts.recorder.delivered) == [1, 2, 3], "their answers")
+        assert parts.dispatcher.feeder._payloads._bytes == 0
+
+
+def test_what_came_along_waits_for_the_budget_as_others_do() -> None:
+    payloads = Payloads(budget=100)
+    events = [Event(n, "", DAY, "", "", None, None, None, 60, payload=b"x" * 60) for n in (1, 2)]
+    assert payloads.use(events[0])
+    assert payloads.use(events[1]) is None
+    assert payloads.drop(events[0])
+    assert payloads.use(events[1])
+
+
 async def test_metadata_that_is_not_kept_comes_with_the_payload_and_counts_with_it() -> None:
     seen: list[bytes | None] = []
 

@@ -42,6 +42,7 @@ class Log:
         self.metadata: dict[int, bytes] = {}
         self.drawn: str | None = None
         self.adopt_arguments: list[tuple[int, list[int], float]] = []
+        self.along: list[tuple[int, int]] = []  # how many heads were asked for, with payloads of so many bytes
         self.during_cuts: list[Callable[[], None]] = []
 
     def _call(self, name: str) -> None:
@@ -74,8 +75,9 @@ class Log:
         self._call("set_aside")
         self.aside |= unreadable
 
-    async def heads(self, ids: Sequence[int], lo: datetime, hi: datetime) -> list[Event]:
+    async def heads(self, ids: Sequence[int], lo: datetime, hi: datetime, along: int) -> list[Event]:
         self._call("heads")
+        self.along.append((len(ids), along))
         for id_ in ids:
             if id_ in self.poison:
                 raise self.poison[id_]
@@ -256,6 +258,13 @@ async def test_others_have_their_turn_while_a_large_batch_is_opened() -> None:
             seen.add(len(parts.dispatcher.offered))
             await asyncio.sleep(0)
     assert len(seen) > 5
+
+
+async def test_small_payloads_come_along_with_a_few_events_and_with_no_more() -> None:
+    few, more = batch(1, *range(opening.FEW)), batch(2, *range(100, 101 + opening.FEW))
+    async with reading([few], [more]) as parts:
+        await until(lambda: len(parts.log.along) == 2, "both")
+    assert parts.log.along == [(opening.FEW, opening.SMALL), (opening.FEW + 1, -1)]
 
 
 async def test_a_batch_that_nobody_wants_ends_at_once() -> None:

@@ -9,9 +9,9 @@ SELECT batch_id, o_nonce, o_cut_at, o_ids, CASE WHEN o_lo < '0001-01-02 00:00:00
   FROM webhookd.cut($1, $2, $3, p_rest => $4, p_read => $5, p_full => $6, p_busy => $7, p_after => $8);
 
 -- name: heads
--- Everything of the events but their payloads, and metadata of rows that are older than its bound. The range prunes partitions.
+-- Everything of the events but payloads above $4 bytes, and metadata of rows that are older than its bound. The range prunes partitions.
 SELECT id, event_id, created_at, type, tenant, ordering_key, CASE WHEN octet_length(metadata::text) <= 65536 THEN metadata END, occurred_at, size,
-       CASE WHEN octet_length(metadata::text) > 65536 THEN octet_length(metadata::text) ELSE 0 END
+       CASE WHEN octet_length(metadata::text) > 65536 THEN octet_length(metadata::text) ELSE 0 END, CASE WHEN size <= $4 THEN payload END
   FROM webhookd.outbox WHERE id = ANY($1::bigint[]) AND created_at BETWEEN $2 AND $3;
 
 -- name: metadata

@@ -63,11 +63,14 @@ class Batches:
         rows = await self._database.fetch(QUERIES["known"], batch.event_ids, before(batch.lo))
         return {(row[0], row[1]) for row in rows}
 
-    async def heads(self, ids: Sequence[int], lo: datetime, hi: datetime) -> list[Event]:
-        """The events without their payloads, in the order of their ids; not those that cannot be read."""
+    async def heads(self, ids: Sequence[int], lo: datetime, hi: datetime, along: int = -1) -> list[Event]:
+        """The events in the order of their ids, but those that cannot be read.
+
+        Payloads of up to `along` bytes come along with them.
+        """
 
         async def read(some: Sequence[int]) -> list[Event]:
-            found = [Event._make(row) for row in await self._database.fetch(QUERIES["heads"], some, lo, hi)]
+            found = [Event._make(row) for row in await self._database.fetch(QUERIES["heads"], some, lo, hi, along)]
             if any(event.created_at.tzinfo is None for event in found):  # which is how asyncpg gives `infinity`
                 raise StoreRefused("its created_at is infinite")
             return found

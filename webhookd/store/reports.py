@@ -188,7 +188,7 @@ class Reports:
 
     async def _fates(self, events_of: str, event_id: str) -> list[tuple[Event, list[Fate]]]:
         async with self._database.snapshot() as connection:
-            events = [Event._make(row) for row in await connection.fetch(QUERIES[events_of], event_id)]
+            events = [Event(*row) for row in await connection.fetch(QUERIES[events_of], event_id)]
             fates = [Fate._make(row) for row in await connection.fetch(QUERIES["fates"], event_id)]
         return [(event, [fate for fate in fates if fate.event == event.id]) for event in events]
 
@@ -219,4 +219,4 @@ class Reports:
         async with self._database.transaction(readonly=True) as connection:
             async for row in connection.cursor(QUERIES["account"], *arguments, prefetch=5000):
                 *event, endpoint_id, state = row
-                yield Account(Event._make(event), endpoint_id, state)
+                yield Account(Event(*event), endpoint_id, state)
