@@ -297,7 +297,8 @@ class Database:
             pool = self._pool or await self._open()
             try:
                 with _readable():
-                    return pool, await pool.acquire(timeout=CONNECT_TIMEOUT)
+                    async with asyncio.timeout(CONNECT_TIMEOUT):  # asyncpg's own is a task more, for each statement
+                        return pool, await pool.acquire()
             except _Pooled:
                 if self._pool is pool:
                     self._pool, self._pooled = None, True
