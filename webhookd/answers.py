@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Sequence
+from logging import DEBUG
 from typing import Literal, Protocol
 
 import structlog
 
 from webhookd import outcome
 from webhookd.backoff import horizon
-from webhookd.model import Delivered, Delivery, Ended, NoResponse, Outcome, Postponed, Response, Result
+from webhookd.model import Attempt, Delivered, Delivery, Ended, NoResponse, Outcome, Postponed, Response, Result
 from webhookd.queues import GONE_MOST, EndpointQueue, Flight
 
 Trouble = Literal["failing", "saturated", "gone"]
@@ -34,6 +35,7 @@ class Answers:
     def __init__(self, recorder: Recorder, random: Callable[[], float]) -> None:
         self._recorder = recorder
         self._random = random
+        self._tells_all = log.is_enabled_for(DEBUG)  # asked once: what each success asks it would pay for
         self.downtimes: Sequence[tuple[float, float]] = ()
         self.keep_response = True
         self.on_trouble: Callable[[int, Trouble], None] = lambda endpoint_id, trouble: None
@@ -50,6 +52,15 @@ class Answers:
         attempt = outcome.attempt_of(answer, delivery.attempt, at, round(seconds * 1000))
         if attempt.ok:
             queue.succeeded(flight.started, now)
+            if self._tells_all:
+                log.debug(
+                    "attempt_succeeded",
+                    endpoint=delivery.endpoint.label,
+                    event_id=delivery.event.event_id,
+                    attempt=delivery.attempt,
+                    code=attempt.code,
+                    ms=attempt.ms,
+                )
             self._recorder.put(Result(delivery, attempt, _DELIVERED))
             return
         wait = outcome.wait_of(answer, time.time())
@@ -58,7 +69,7 @@ class Answers:
             wait = max(wait, queue.blocked_until - now)
             queue.blocked_until = max(queue.blocked_until, now + wait)
         decided = outcome.decide(delivery, answer, at + seconds, self.last_start(delivery), wait, self._random)
-        _log_failure(delivery, attempt.error, decided)
+        _log_failure(delivery, attempt, decided)
         if isinstance(decided, Postponed):
             self._recorder.put(Result(delivery, None, decided))
             return
@@ -90,12 +101,13 @@ class Answers:
             self.on_trouble(endpoint.id, "failing")
 
 
-def _log_failure(delivery: Delivery, error: str | None, decided: Outcome) -> None:
+def _log_failure(delivery: Delivery, attempt: Attempt, decided: Outcome) -> None:
     log.info(
         "attempt_postponed" if isinstance(decided, Postponed) else "attempt_failed",
         endpoint=delivery.endpoint.label,
         event_id=delivery.event.event_id,
         attempt=delivery.attempt,
-        code=error,
+        code=attempt.error,
+        ms=attempt.ms,
         next_in=None if isinstance(decided, (Delivered, Ended)) else round(decided.delay, 1),
     )

@@ -89,9 +89,11 @@ class Feeder:
                     self.setbacks.over()
                     self._on_fed()
             except Exception as error:
-                log.warning("payloads_wait", reason=str(error))
+                pause = self.setbacks.met(error)
+                if self.setbacks.is_worth_a_line:
+                    log.warning("payloads_wait", seconds=round(pause, 1), reason=self.setbacks.problem)
                 self._wake.set()
-                await asyncio.sleep(self.setbacks.met(error))
+                await asyncio.sleep(pause)
 
     def _choose(self) -> Chosen:
         """The next deliveries that need a fetch; those whose payload is at hand are ready at once."""

@@ -16,6 +16,7 @@ import structlog
 
 from webhookd import breaker, windows
 from webhookd.cursors import Cursors, first
+from webhookd.given_up import GivenUp
 from webhookd.members import alone
 from webhookd.model import Endpoint
 from webhookd.pages import Pages
@@ -102,6 +103,7 @@ class Follower:
         self._troubles: dict[int, str] = {}
         self._seen_to = True  # what was taken of them is in our parking
         self._restraint = 0.0
+        self._given_up = GivenUp()
         self._catching_up = asyncio.Lock()
         self._wake = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -167,6 +169,7 @@ class Follower:
                 pause = self.setbacks.met(error)
             else:
                 self.setbacks.over()
+        self._given_up.close()
 
     async def _look(self) -> float:
         """Do what there is to do; the seconds until there may be more."""
@@ -318,9 +321,8 @@ class Follower:
                 over.append((row.endpoint_id, row.epoch, before))
         for id_, ended in (await self._store.give_up(over, self._owner)).items() if over else ():
             endpoint = self._endpoint(id_)
-            log.warning(
-                "deliveries_exhausted", endpoint=endpoint and endpoint.label, rows=ended, reason="endpoint_failing"
-            )
+            label = f"#{id_}" if endpoint is None else endpoint.label
+            self._given_up.add("exhausted", label, None, "endpoint_failing", ended)
 
     async def _end(self) -> None:
         """Let those be live again that are well and near the end, and forget cursors that have come to their end."""

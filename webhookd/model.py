@@ -137,6 +137,7 @@ class Batch:
     parked: int  # the version of the parking when it was cut or adopted
     open: int = 1
     recorded: bool = False  # its end is in the database
+    left_by: int | None = None  # the daemon it was adopted of; None when it was given back, or is new
 
 
 class Share(NamedTuple):

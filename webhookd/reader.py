@@ -141,6 +141,7 @@ class Reader:
         self.low = low  # every batch up to here is done; the janitor moves it
         self.steady_until = 0.0  # until then, on the database's clock, we may call others dead: the janitor's word
         self.connected = False  # the last question was answered
+        self._away_since: float | None = None
         self._setbacks = Setbacks("reader", AWAY_FIRST, AWAY_MOST)
         self.asked = asyncio.Event()  # the database has been asked once, whatever it said
 
@@ -241,7 +242,13 @@ class Reader:
         )
         self._next_rescue = time.monotonic() + self._rescue_seconds
         if batches:
-            log.info("batches_adopted", batches=len(batches), first=batches[0].id)
+            log.info(
+                "batches_adopted",
+                batches=len(batches),
+                first=batches[0].id,
+                of_daemons=sorted({batch.left_by for batch in batches if batch.left_by is not None}),
+                given_back=sum(batch.left_by is None for batch in batches),
+            )
             self._next_rescue = 0.0  # there may be more
             self._take_on(batches)
 
@@ -324,9 +331,11 @@ class Reader:
         await wait_for(self._dispatcher.room_freed, NO_ROOM)
 
     def _reached(self, unsure: bool) -> None:
-        if not self.connected:
+        if self._away_since is not None:
+            log.info("database_back", seconds=round(time.monotonic() - self._away_since, 1))
+        elif not self.connected:
             log.info("reading")
-        self.connected = True
+        self.connected, self._away_since = True, None
         self._setbacks.over()
         if unsure:
             self._next_rescue = 0.0
@@ -337,5 +346,7 @@ class Reader:
     def _lost(self, known: str) -> None:
         if self.connected or not known:
             log.warning("database_away", reason=self._setbacks.problem)
+        if self._away_since is None:
+            self._away_since = time.monotonic()
         self.connected = False
         self.asked.set()

@@ -7,16 +7,17 @@ reading.
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from itertools import count
 from typing import NamedTuple, Protocol
 
 import structlog
 
 from webhookd.errors import Moved, OtherPlace, SchemaMismatch, StoreRefused, StoreUnavailable
+from webhookd.given_up import GivenUp
 from webhookd.model import Batch, Delivered, Delivery, Ended, Result, Retry, Window
-from webhookd.tasks import wait_for
+from webhookd.tasks import is_worth_a_line, wait_for
 
 FLUSH_RESULTS = 500
 FLUSH_MOST = 1_000  # results in one transaction: more would hold up the loop while they are put together
@@ -78,6 +79,7 @@ class Recorder:
         self._leases: dict[Delivery, float] = {}
         self._done: list[Batch | Window] = []
         self._writing: Sequence[Result] = ()  # of the flush that is under way
+        self._given_up = GivenUp()
         self._wake = asyncio.Event()
         self._full = asyncio.Event()
         self.flushed = asyncio.Event()  # set by each flush; whoever waits clears it
@@ -138,7 +140,7 @@ class Recorder:
             self._full.clear()
             await self._flush()
             if self._stopping and not (self._results or self._leases or self._done):
-                return
+                return self._given_up.close()
 
     async def _flush(self) -> None:
         results, self._results = self._results[:FLUSH_MOST], self._results[FLUSH_MOST:]
@@ -224,22 +226,15 @@ class Recorder:
 
     async def _insist(self, write: Callable[[], Awaitable[None]], part: Part) -> None:
         delay = RETRY_FIRST
-        while True:
-            started = time.monotonic()
+        for times in count(1):
             try:
-                await write()
+                return await write()
             except (StoreUnavailable, SchemaMismatch) as error:
-                log.warning(
-                    "record_waits",
-                    results=len(part.results),
-                    reason=str(error),
-                    seconds=round(time.monotonic() - started, 1),
-                )
+                if is_worth_a_line(times):
+                    log.warning("record_waits", results=len(part.results), seconds=round(delay, 1), reason=str(error))
                 self.stuck = True
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, RETRY_MOST)
-            else:
-                return
 
     def _count(self, result: Result) -> None:
         outcome = result.outcome
@@ -249,6 +244,9 @@ class Recorder:
             self.totals["failed"] += 1
         elif isinstance(outcome, Ended):
             self.totals[outcome.state] += 1
+            delivery, attempt = result.delivery, result.attempt
+            why = outcome.reason if attempt is None or attempt.error is None else attempt.error
+            self._given_up.add(outcome.state, delivery.endpoint.label, delivery.event.event_id, why)
         else:
             self.totals["spilled"] += 1
 

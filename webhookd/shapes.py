@@ -155,8 +155,8 @@ class Log(Shape):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least important line that is written."""
-    format: Literal["json", "console"] = "json"
-    """JSON for machines, or columns for people."""
+    format: Literal["auto", "json", "console"] = "auto"
+    """JSON for machines, or columns for people; auto: columns on a terminal, else JSON."""
 
 
 class Endpoints(Shape):

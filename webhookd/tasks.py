@@ -36,7 +36,13 @@ class Setbacks:
         self._first = first
         self._most = most
         self._pause = first
+        self._met = 0
         self.problem = ""
+
+    @property
+    def is_worth_a_line(self) -> bool:
+        """True of the first error in a row, the second, the fourth and so on, so that a long outage says little."""
+        return is_worth_a_line(self._met)
 
     def met(self, error: Exception) -> float:
         """The seconds to wait after this error, growing.
@@ -54,13 +60,20 @@ class Setbacks:
         ):
             log.error("part_failed", part=self._part, reason=problem)
         self.problem = problem
+        self._met += 1
         pause, self._pause = self._pause, min(self._pause * 2, self._most)
         return pause
 
     def over(self) -> None:
         """The part works."""
         self._pause = self._first
+        self._met = 0
         self.problem = ""
+
+
+def is_worth_a_line(times: int) -> bool:
+    """True of the 1st, 2nd, 4th, 8th … time in a row that the same has to be said."""
+    return times & (times - 1) == 0
 
 
 async def wait_for(event: asyncio.Event, seconds: float) -> bool:

@@ -44,6 +44,7 @@ async def test_batches_that_nobody_handles(
     assert {each.claims for each in adopted} == {2}, "whoever had them is fenced"
     owners = await sql.fetch("SELECT DISTINCT owner FROM webhookd.batch WHERE claims = 2")
     assert [row[0] for row in owners] == [ME]
+    assert {batch.left_by for batch in adopted} == {each if each != "mine" else ME for each in found}
     again = await Batches(database).adopt(ME, 0, [1, 2, 3, 5, 6, 7], steady_until=steady, dead_after=15.0, most=20)
     assert again == []
 

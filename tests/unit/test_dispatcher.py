@@ -12,10 +12,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import structlog
+from structlog.testing import capture_logs
 
 from tests.stopwatch import Stopwatch
 from tests.waiting import HANGS, until
-from webhookd import feeder
+from webhookd import answers, feeder
 from webhookd.clock import Clock
 from webhookd.dispatcher import DEATHS_MOST, UNSEEN_SECONDS, Dispatcher
 from webhookd.errors import StoreUnavailable
@@ -42,6 +44,7 @@ from webhookd.model import (
 from webhookd.payloads import Payloads
 from webhookd.queues import EndpointQueue, Fed, Feed
 from webhookd.signing import SCHEMES
+from webhookd.tasks import Setbacks
 from webhookd.turns import STRANDED_SECONDS
 
 DAY = datetime(2021, 1, 27, tzinfo=UTC)
@@ -528,6 +531,32 @@ async def test_payloads_are_asked_for_again_when_the_database_was_away() -> None
         await until(lambda: len(parts.recorder.delivered) == 605, "all of them")
         first = [int(event.removeprefix("evt_")) for event in parts.network.events(hook(2))]
         assert first == sorted(first)  # what had to wait keeps its place
+
+
+async def test_of_payloads_that_wait_is_told_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeder, "Setbacks", lambda part, _: Setbacks(part, 0.001, 0.002))
+    with capture_logs() as lines:
+        async with running(hook(1)) as parts:
+            parts.store.troubles = [StoreUnavailable("gone") for _ in range(20)]
+            parts.offer(1, 1)
+            await until(lambda: parts.recorder.delivered == [1], "it, at last")
+    told = [line for line in lines if line["event"] == "payloads_wait"]
+    assert [line["reason"] for line in told] == ["gone"] * 5  # the 1st, 2nd, 4th, 8th and 16th
+    assert all(line["seconds"] >= 0 and line["log_level"] == "warning" for line in told)
+
+
+@pytest.mark.parametrize("level", ["debug", "info"])
+async def test_of_a_success_is_told_at_level_debug(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapper = structlog.make_filtering_bound_logger(level)
+    monkeypatch.setattr(answers, "log", structlog.wrap_logger(structlog.PrintLogger(), wrapper_class=wrapper))
+    with capture_logs() as lines:
+        async with running(hook(1)) as parts:
+            parts.offer(7, 1)
+            await until(lambda: parts.recorder.delivered == [7], "it")
+    told = [line for line in lines if line["event"] == "attempt_succeeded"]
+    assert [line.pop("ms") >= 0 for line in told] == [True] * (level == "debug")
+    success = {"endpoint": hook(1).label, "event_id": "evt_7", "attempt": 1, "code": 200, "log_level": "debug"}
+    assert told == [{"event": "attempt_succeeded", **success}] * (level == "debug")
 
 
 async def test_tenants_take_turns_and_so_do_the_endpoints_of_one() -> None:

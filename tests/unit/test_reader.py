@@ -438,6 +438,28 @@ async def test_it_adopts_again_at_once_while_it_finds_some() -> None:
         await until(lambda: len(parts.dispatcher.offered) == 29, "all of them")
 
 
+async def test_it_says_whose_the_batches_were_that_it_adopts() -> None:
+    orphans = [replace(batch(n, n, claims=2), left_by=left_by) for n, left_by in ((1, 8), (2, None), (3, 7), (4, 8))]
+    with capture_logs() as logs:
+        async with reading(orphans=[orphans]) as parts:
+            await until(lambda: len(parts.dispatcher.offered) == 4, "all of them")
+    (told,) = (line for line in logs if line["event"] == "batches_adopted")
+    assert (told["batches"], told["first"], told["of_daemons"], told["given_back"]) == (4, 1, [7, 8], 1)
+
+
+async def test_it_says_once_that_the_database_is_away_and_once_that_it_is_back() -> None:
+    with capture_logs() as logs:
+        async with reading() as parts:
+            await until(lambda: parts.reader.connected, "a first answer")
+            for times in (1, 2):
+                parts.log.troubles["cut"] = [StoreUnavailable("gone") for _ in range(3)]
+                parts.bell.rung.set()
+                await until(lambda n=times: len(logs) == 1 + 2 * n, "it is away, and back")  # type: ignore[misc]
+    told = [(line["event"], line["log_level"]) for line in logs]
+    assert told == [("reading", "info"), *[("database_away", "warning"), ("database_back", "info")] * 2]
+    assert [line["seconds"] >= 0 for line in logs if line["event"] == "database_back"] == [True, True]
+
+
 async def test_it_tells_which_batches_it_has_and_what_the_janitor_said() -> None:
     async with reading([batch(1, 11), batch(2, 12)], rescue_seconds=0.01) as parts:
         await until(

@@ -227,16 +227,18 @@ async def test_nothing_is_dropped_while_the_database_is_away(store: Store) -> No
             raise StoreUnavailable("gone")
 
     store.trouble = away
-    async with running(store) as recording:
-        for number in range(50):
-            recording.put(delivered(number, mine))
-            await asyncio.sleep(0)
-        await until(lambda: refused > 3, "tries")
-        for number in range(50, 100):
-            recording.put(delivered(number, mine))
-        recording.settle(mine)
-        assert recording.pending == 100
-        await until(lambda: len(store.ids) == 100, "all of them")
+    with capture_logs() as lines:
+        async with running(store) as recording:
+            for number in range(50):
+                recording.put(delivered(number, mine))
+                await asyncio.sleep(0)
+            await until(lambda: refused > 3, "tries")
+            for number in range(50, 100):
+                recording.put(delivered(number, mine))
+            recording.settle(mine)
+            assert recording.pending == 100
+            await until(lambda: len(store.ids) == 100, "all of them")
+    assert [line["reason"] for line in lines if line["event"] == "record_waits"] == ["gone"] * 5  # 1st, 2nd, 4th …
     assert store.ids == list(range(100))  # in order, each once
     assert store.done == [1]
     assert store.written[-1].done == [1]  # never before its last result
@@ -510,6 +512,23 @@ async def test_each_outcome_is_counted(store: Store, outcome: Outcome, name: str
         recording.put(Result(delivery(1, batch()), None, outcome))
         await until(lambda: store.written, "a flush")
     assert {key: count for key, count in recording.totals.items() if count} == {name: 1}
+
+
+async def test_what_ends_without_success_is_one_warning_for_all(store: Store) -> None:
+    ended = Ended("exhausted", "the time to retry is over")
+    with capture_logs() as lines:
+        async with running(store) as recording:
+            for number in range(1, 701):
+                recording.put(Result(delivery(number, None), BAD, ended))
+            recording.put(Result(delivery(701, None), None, Ended("rejected", "payload_too_large")))
+            recording.put(Result(delivery(702, None), BAD, Retry(5.0)))
+            recording.put(delivered(703, None))
+            await until(lambda: len(store.ids) == 703, "all of them")
+    told = [(line["event"], line["deliveries"], line["event_id"], line["code"]) for line in lines]
+    assert told == [
+        ("deliveries_exhausted", 700, "evt_1", "http_500"),
+        ("deliveries_rejected", 1, "evt_701", "payload_too_large"),
+    ]
 
 
 async def test_each_flush_tells_who_waits(store: Store) -> None:

@@ -106,24 +106,26 @@ class Output(logging.Handler):
         return sum(end <= done for end in ends)
 
 
-def configure(level: str, form: Literal["json", "console"], stream: TextIO | None = None) -> None:
+def configure(level: str, form: Literal["auto", "json", "console"], stream: TextIO | None = None) -> None:
     """Log our events, and what libraries say through `logging`, from `level` on to `stream` (stderr)."""
     _fill_standard_streams()
     stream = stream or sys.stderr
+    on_terminal = stream is not None and stream.isatty()
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    ending: Processor = (
-        structlog.processors.JSONRenderer()
-        if form == "json"
-        else structlog.dev.ConsoleRenderer(
-            colors=stream is not None and stream.isatty(),
-            exception_formatter=structlog.dev.plain_traceback,
-            pad_event_to=24,
-        )
+    ending: list[Processor] = (
+        [
+            _harmless,  # JSON is ASCII
+            structlog.dev.ConsoleRenderer(
+                colors=on_terminal, exception_formatter=structlog.dev.plain_traceback, pad_event_to=24
+            ),
+        ]
+        if form == "console" or (form == "auto" and on_terminal)
+        else [structlog.processors.JSONRenderer()]
     )
     handler = Output(2 if stream is None else stream.fileno())
     handler.setFormatter(
@@ -132,8 +134,7 @@ def configure(level: str, form: Literal["json", "console"], stream: TextIO | Non
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.ExceptionRenderer(lambda info: "".join(_traceback(info[1], set())).rstrip()),
-                *([_harmless] if form == "console" else []),  # JSON is ASCII
-                ending,
+                *ending,
             ],
         )
     )

@@ -39,7 +39,7 @@ INSERT INTO webhookd.unreadable (outbox_id, why) SELECT id, why FROM aside ORDER
 -- Batches that nobody handles: given back, ours by a reply that was lost, or of a daemon that stopped or is dead. By its beats we judge that only
 -- while we are steady, until $4: after an outage every living daemon looks dead, and this very statement may have been held up in the network.
 WITH orphan AS MATERIALIZED (
-  SELECT b.id FROM webhookd.batch b
+  SELECT b.id, b.owner FROM webhookd.batch b
    WHERE b.id > $1 AND b.done_at IS NULL
      AND (b.owner IS NULL
           OR b.owner = $2 AND b.id <> ALL($3::bigint[])
@@ -53,7 +53,7 @@ UPDATE webhookd.batch b SET owner = $2, claims = LEAST(claims + 1, 32767)  -- be
 RETURNING b.id, b.nonce, b.cut_at, b.outbox_ids,
        CASE WHEN b.lo < '0001-01-02 00:00:00+00' THEN '-infinity' ELSE LEAST(b.lo, '9999-12-30 00:00:00+00') END,
        CASE WHEN b.hi > '9999-12-30 00:00:00+00' THEN 'infinity' ELSE GREATEST(b.hi, '0001-01-02 00:00:00+00') END,
-       b.claims, (SELECT v.parked FROM webhookd.config_version v);
+       b.claims, (SELECT v.parked FROM webhookd.config_version v), orphan.owner;
 
 -- name: known
 -- What of an adopted batch is settled already: delivered by the ledger, or owed by the backlog.

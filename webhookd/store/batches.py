@@ -56,7 +56,7 @@ class Batches:
         Batches of daemons that look dead are taken only until `steady_until`, on the database's clock.
         """
         rows = await self._database.fetch(QUERIES["adopt"], low, owner, list(mine), steady_until, dead_after, most)
-        return sorted((_batch(row) for row in rows), key=lambda batch: batch.id)
+        return sorted((_batch(row[:-1], left_by=row[-1]) for row in map(tuple, rows)), key=lambda batch: batch.id)
 
     async def known(self, batch: Batch) -> set[tuple[int, int]]:
         """(event, endpoint) pairs of an adopted batch that are settled: delivered, or owed by the backlog."""
@@ -170,9 +170,9 @@ async def _apart(
     return parts, unreadable, unsure
 
 
-def _batch(row: Any) -> Batch:
+def _batch(row: Any, left_by: int | None = None) -> Batch:
     id_, nonce, cut_at, ids, lo, hi, claims, parked = row
-    return Batch(id_, nonce, cut_at.timestamp(), ids, lo, hi, claims, parked)
+    return Batch(id_, nonce, cut_at.timestamp(), ids, lo, hi, claims, parked, left_by=left_by)
 
 
 def before(moment: datetime) -> datetime:

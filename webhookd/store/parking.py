@@ -92,7 +92,7 @@ class ParkingStore:
     async def give_up(self, endpoints: Sequence[tuple[int, int, float]], owner: int) -> dict[int, int]:
         """End what is older than a moment and still behind endpoints that fail: (endpoint id, epoch, moment).
 
-        How many rows ended, of those that had such.
+        How many ended of those that had such: rows, and ranges of the log that are missed, whatever is in them.
         """
         ids, epochs, befores = zip(*endpoints, strict=True)
         rows = await self._database.fetch(QUERIES["give_up"], ids, owner, epochs, befores)

@@ -281,7 +281,7 @@ BEGIN
 END $$;
 
 -- What came before a moment and is still behind an endpoint that fails will not be sent: its time is over. The log's part of it is one range in
--- `missed`, which grows, and one event of our own when it begins. Gives how many rows of the backlog ended. For its daemon alone.
+-- `missed`, which grows, and one event of our own when it begins. Gives how many rows of the backlog, and ranges, ended. For its daemon alone.
 CREATE OR REPLACE FUNCTION webhookd.give_up(p int, by int, its_epoch int, before timestamptz) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 SET row_security = off SET DateStyle = 'ISO' SET IntervalStyle = 'postgres' SET TimeZone = 'UTC' SET standard_conforming_strings = on AS $$
@@ -290,6 +290,7 @@ DECLARE
   old bigint;
   last bigint;
   new bigint;
+  ranges bigint := 0;
   ended bigint;
   held timestamptz;
 BEGIN
@@ -305,7 +306,8 @@ BEGIN
     CONTINUE WHEN new <= old;
     UPDATE webhookd.parked k SET next_batch = new, next_pos = 0 WHERE k.endpoint_id = p AND k.from_batch = first;
     UPDATE webhookd.config_version SET parked = parked + 1;
-    UPDATE webhookd.missed m SET to_batch = new WHERE m.endpoint_id = p AND m.to_batch = old AND m.reason = 'exhausted';
+    ranges := ranges + 1;
+    UPDATE webhookd.missed m SET to_batch = new, at = now() WHERE m.endpoint_id = p AND m.to_batch = old AND m.reason = 'exhausted';
     IF NOT FOUND THEN
       INSERT INTO webhookd.missed (endpoint_id, from_batch, to_batch, reason) VALUES (p, old, new, 'exhausted') ON CONFLICT DO NOTHING;
       SELECT b.cut_at INTO held FROM webhookd.batch b WHERE b.id = old;
@@ -313,10 +315,10 @@ BEGIN
     END IF;
   END LOOP;
   WITH over AS (
-    UPDATE webhookd.backlog w SET state = 'exhausted', last_error = 'endpoint_failing'
+    UPDATE webhookd.backlog w SET state = 'exhausted', last_error = 'endpoint_failing', due = now()
      WHERE w.endpoint_id = p AND w.state IN ('retry', 'held') AND w.due <= now() AND w.clock_from < before RETURNING w.outbox_id)
   SELECT count(*) INTO ended FROM over;
-  RETURN ended;
+  RETURN ended + ranges;
 END $$;
 
 -- Take a copy over: bind it to where it is, and begin to read the log anew, since the transaction ids of another cluster mean nothing here. What is owed is
