@@ -370,7 +370,8 @@ async def test_run_delivers_shows_in_status_and_ends_on_sigterm(dsn: str, tmp_pa
             assert found["endpoints"][0] == {
                 "tenant": "",
                 "name": "orders",
-                "backlog": {"retrying": 0, "held": 0, "exhausted": 0, "rejected": 0},
+                "state": "active",
+                "backlog": {"waiting": 0, "retrying": 0, "held": 0, "exhausted": 0, "rejected": 0},
                 "next_try_seconds": None,
                 "fed": "live",
                 "behind_seconds": None,

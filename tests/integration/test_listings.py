@@ -237,7 +237,9 @@ async def test_endpoints(ask: Ask, sql: "Sql[asyncpg.Record]") -> None:
     assert re.search(r"last answer  500 in 12 ms, \d s ago", shown)
     assert rows(shown[shown.index("last attempt") :])[1][1:] == ["a", "order.created", "1", "500", "12"]
     printed = await ask("endpoints", "show", "on", "--json")
-    assert json.loads(printed)["backlog"] == {"retrying": 1, "held": 0, "exhausted": 0, "rejected": 1}
+    assert json.loads(printed)["backlog"] == {
+        "waiting": 0, "retrying": 1, "held": 0, "exhausted": 0, "rejected": 1
+    }  # fmt: skip
     listed = await ask("endpoints", "list", "--json")
     assert [each["state"] for each in json.loads(listed)["endpoints"]] == ["removed", "active", "inactive"]
     for text in (shown, printed, listed):

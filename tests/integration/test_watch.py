@@ -15,19 +15,23 @@ from contextlib import contextmanager
 import asyncpg
 import pytest
 
+from tests.fault.proxy import Proxy
+from tests.fault.server import Server
 from tests.integration.conftest import insert
 from tests.integration.test_cli import NOWHERE, PLAIN, fails, webhookd
 from tests.waiting import HANGS, until
+from webhookd.store.migrations import migrate
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
+AWAY = r"The database does not answer, since \d\d:\d\d:\d\d; asking again each second, until Ctrl-C\."
 
 
 class Screen:
     """A command on a pseudo-terminal, and all that it wrote there."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, rows: int = 40, columns: int = 120) -> None:
         self.terminal, there = pty.openpty()
-        termios.tcsetwinsize(there, (40, 120))
+        termios.tcsetwinsize(there, (rows, columns))
         self.before = termios.tcgetattr(self.terminal)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "webhookd", "status", "--watch"],
@@ -59,8 +63,8 @@ class Screen:
 
 
 @contextmanager
-def screen(dsn: str) -> Iterator[Screen]:
-    made = Screen(dsn)
+def screen(dsn: str, rows: int = 40, columns: int = 120) -> Iterator[Screen]:
+    made = Screen(dsn, rows, columns)
     try:
         yield made
     finally:
@@ -84,7 +88,7 @@ async def test_it_draws_updates_ends_and_restores_the_terminal(
         "INSERT INTO webhookd.endpoint (tenant, name, source, spec) VALUES ('acme', 'orders', 'file', '{}')"
     )
     with screen(dsn) as terminal:
-        await until(lambda: terminal.shows(r"acme/orders +live +0 +0"), "the table is drawn")
+        await until(lambda: terminal.shows(r"acme/orders +active +0 +0"), "the table is drawn")
         assert HIDE in terminal.text
         assert terminal.shows(r"waiting +0 events")
         await insert(sql)
@@ -93,7 +97,7 @@ async def test_it_draws_updates_ends_and_restores_the_terminal(
             """INSERT INTO webhookd.backlog (endpoint_id, outbox_id, outbox_at, due)
                SELECT id, 1, now(), now() FROM webhookd.endpoint"""
         )
-        await until(lambda: terminal.shows(r"acme/orders +live +1 +0"), "what is owed is seen")
+        await until(lambda: terminal.shows(r"acme/orders +active +1 +0"), "what is owed is seen")
         if how == "typed":
             os.write(terminal.terminal, b"\x03")
         else:
@@ -121,10 +125,51 @@ async def test_a_database_that_goes_away_is_told_and_comes_back(
         await until(lambda: terminal.shows("waiting"), "it draws")
         await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
-        await until(lambda: terminal.shows("The database does not answer"), "it says so")
+        await until(lambda: terminal.shows(AWAY), "it says so")
         seen = len(terminal.read())
         await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
         await until(lambda: terminal.shows("waiting", seen), "it goes on")
+        os.write(terminal.terminal, b"\x03")
+        assert await terminal.ended() == 0
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT])
+async def test_a_restart_of_postgres_is_told_in_a_sentence_of_ours_and_survived(
+    version: int, how: signal.Signals
+) -> None:
+    with Server(version) as server:
+        await migrate(server.dsn)
+        async with Proxy(server.dsn) as proxy:
+            with screen(proxy.dsn("postgres")) as terminal:
+                await until(lambda: terminal.shows("waiting"), "it draws")
+                seen = len(terminal.read())
+                await asyncio.to_thread(server.stop, how)
+                await until(lambda: terminal.shows(AWAY, seen), "it says so")
+                assert not terminal.shows(r"Errno|connection|terminating", seen)
+                await asyncio.to_thread(server.start)
+                proxy.target = server.dsn
+                seen = len(terminal.read())
+                await until(lambda: terminal.shows("waiting", seen), "it goes on")
+                os.write(terminal.terminal, b"\x03")
+                assert await terminal.ended() == 0
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(24, 80), (40, 120)])
+async def test_what_fits_is_shown_and_what_does_not_is_counted(
+    dsn: str, sql: "asyncpg.Connection[asyncpg.Record]", rows: int, columns: int
+) -> None:
+    await sql.execute(
+        """INSERT INTO webhookd.endpoint (tenant, name, source, spec)
+           SELECT 'acme', 'hook-' || to_char(n, 'FM000'), 'file', '{}' FROM generate_series(1, 100) n"""
+    )
+    with screen(dsn, rows, columns) as terminal:
+        await until(lambda: terminal.shows(r"no room for \d+ more endpoints"), "it is drawn")
+        picture = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.text)
+        shown = re.findall(r"acme/hook-\d\d\d", picture)
+        (more,) = set(re.findall(r"no room for (\d+) more endpoints", picture))
+        assert set(shown) == {f"acme/hook-{n:03}" for n in range(1, 101 - int(more))}
+        assert int(more) > 100 - rows
+        assert "..." not in picture
         os.write(terminal.terminal, b"\x03")
         assert await terminal.ended() == 0
 

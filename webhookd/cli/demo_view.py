@@ -12,8 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from webhookd.cli.demo_accounts import Line, Summary
-from webhookd.cli.status import columns
-from webhookd.cli.tables import counted, say
+from webhookd.cli.tables import counted, lines, say
 from webhookd.store.reports import Pulse
 
 LINE_SECONDS = 2.0  # between two plain lines
@@ -104,13 +103,13 @@ _RARE = ("exhausted", "rejected", "waiting", "unverified")  # shown only where t
 
 def summary_text(summary: Summary) -> str:
     """The summary for people."""
-    lines = summary.endpoints.values()
-    keys = [key.name for key in fields(Line) if key.name not in _RARE or any(getattr(line, key.name) for line in lines)]
+    found = summary.endpoints.values()
+    keys = [key.name for key in fields(Line) if key.name not in _RARE or any(getattr(line, key.name) for line in found)]
     rows = [(label, *(str(getattr(line, key)) for key in keys)) for label, line in summary.endpoints.items()]
-    heads = ("endpoint", *(key.removesuffix("_attempts") for key in keys))
+    heads = ("endpoint", *(f">{key.removesuffix('_attempts')}" for key in keys))
     said = (
         "every delivery is accounted for"
         if not summary.unaccounted
         else f"{summary.unaccounted} unaccounted for: this is a bug of webhookd, please report it"
     )
-    return "\n".join(["", *columns([heads, *rows]), "", f"{counted(summary.events, 'event')}; {said}"])
+    return "\n".join(["", *lines(heads, rows), "", f"{counted(summary.events, 'event')}; {said}"])

@@ -10,21 +10,21 @@ import typer
 from rich.text import Text
 
 from webhookd.cli.completion import endpoint_names
-from webhookd.cli.listings import answer, chosen
+from webhookd.cli.listings import answer, chosen, event_id
 from webhookd.cli.options import AsJson, ConfigFile, dsn_for, ran
-from webhookd.cli.tables import cell, show, show_json, span, table
+from webhookd.cli.status import COUNTS, STYLES
+from webhookd.cli.tables import Table, cell, show, show_json, span
 from webhookd.model import EndpointState
 from webhookd.store.database import Database
 from webhookd.store.listings import Asked, AttemptLine, EndpointLine, Listings
+from webhookd.store.reports import SENT_TO
 
 app = typer.Typer(help="Show endpoints.", no_args_is_help=True, rich_markup_mode=None)
-STYLES = {
-    EndpointState.ACTIVE: "green",
-    EndpointState.INACTIVE: "dim",
-    EndpointState.REMOVED: "dim",
-    EndpointState.PAUSED: "yellow",
-    EndpointState.FAILING: "red",
-    EndpointState.DISABLED: "red",
+NOT_SENT_TO = {
+    EndpointState.PAUSED: "nothing is sent; what arrives is kept",
+    EndpointState.DISABLED: "nothing is sent, and what arrives is not owed",
+    EndpointState.INACTIVE: "nothing is sent, and what arrives is not owed: active = false in its file",
+    EndpointState.REMOVED: "nothing is sent, and what arrives is not owed: no live daemon's files have it",
 }
 LAST = 10  # attempts that `show` shows
 
@@ -38,7 +38,7 @@ def list_(config: ConfigFile = None, as_json: AsJson = False) -> None:
     if not found:
         return show(Text("no endpoint is known yet: the first `webhookd run` makes those of the configuration known"))
     heads = ("endpoint", "state", "url", "events", ">owed", ">failed", ">oldest owed", "last answer")
-    return show(table(heads, map(_row, found)))
+    return show(Table(heads, map(_row, found), ("events", "url", "oldest owed")))
 
 
 @app.command("show")
@@ -55,8 +55,8 @@ def show_(
     show(*(Text.assemble(f"{head:<{width}}", cell(value)) for head, value in _facts(row)))
     if last:
         show(Text(f"\nlast {len(last)} attempts" if len(last) > 1 else "\nlast attempt", "bold"))
-        rows = ((each.at, each.event.event_id, each.event.type, each.attempt, _answer(each), each.ms) for each in last)
-        show(table(("at (UTC)", "event_id", "type", ">attempt", "answer", ">ms"), rows))
+        rows = ((each.at, event_id(each), each.event.type, each.attempt, _answer(each), each.ms) for each in last)
+        show(Table(("at (UTC)", "event_id", "type", ">attempt", "answer", ">ms"), rows, ("ms", "type", "attempt")))
     return None
 
 
@@ -113,11 +113,20 @@ def _age(at: datetime | None) -> str | None:
 def _row(row: EndpointLine) -> tuple[object, ...]:
     spec, state = _spec(row), _state(row)
     last = Text("") if row.at is None else Text.assemble(_answer(row), f", {_age(row.at)} ago")
-    owed, failed = row.retrying + row.held, row.exhausted + row.rejected
+    owed, failed = row.waiting + row.retrying + row.held, row.exhausted + row.rejected
     events = ", ".join(spec.get("events", ()))
     # What a cursor has not read is owed, too, but how much of the log that is only reading it would tell.
     count = f"{owed}+" if row.behind else owed
-    return (_label(row), cell(state, STYLES[state]), spec["url"], events, count, failed, _age(_oldest(row)), last)
+    return (
+        cell(_label(row), most=None),
+        cell(state, STYLES[state]),
+        spec["url"],
+        events,
+        count,
+        failed,
+        _age(_oldest(row)),
+        last,
+    )
 
 
 def _facts(row: EndpointLine) -> Iterator[tuple[str, object]]:
@@ -134,7 +143,7 @@ def _facts(row: EndpointLine) -> Iterator[tuple[str, object]]:
     for key in ("format", "signature"):
         if spec.get(key):
             yield key, spec[key]
-    counts = {key: getattr(row, key) for key in ("retrying", "held", "exhausted", "rejected")}
+    counts = {key: getattr(row, key) for key in COUNTS}
     rate = spec.get("rate_limit")
     yield "slots", f"{spec.get('max_in_flight', '')}{f', at most {rate:g} requests a second' if rate else ''}"
     owed = [f"{number} {key}" for key, number in counts.items() if number]
@@ -152,6 +161,10 @@ def _parking(row: EndpointLine) -> Iterator[tuple[str, object]]:
         yield "paused", f"since {_moment(row.paused_at)}; `webhookd resume` ends it"
     if row.disabled_at is not None:
         yield "disabled", f"since {_moment(row.disabled_at)} by {row.disabled_why}; `webhookd resume` ends it"
+    state = _state(row)
+    if state not in SENT_TO:
+        yield "fed", NOT_SENT_TO[state]
+        return
     if row.parked is None or row.parked_at is None:
         yield "fed", "live, from memory"
         return
@@ -179,7 +192,7 @@ def _document(row: EndpointLine) -> dict[str, Any]:
         "state": _state(row),
         "url": spec["url"],
         "events": spec.get("events", []),
-        "backlog": {key: getattr(row, key) for key in ("retrying", "held", "exhausted", "rejected")},
+        "backlog": {key: getattr(row, key) for key in COUNTS},
         "oldest_owed": _oldest(row),
         "parked": row.parked,
         "owner": row.owner,

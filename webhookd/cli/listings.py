@@ -1,7 +1,7 @@
 """`webhookd events`, `deliveries` and `attempts`: a page of each, newest first."""
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -11,7 +11,7 @@ from rich.text import Text
 
 from webhookd.cli.completion import endpoint_names
 from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
-from webhookd.cli.tables import cell, inert, show, show_json, table
+from webhookd.cli.tables import Table, cell, inert, show, show_json
 from webhookd.errors import WebhookdError
 from webhookd.matching import OWN_TYPES
 from webhookd.store.database import Database
@@ -80,7 +80,8 @@ def events(
     if as_json:
         return _print_json("events", [_event_document(row) for row in page.rows], page.more)
     heads = (">id", "event_id", "created_at (UTC)", "type", "tenant", ">size", "state")
-    _print(heads, ((*row[:2], row.created_at, row.type, row.tenant, row.size, _fate(row)) for row in page.rows), page)
+    rows = ((row.id, cell(row.event_id, most=None), *row[2:6], _fate(row)) for row in page.rows)
+    _print(Table(heads, rows, ("size", "id", "tenant", "created_at (UTC)")), page)
 
 
 def deliveries(
@@ -111,9 +112,9 @@ def deliveries(
     heads = ("event_id", "type", "endpoint", "state", ">attempts", "last", "last at (UTC)", "next at (UTC)")
     rows = (
         (
-            row.event.event_id or f"#{row.event.id}",
+            event_id(row),
             row.event.type,
-            label(names, row.endpoint_id),
+            cell(label(names, row.endpoint_id), most=None),
             cell(row.state, STYLES[row.state]),
             row.attempts,
             answer(row.code, row.error),
@@ -122,7 +123,7 @@ def deliveries(
         )
         for row in page.rows
     )
-    _print(heads, rows, page)
+    _print(Table(heads, rows, ("last at (UTC)", "attempts", "type", "next at (UTC)")), page)
 
 
 def attempts(
@@ -155,8 +156,8 @@ def attempts(
     lines = [
         (
             f"{row.at:%Y-%m-%d %H:%M:%S}.{row.at.microsecond // 1000:03}",
-            label(names, row.endpoint_id),
-            row.event.event_id or f"#{row.event.id}",
+            cell(label(names, row.endpoint_id), most=None),
+            event_id(row),
             row.event.type,
             row.attempt,
             answer(row.code, row.error, ok=row.ok),
@@ -168,9 +169,12 @@ def attempts(
         text
         for line, row in zip(lines, page.rows, strict=True)
         if row.response is not None
-        for text in (cell("  ".join(map(str, line[:3])) + f" answered {row.code}:", "bold"), *_response(row.response))
+        for text in (
+            cell("  ".join(map(str, line[:3])) + f" answered {row.code}:", "bold", None),
+            *_response(row.response),
+        )
     ]
-    _print(heads, lines, page, answers)
+    _print(Table(heads, lines, ("ms", "type", "attempt")), page, answers)
 
 
 def _answer(config: Path | None, ask: Callable[[Listings], Awaitable[T]]) -> T:
@@ -181,9 +185,14 @@ def _answer(config: Path | None, ask: Callable[[Listings], Awaitable[T]]) -> T:
     return ran(run(dsn_for(config)))
 
 
-def _print(heads: Sequence[str], rows: Iterable[Sequence[object]], page: Page[Any], below: Sequence[Text] = ()) -> None:
+def event_id(row: DeliveryLine | AttemptLine) -> Text:
+    """The id, whole, or the number of an event that is past retention."""
+    return cell(row.event.event_id or f"#{row.event.id}", most=None)
+
+
+def _print(table: Table, page: Page[Any], below: Sequence[Text] = ()) -> None:
     if page.rows:
-        show(table(heads, rows), *below)
+        show(table, *below)
     elif page.more is None:
         show(Text("nothing found"))
     if page.more is not None:

@@ -6,30 +6,36 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import typer
-from rich.console import Group
 from rich.filesize import decimal
 from rich.text import Text
 
 from webhookd.cli.options import AsJson, ConfigFile, dsn_for, ran
-from webhookd.cli.tables import cell, counted, document, inert, say, span, table
+from webhookd.cli.tables import Fitted, Table, cell, counted, document, inert, show, show_json, span
 from webhookd.cli.watch import drawn, printed, watch
 from webhookd.janitor import BEAT_SECONDS, DEAD_AFTER_BEATS
+from webhookd.model import EndpointState
 from webhookd.store.database import Database
 from webhookd.store.reports import Health, Owed, Reports, Status
 
 DAYS_ALARM = 7  # of partitions ahead, when 30 are made
-HEADS = (
-    "endpoint",
-    "fed",
-    "behind",
-    "retrying",
-    "held",
-    "exhausted",
-    "rejected",
-    "next try",
-    "delivered/min",
-    "failed/min",
-)
+TROUBLE = {
+    EndpointState.FAILING: ("fails, and is probed now and then", "fail, and are probed now and then"),
+    EndpointState.DISABLED: ("is disabled until `webhookd resume`", "are disabled until `webhookd resume`"),
+}
+STYLES = {
+    EndpointState.ACTIVE: "",
+    EndpointState.INACTIVE: "dim",
+    EndpointState.REMOVED: "dim",
+    EndpointState.PAUSED: "yellow",
+    EndpointState.FAILING: "red",
+    EndpointState.DISABLED: "red",
+}
+NONE = "no endpoint is known yet: the first `webhookd run` makes those of the configuration known"
+NAMED = 3  # endpoints in a line about some
+DAEMONS = 10  # that have a line
+COUNTS = ("waiting", "retrying", "held", "exhausted", "rejected")
+HEADS = ("endpoint", "state", *(f">{each}" for each in ("behind", *COUNTS, "next try", "delivered/min", "failed/min")))
+LEAST = ("held", "rejected", "behind", "delivered/min", "exhausted")  # for a narrow terminal
 
 
 def status(
@@ -45,7 +51,9 @@ def status(
             ran(watch(dsn, _ask, view))
         return
     found = ran(_once(dsn))
-    say(document(_document(found)) if as_json else "\n".join(_lines(found)))
+    if as_json:
+        return show_json(_document(found))
+    return show(*map(_headline, _headlines(found)), _endpoints(found) if found.endpoints else Text(NONE))
 
 
 async def _once(dsn: str) -> Status:
@@ -80,6 +88,8 @@ def _document(found: Status) -> dict[str, Any]:
             "rows_in_default": found.health.rows_in_default,
             "unreadable_events": found.health.unreadable,
         },
+        "last_day": {"exhausted_deliveries": found.health.exhausted, "exhausted_ranges": found.health.missed},
+        "problems": list(_problems(found)),
         "daemons": [
             {
                 "id": daemon.id,
@@ -97,9 +107,10 @@ def _document(found: Status) -> dict[str, Any]:
             {
                 "tenant": owed.tenant,
                 "name": owed.name,
-                "backlog": {key: getattr(owed, key) for key in ("retrying", "held", "exhausted", "rejected")},
+                "state": owed.state,
+                "backlog": {key: getattr(owed, key) for key in COUNTS},
                 "next_try_seconds": owed.due_in,
-                "fed": owed.fed,
+                "fed": "parked" if owed.parked else "live",
                 "behind_seconds": owed.behind,
                 "last_minute": {"delivered": owed.delivered, "failed": owed.failed},
             }
@@ -112,25 +123,22 @@ def _document(found: Status) -> dict[str, Any]:
     }
 
 
-def _lines(found: Status) -> Iterator[str]:
-    yield from _headlines(found)
-    if found.endpoints:
-        yield from columns([HEADS, *map(_row, found.endpoints)])
-    else:
-        yield "no endpoint is known yet: the first `webhookd run` makes those of the configuration known"
+def _endpoints(found: Status) -> Table:
+    return Table(HEADS, map(_row, found.endpoints), LEAST)
 
 
-def _picture(found: Status) -> Group:
-    owing = any(owed.retrying or owed.held for owed in found.endpoints)
-    heads = (HEADS[0], *(f">{head}" for head in HEADS[1:]))
-    rows = ([cell(text, "dim" if text == "0" else "") for text in _row(owed)] for owed in found.endpoints)
-    lines = (Text(line, "red" if line.startswith("problem") else "") for line in _headlines(found))
-    return Group(*lines, table(heads, rows), Text("owed: see `webhookd deliveries`" if owing else "", "dim"))
+def _picture(found: Status) -> Fitted:
+    lines = [_headline(line) for line in _headlines(found)]
+    return Fitted(lines, _endpoints(found), "endpoint") if found.endpoints else Fitted([*lines, Text(NONE)])
+
+
+def _headline(line: str) -> Text:
+    return Text(inert(line, None), "red" if line.startswith("problem") else "")
 
 
 def _line(found: Status) -> str:
     delivered, failed = _last_minute(found)
-    owed = sum(each.retrying + each.held for each in found.endpoints)
+    owed = sum(each.waiting + each.retrying + each.held for each in found.endpoints)
     return (
         f"{datetime.now():%H:%M:%S}  {counted(len(found.daemons), 'daemon')}, {found.waiting.events} waiting, "
         f"{found.open.events} in hand, {owed} owed; last minute {delivered} delivered, "
@@ -149,29 +157,45 @@ def _last_minute(found: Status) -> tuple[int, int]:
 def _problems(found: Status) -> Iterator[str]:
     if _differ(found):
         yield "daemons run different configurations"
-    ahead = found.health.days_ahead or 0.0
-    if ahead < DAYS_ALARM:
-        yield f"there are partitions for {max(ahead, 0):.0f} more days only: see `webhookd maintain`"
-    if found.health.rows_in_default:
-        yield "rows have fallen into a DEFAULT partition, which `webhookd maintain` mends: nothing is lost"
-    if found.health.unreadable:
-        yield f"{counted(found.health.unreadable, 'event')} could not be read: the table webhookd.unreadable says why"
     for daemon in found.daemons:
         if daemon.problem is not None:
             yield f"daemon {daemon.id}: {inert(daemon.problem)}"
         if daemon.config_problem is not None:
             yield f"daemon {daemon.id} keeps an older configuration: {inert(daemon.config_problem)}"
+    for state, (of_one, of_some) in TROUBLE.items():
+        if labels := [_label(owed) for owed in found.endpoints if owed.state is state]:
+            named = ", ".join(labels[:NAMED]) + (f" and {len(labels) - NAMED} more" if len(labels) > NAMED else "")
+            yield f"{counted(len(labels), 'endpoint')} {of_one if len(labels) == 1 else of_some}: {named}"
+    yield from _of_health(found.health)
+
+
+def _of_health(health: Health) -> Iterator[str]:
+    if health.exhausted:
+        what = counted(health.exhausted, "delivery was", "deliveries were")
+        yield f"{what} given up in the last 24 hours: `webhookd deliveries --state exhausted` lists them"
+    if health.missed:
+        what = counted(health.missed, "range of the log was", "ranges of the log were")
+        yield f"{what} given up in the last 24 hours, behind endpoints that failed for their whole time"
+    ahead = health.days_ahead or 0.0
+    if ahead < DAYS_ALARM:
+        yield f"there are partitions for {max(ahead, 0):.0f} more days only: see `webhookd maintain`"
+    if health.rows_in_default:
+        yield "rows have fallen into a DEFAULT partition, which `webhookd maintain` mends: nothing is lost"
+    if health.unreadable:
+        yield f"{counted(health.unreadable, 'event')} could not be read: the table webhookd.unreadable says why"
 
 
 def _headlines(found: Status) -> Iterator[str]:
     waiting, scheduled, batches = found.waiting, found.scheduled, found.open
     if not found.daemons:
         yield "daemons      none is alive: start one with `webhookd run`"
-    for daemon in found.daemons:
+    for daemon in found.daemons[:DAEMONS]:
         yield (
             f"daemon {daemon.id:<5} {inert(daemon.host)}, version {daemon.version}, "
             f"configuration {daemon.config_hash}, beat {span(daemon.seconds)} ago"
         )
+    if len(found.daemons) > DAEMONS:
+        yield f"daemons      {len(found.daemons) - DAEMONS} more; --json has all"
     for problem in _problems(found):
         yield f"problem      {problem}"
     yield f"waiting      {counted(waiting.events, 'event')}{_since(', the oldest for ', waiting.seconds)}"
@@ -196,21 +220,17 @@ def _tables(health: Health) -> Iterator[str]:
     yield f"tables       {', '.join([*reach, f'partitions for {health.days_ahead or 0:.0f} days'])}"
 
 
-def _row(owed: Owed) -> tuple[str, ...]:
-    label = inert(f"{owed.tenant}/{owed.name}" if owed.tenant else owed.name)
+def _label(owed: Owed) -> str:
+    return inert(f"{owed.tenant}/{owed.name}" if owed.tenant else owed.name, None)
+
+
+def _row(owed: Owed) -> tuple[object, ...]:
     due = "" if owed.due_in is None else "now" if owed.due_in <= 0 else f"in {span(owed.due_in)}"
-    counts = (owed.retrying, owed.held, owed.exhausted, owed.rejected)
     behind = "" if owed.behind is None else span(owed.behind)
-    return (label, owed.fed, behind, *map(str, counts), due, str(owed.delivered), str(owed.failed))
+    counts = (cell(number, "" if number else "dim") for number in (getattr(owed, key) for key in COUNTS))
+    last = (cell(number, "" if number else "dim") for number in (owed.delivered, owed.failed))
+    return (cell(_label(owed), most=None), cell(owed.state, STYLES[owed.state]), behind, *counts, due, *last)
 
 
 def _since(words: str, seconds: float | None) -> str:
     return "" if seconds is None else words + span(seconds)
-
-
-def columns(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    """A table: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *others in rows:
-        cells = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
-        yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()

@@ -5,18 +5,19 @@ as its escape, and no text is ever read as markup.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import orjson
 import typer
-from rich.console import Console, RenderableType
-from rich.table import Column, Table
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
 MOST = 200  # characters of a cell
-WIDE = 10_000  # where no terminal folds lines
+WIDE = 10_000  # where there is no terminal
+GAP, INDENT = "  ", "    "  # between columns; before the further lines of a row
 
 # What str.isprintable() lets pass although nobody sees it: the Default_Ignorable_Code_Points of Unicode that are no
 # format characters, such as variation selectors and the fillers of Hangul. Text can hide in them.
@@ -67,11 +68,11 @@ def _paired(value: Any) -> Any:
     return list(map(_paired, value)) if isinstance(value, (list, tuple)) else value
 
 
-def cell(value: object, style: str = "") -> Text:
+def cell(value: object, style: str = "", most: int | None = MOST) -> Text:
     """A value as a table shows it: nothing for None, a moment in UTC to the second."""
     if isinstance(value, datetime):
         return Text(f"{value:%Y-%m-%d %H:%M:%S}", style)
-    return Text("" if value is None else inert(str(value)), style)
+    return Text("" if value is None else inert(str(value), most), style)
 
 
 def counted(number: int, one: str, many: str = "") -> str:
@@ -87,25 +88,130 @@ def span(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A table; a head that begins with ">" is of a column of numbers."""
-    columns = [
-        Column(Text(head.removeprefix(">")), justify="right" if head.startswith(">") else "left", overflow="fold")
-        for head in heads
-    ]
-    made = Table(*columns, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for row in rows:
-        made.add_row(*(each if isinstance(each, Text) else cell(each) for each in row))
-    return made
+class Layout(NamedTuple):
+    """A table as lines for a terminal: those of its heads, those of each row, and the heads that were left out."""
+
+    heads: list[Text]
+    rows: list[list[Text]]
+    left_out: list[str]
+
+
+class Table:
+    """Rows under heads; a head that begins with ">" is of a column of numbers.
+
+    No cell is ever broken, since it may be an id that somebody copies. Of the columns named in `least`, the least
+    important first, those are left out for which a terminal has no room; where the others alone are too wide, all are
+    there and a row takes several lines.
+    """
+
+    def __init__(self, heads: Sequence[str], rows: Iterable[Sequence[object]], least: Sequence[str] = ()) -> None:
+        self._right = [head.startswith(">") for head in heads]
+        self._heads = [Text(head.removeprefix(">"), "bold") for head in heads]
+        self._rows = [[each if isinstance(each, Text) else cell(each) for each in row] for row in rows]
+        self._widths: list[int] = [
+            max(text.cell_len for text in column) for column in zip(self._heads, *self._rows, strict=True)
+        ]
+        names = [head.plain for head in self._heads]
+        self._least = [names.index(name) for name in least]
+
+    def layout(self, width: int) -> Layout:
+        """How it looks on a terminal so wide."""
+        kept = [column for column in range(len(self._heads)) if column not in self._least]
+        if self._wide(kept) > width:
+            lines, kept = self._lines(width), list(range(len(self._heads)))
+        else:
+            for column in reversed(self._least):
+                if self._wide([*kept, column]) <= width:
+                    kept.append(column)
+            lines = [sorted(kept)]
+        left_out = [head.plain for column, head in enumerate(self._heads) if column not in kept]
+        return Layout(self._row(self._heads, lines), [self._row(row, lines) for row in self._rows], left_out)
+
+    def _wide(self, columns: Sequence[int]) -> int:
+        return sum(self._widths[column] for column in columns) + len(GAP) * (len(columns) - 1)
+
+    def _lines(self, width: int) -> list[list[int]]:
+        """The columns, so many to a line as fit."""
+        lines: list[list[int]] = [[]]
+        for column in range(len(self._heads)):
+            if lines[-1] and self._wide([*lines[-1], column]) + (len(INDENT) if lines[1:] else 0) > width:
+                lines.append([])
+            lines[-1].append(column)
+        return lines
+
+    def _row(self, cells: Sequence[Text], lines: Sequence[Sequence[int]]) -> list[Text]:
+        row = []
+        for number, columns in enumerate(lines):
+            padded = []
+            for column in columns:
+                text, blanks = cells[column], " " * (self._widths[column] - cells[column].cell_len)
+                padded.append(Text.assemble(blanks, text) if self._right[column] else Text.assemble(text, blanks))
+            line = Text(INDENT if number else "") + Text(GAP).join(padded)
+            line.rstrip()
+            row.append(line)
+        return row
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        heads, rows, left_out = self.layout(options.max_width)
+        yield from heads
+        for row in rows:
+            yield from row
+        if left_out:
+            yield Text(hint(left_out), "dim")
+
+
+class Fitted:
+    """Lines, and as much of a table below them as a terminal has room for, with how many rows it has none for."""
+
+    def __init__(self, above: Sequence[Text], table: Table | None = None, noun: str = "row") -> None:
+        self._above, self._table, self._noun = above, table, noun
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from self._above
+        if self._table is None:
+            return
+        found = self._table.layout(options.max_width)
+        note = Text(hint(found.left_out) if found.left_out else "", "dim")
+        room = options.size.height - self._height([*self._above, *found.heads, *[note] * bool(note)], console, options)
+        heights = [self._height(row, console, options) for row in found.rows]
+        fit = len(heights)
+        if sum(heights) > room:
+            room -= self._height([self._unfit(fit)], console, options)
+            fit = sum(height <= room for height in accumulate(heights))
+        yield from found.heads
+        for row in found.rows[:fit]:
+            yield from row
+        if note:
+            yield note
+        if fit < len(heights):
+            yield self._unfit(len(heights) - fit)
+
+    def _unfit(self, rows: int) -> Text:
+        return Text(f"no room for {counted(rows, f'more {self._noun}')}; without --watch all are shown", "dim")
+
+    @staticmethod
+    def _height(texts: Sequence[Text], console: Console, options: ConsoleOptions) -> int:
+        return sum(len(console.render_lines(text, options, pad=False)) for text in texts)
+
+
+def hint(left_out: Sequence[str]) -> str:
+    """Where to find what a terminal has no room for."""
+    return f"no room for {', '.join(left_out)}: a wider terminal or --json has {'it' if len(left_out) == 1 else 'them'}"
+
+
+def lines(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    """A table as plain text, as wide as it is."""
+    found = Table(heads, rows).layout(WIDE)
+    yield from (line.plain for line in (*found.heads, *(line for row in found.rows for line in row)))
 
 
 def show(*parts: RenderableType) -> None:
-    """Print, with colours and folded lines on a terminal only."""
+    """Print: with colours, and no wider than it, on a terminal only. A line that is wider is left to the terminal."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDE)
     for part in parts:
-        console.print(part)
+        console.print(part, soft_wrap=True)
 
 
 def say(text: str, *, err: bool = False) -> None:

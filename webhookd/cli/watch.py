@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TypeVar
 
 from rich.console import Console, RenderableType
@@ -11,13 +12,14 @@ from rich.text import Text
 
 from webhookd.cli.options import on_stop_signals
 from webhookd.cli.tables import inert, say
-from webhookd.errors import StoreUnavailable
+from webhookd.errors import SchemaMismatch, StoreUnavailable, WebhookdError
 from webhookd.store.database import Database
 from webhookd.tasks import unless
 
 T = TypeVar("T")
-View = Callable[[T | StoreUnavailable], None]
+View = Callable[[T | WebhookdError], None]
 SECONDS = 1.0
+AWAY = "The database does not answer"  # what follows in such an error are the words of whoever found it out
 
 
 async def watch(dsn: str, ask: Callable[[Database], Awaitable[T]], view: View[T]) -> None:
@@ -30,13 +32,24 @@ async def watch(dsn: str, ask: Callable[[Database], Awaitable[T]], view: View[T]
 
 async def _repeat(database: Database, ask: Callable[[Database], Awaitable[T]], view: View[T]) -> None:
     view(await ask(database))
+    since: datetime | None = None
     while True:
         await asyncio.sleep(SECONDS)
         try:
-            found: T | StoreUnavailable = await ask(database)
-        except StoreUnavailable as error:
-            found = error
+            found: T | WebhookdError = await ask(database)
+            since = None
+        except (StoreUnavailable, SchemaMismatch) as error:
+            if isinstance(error, SchemaMismatch) and error.final:
+                raise
+            since = since or datetime.now()
+            found = StoreUnavailable(waiting(str(error), since))
         view(found)
+
+
+def waiting(trouble: str, since: datetime) -> str:
+    """What is so while there is no answer, in a sentence."""
+    what = AWAY if trouble.startswith(AWAY) else trouble.rstrip(".")
+    return f"{what}, since {since:%H:%M:%S}; asking again each second, until Ctrl-C."
 
 
 @contextmanager
@@ -44,8 +57,8 @@ def drawn(draw: Callable[[T], RenderableType]) -> Iterator[View[T]]:
     """A picture that each answer replaces; the terminal is as before when the block ends."""
     with Live(console=Console(highlight=False), auto_refresh=False) as live:
 
-        def view(found: T | StoreUnavailable) -> None:
-            shown = Text(inert(str(found)), "red") if isinstance(found, StoreUnavailable) else draw(found)
+        def view(found: T | WebhookdError) -> None:
+            shown = Text(inert(str(found)), "red") if isinstance(found, WebhookdError) else draw(found)
             live.update(shown, refresh=True)
 
         yield view
@@ -54,6 +67,4 @@ def drawn(draw: Callable[[T], RenderableType]) -> Iterator[View[T]]:
 @contextmanager
 def printed(line: Callable[[T], str]) -> Iterator[View[T]]:
     """A line of text for each answer; trouble goes to standard error."""
-    yield (
-        lambda found: say(f"webhookd: {found}", err=True) if isinstance(found, StoreUnavailable) else say(line(found))
-    )
+    yield (lambda found: say(f"webhookd: {found}", err=True) if isinstance(found, WebhookdError) else say(line(found)))

@@ -534,7 +534,8 @@ SELECT count(*), extract(epoch FROM min(due) FILTER (WHERE isfinite(due)) - now(
 
 -- name: status_health
 -- What a monitoring system sees.
-SELECT owed_seconds, rows_in_default, days_ahead, cursor_seconds, oldest_event_seconds, bytes, unreadable_events FROM webhookd.health;
+SELECT owed_seconds, rows_in_default, days_ahead, cursor_seconds, oldest_event_seconds, bytes, unreadable_events,
+       exhausted_deliveries, exhausted_ranges FROM webhookd.health;
 
 -- name: status_open
 -- Batches that are not done, their events, and the age of the oldest.
@@ -548,18 +549,18 @@ SELECT id, host, version, config_hash, extract(epoch FROM now() - beat_at)::floa
   FROM webhookd.daemon WHERE stopped_at IS NULL AND beat_at > now() - $1 * interval '1 s' ORDER BY id;
 
 -- name: status_endpoints
--- The backlog by endpoint and state, and the attempts of the last minute, which the index of each endpoint leads to.
+-- The backlog by endpoint and state, and the attempts of the last minute, which the index of each endpoint leads to. What has never been tried waits.
 SELECT p.tenant, p.name,
-       COALESCE(b.retrying, 0), COALESCE(b.held, 0), COALESCE(b.exhausted, 0), COALESCE(b.rejected, 0), b.due_in,
-       m.delivered, m.failed,
-       CASE WHEN p.disabled_at IS NOT NULL THEN 'disabled' WHEN p.paused_at IS NOT NULL THEN 'paused' WHEN k.fails > 0 THEN 'failing'
-            WHEN k.endpoint_id IS NOT NULL THEN 'catching up' ELSE 'live' END,
-       extract(epoch FROM now() - c.cut_at)::float8
+       COALESCE(b.waiting, 0), COALESCE(b.retrying, 0), COALESCE(b.held, 0), COALESCE(b.exhausted, 0), COALESCE(b.rejected, 0),
+       CASE WHEN k.fails > 0 THEN extract(epoch FROM k.retry_at - now())::float8 ELSE b.due_in END,
+       m.delivered, m.failed, k.endpoint_id IS NOT NULL, extract(epoch FROM now() - c.cut_at)::float8,
+       p.spec ->> 'active' IS DISTINCT FROM 'false', p.removed_at IS NOT NULL, p.disabled_at IS NOT NULL, p.paused_at IS NOT NULL, COALESCE(k.fails > 0, false)
   FROM webhookd.endpoint p
   LEFT JOIN webhookd.parked k ON k.endpoint_id = p.id AND k.to_batch IS NULL
   LEFT JOIN webhookd.batch c ON c.id = k.next_batch
   LEFT JOIN (SELECT endpoint_id,
-                    count(*) FILTER (WHERE state = 'retry') AS retrying,
+                    count(*) FILTER (WHERE state = 'retry' AND attempts = 0 AND last_error IS NULL) AS waiting,
+                    count(*) FILTER (WHERE state = 'retry' AND (attempts > 0 OR last_error IS NOT NULL)) AS retrying,
                     count(*) FILTER (WHERE state = 'held') AS held,
                     count(*) FILTER (WHERE state = 'exhausted') AS exhausted,
                     count(*) FILTER (WHERE state = 'rejected') AS rejected,
@@ -594,8 +595,11 @@ SELECT id, event_id, LEAST(GREATEST(created_at, '0001-01-02 00:00:00+00'), '9999
 SELECT id, event_id, 'epoch'::timestamptz, '', '', NULL::text, NULL::json, NULL::timestamptz, 0, 0 FROM webhookd.outbox WHERE event_id = $1 ORDER BY id;
 
 -- name: fates
--- What became of them.
-SELECT outbox_id, endpoint, state, attempts, last_code, last_error, CASE WHEN isfinite(due) THEN extract(epoch FROM due - now())::float8 END
+-- What became of them; the next attempt where the endpoint is sent to.
+SELECT outbox_id, endpoint, state, attempts, last_code, last_error,
+       CASE WHEN isfinite(due) AND NOT EXISTS (
+         SELECT FROM webhookd.endpoint e WHERE endpoint = CASE e.tenant WHEN '' THEN e.name ELSE e.tenant || '/' || e.name END AND (e.removed_at IS NOT NULL
+            OR e.paused_at IS NOT NULL OR e.disabled_at IS NOT NULL OR e.spec ->> 'active' = 'false')) THEN extract(epoch FROM due - now())::float8 END
   FROM webhookd.event_status($1);
 
 -- name: mark
@@ -688,9 +692,10 @@ SELECT id FROM webhookd.outbox WHERE event_id = $1 ORDER BY id DESC LIMIT 100;
 SELECT id, event_id, type, LEAST(GREATEST(created_at, '0001-01-02 00:00:00+00'), '9999-12-30 00:00:00+00') FROM webhookd.outbox WHERE id = ANY($1::bigint[]);
 
 -- name: list_owed
--- Deliveries that have a row in the backlog.
+-- Deliveries that have a row in the backlog; the next attempt where its endpoint is sent to.
 SELECT b.outbox_id, b.endpoint_id, CASE b.state WHEN 'retry' THEN 'retrying' ELSE b.state END, b.attempts, b.last_code, b.last_error,
-       CASE WHEN b.state IN ('retry', 'held') THEN b.due END,
+       CASE WHEN b.state IN ('retry', 'held') AND NOT EXISTS (SELECT FROM webhookd.endpoint e WHERE e.id = b.endpoint_id AND (e.removed_at IS NOT NULL
+              OR e.paused_at IS NOT NULL OR e.disabled_at IS NOT NULL OR e.spec ->> 'active' = 'false')) THEN b.due END,
        (SELECT max(a.at) FROM webhookd.attempt a WHERE a.outbox_id = b.outbox_id AND a.endpoint_id = b.endpoint_id)
   FROM (SELECT * FROM webhookd.backlog
          WHERE outbox_id >= $1 AND outbox_id <= $2 AND (outbox_id, endpoint_id) < ($2, $3::bigint)
@@ -704,7 +709,9 @@ SELECT b.outbox_id, b.endpoint_id, CASE b.state WHEN 'retry' THEN 'retrying' ELS
 SELECT t.outbox_id, t.endpoint_id,
        CASE WHEN b.state = 'retry' THEN 'retrying' WHEN b.state IS NOT NULL THEN b.state WHEN t.ok THEN 'delivered' ELSE 'retrying' END,
        COALESCE(b.attempts, t.attempts), CASE WHEN b.state IS NULL THEN t.code ELSE b.last_code END,
-       CASE WHEN b.state IS NULL THEN t.error ELSE b.last_error END, CASE WHEN b.state IN ('retry', 'held') THEN b.due END, t.at
+       CASE WHEN b.state IS NULL THEN t.error ELSE b.last_error END,
+       CASE WHEN b.state IN ('retry', 'held') AND NOT EXISTS (SELECT FROM webhookd.endpoint e WHERE e.id = t.endpoint_id AND (e.removed_at IS NOT NULL
+              OR e.paused_at IS NOT NULL OR e.disabled_at IS NOT NULL OR e.spec ->> 'active' = 'false')) THEN b.due END, t.at
   FROM (SELECT a.outbox_id, a.endpoint_id, bool_or(a.ok) AS ok, max(a.attempt) AS attempts, max(a.at) AS at,
                (array_agg(a.code ORDER BY a.at DESC))[1] AS code, (array_agg(a.error ORDER BY a.at DESC))[1] AS error
           FROM webhookd.attempt a
@@ -745,13 +752,15 @@ SELECT id, tenant, name FROM webhookd.endpoint;
 -- Endpoints, or one of them, with their part of the backlog and what they answered last.
 SELECT p.id, p.tenant, p.name, p.spec, p.removed_at, p.paused_at, p.disabled_at, p.disabled_why, k.reason, k.since, k.owner,
        COALESCE(k.fails, 0), CASE WHEN k.fails > 0 THEN k.retry_at END, c.cut_at,
-       COALESCE(b.retrying, 0), COALESCE(b.held, 0), COALESCE(b.exhausted, 0), COALESCE(b.rejected, 0), b.oldest,
+       COALESCE(b.waiting, 0), COALESCE(b.retrying, 0), COALESCE(b.held, 0), COALESCE(b.exhausted, 0), COALESCE(b.rejected, 0), b.oldest,
        l.at, l.ok, l.code, l.error, l.ms
   FROM webhookd.endpoint p
   LEFT JOIN webhookd.parked k ON k.endpoint_id = p.id AND k.to_batch IS NULL
   LEFT JOIN webhookd.batch c ON c.id = k.next_batch
   LEFT JOIN (SELECT endpoint_id,
-                    count(*) FILTER (WHERE state = 'retry') AS retrying, count(*) FILTER (WHERE state = 'held') AS held,
+                    count(*) FILTER (WHERE state = 'retry' AND attempts = 0 AND last_error IS NULL) AS waiting,
+                    count(*) FILTER (WHERE state = 'retry' AND (attempts > 0 OR last_error IS NOT NULL)) AS retrying,
+                    count(*) FILTER (WHERE state = 'held') AS held,
                     count(*) FILTER (WHERE state = 'exhausted') AS exhausted,
                     count(*) FILTER (WHERE state = 'rejected') AS rejected,
                     min(outbox_at) FILTER (WHERE state IN ('retry', 'held')) AS oldest

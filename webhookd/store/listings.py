@@ -118,11 +118,12 @@ class EndpointLine(NamedTuple):
     fails: int  # in a row, that its breaker has seen; 0 when it is closed
     probe_at: datetime | None
     behind: datetime | None  # the moment of the log that its cursor has come to; None at the end of the log
+    waiting: int  # deliveries, for a first attempt
     retrying: int
     held: int
     exhausted: int
     rejected: int
-    oldest: datetime | None  # event of those that are retrying or held
+    oldest: datetime | None  # event of those that wait, are retrying or held
     at: datetime | None
     ok: bool | None
     code: int | None

@@ -2,14 +2,16 @@
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 
 from webhookd.errors import StoreRefused
-from webhookd.model import Event
+from webhookd.model import EndpointState, Event
 from webhookd.sql import QUERIES
 from webhookd.store.database import Database
+
+SENT_TO: Final = (EndpointState.ACTIVE, EndpointState.FAILING)  # states of endpoints
 
 
 class NewEvent(NamedTuple):
@@ -71,15 +73,17 @@ class Owed(NamedTuple):
 
     tenant: str
     name: str
+    waiting: int  # for a first attempt
     retrying: int
     held: int
     exhausted: int
     rejected: int
-    due_in: float | None  # seconds until the first retry; negative when it is overdue
+    due_in: float | None  # seconds until the next attempt; negative when it is overdue; None when none is to come
     delivered: int
     failed: int
-    fed: str  # live, or why it reads the log with a cursor
-    behind: float | None  # seconds by which its cursor lags
+    parked: bool  # it reads the log with a cursor
+    behind: float | None  # seconds by which that lags
+    state: EndpointState
 
 
 class Health(NamedTuple):
@@ -92,6 +96,8 @@ class Health(NamedTuple):
     oldest_event: float | None
     bytes: int  # of all tables and their indexes
     unreadable: int  # events that could not be read
+    exhausted: int  # deliveries that were given up in the last 24 hours
+    missed: int  # ranges of the log, likewise
 
 
 class Status(NamedTuple):
@@ -151,6 +157,13 @@ class Fate(NamedTuple):
     due_in: float | None
 
 
+def _owed(row: Any) -> Owed:
+    *columns, active, removed, disabled, paused, failing = row
+    state = EndpointState.of(active=active, removed=removed, disabled=disabled, paused=paused, failing=failing)
+    found = Owed._make((*columns, state))
+    return found if state in SENT_TO else found._replace(due_in=None)
+
+
 class Reports:
     """Questions that change nothing."""
 
@@ -166,7 +179,7 @@ class Reports:
                 Batches._make((await connection.fetch(QUERIES["status_open"]))[0]),
                 Health._make((await connection.fetch(QUERIES["status_health"]))[0]),
                 tuple(map(Alive._make, await connection.fetch(QUERIES["status_daemons"], dead_after))),
-                tuple(map(Owed._make, await connection.fetch(QUERIES["status_endpoints"]))),
+                tuple(map(_owed, await connection.fetch(QUERIES["status_endpoints"]))),
             )
 
     async def deployed(self, dead_after: float) -> Deployed:

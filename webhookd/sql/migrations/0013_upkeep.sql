@@ -205,9 +205,12 @@ SET row_security = off SET DateStyle = 'ISO' SET IntervalStyle = 'postgres' SET 
 ALTER FUNCTION webhookd.tell(text, int, json, text)
 SET row_security = off SET DateStyle = 'ISO' SET IntervalStyle = 'postgres' SET TimeZone = 'UTC' SET standard_conforming_strings = on;
 
+-- What was given up lately is found without a look at what was given up before, or is owed.
+CREATE INDEX backlog_exhausted ON webhookd.backlog (due) WHERE state = 'exhausted';
+
 -- For a monitoring system, also when every daemon is dead: one row, with seconds and bytes. USAGE on the schema and SELECT on the view are all it
 -- needs. Unread is also what is left of a transaction that is read in pieces, and the surplus. `days_ahead` ends at the first day that has no partition,
--- whatever lies behind it. Infinite moments say nothing.
+-- whatever lies behind it. Infinite moments say nothing. What was exhausted is that of the last 24 hours; `configurations` are those of live daemons.
 CREATE OR REPLACE VIEW webhookd.health AS
 WITH last AS MATERIALIZED (SELECT b.pos_xmax, b.pos_xip FROM webhookd.batch b ORDER BY b.id DESC LIMIT 1),
 unread AS (
@@ -243,4 +246,12 @@ SELECT (SELECT count(*) FROM unread) + (SELECT COALESCE(sum(cardinality(s.ids)),
          WHERE c.relnamespace = to_regnamespace('webhookd') AND c.relkind = 'r' AND c.relname !~ '^lock_') AS bytes,  -- it waits for whoever locks a table
        (SELECT count(*) FROM webhookd.unreadable) AS unreadable_events,
        (SELECT string_agg(DISTINCT d.problem, '; ') FROM webhookd.daemon d
-         WHERE d.stopped_at IS NULL AND d.beat_at > now() - interval '15 s') AS problems;
+         WHERE d.stopped_at IS NULL AND d.beat_at > now() - interval '15 s') AS problems,
+       (SELECT count(*) FROM webhookd.backlog w WHERE w.state = 'exhausted' AND w.due > now() - interval '24 h') AS exhausted_deliveries,
+       (SELECT count(*) FROM webhookd.missed m WHERE m.reason = 'exhausted' AND m.at > now() - interval '24 h') AS exhausted_ranges,
+       (SELECT count(*) FROM webhookd.endpoint e JOIN webhookd.parked k ON k.endpoint_id = e.id AND k.to_batch IS NULL AND k.fails > 0
+         WHERE e.removed_at IS NULL AND e.spec ->> 'active' IS DISTINCT FROM 'false' AND e.disabled_at IS NULL AND e.paused_at IS NULL) AS failing_endpoints,
+       (SELECT count(*) FROM webhookd.endpoint e
+         WHERE e.removed_at IS NULL AND e.spec ->> 'active' IS DISTINCT FROM 'false' AND e.disabled_at IS NOT NULL) AS disabled_endpoints,
+       (SELECT count(DISTINCT d.config_hash) FROM webhookd.daemon d
+         WHERE d.stopped_at IS NULL AND d.beat_at > now() - interval '15 s') AS configurations;
