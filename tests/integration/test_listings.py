@@ -247,6 +247,17 @@ async def test_endpoints(ask: Ask, sql: "Sql[asyncpg.Record]") -> None:
         assert "pw" not in text
 
 
+async def test_an_id_is_shown_whole_however_long_it_is(ask: Ask, sql: "Sql[asyncpg.Record]") -> None:
+    event_id, tenant = await insert(sql, event_id="e" * 128), "t" * 255
+    hook = await endpoint(sql, "hook", tenant)
+    await attempt(sql, event_id, hook, 1, 500)
+    await owe(sql, event_id, hook)
+    for command in ("deliveries", "attempts", "endpoints list", "status"):
+        assert f"{tenant}/hook" in (await ask(*command.split())).split()
+    for command in ("events", "deliveries", "attempts", "endpoints show hook"):
+        assert event_id in (await ask(*command.split())).split()
+
+
 async def test_nothing_that_others_wrote_acts_on_the_terminal(
     ask: Ask, sql: "Sql[asyncpg.Record]", dsn: str, tmp_path: Path
 ) -> None:
