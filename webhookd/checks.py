@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, TypeVar, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, SecretStr, ValidationInfo
 
+from webhookd import dsn
 from webhookd.formats import FORMATS, compile_template
 from webhookd.guard import url_mistake
 from webhookd.mistakes import egress_mistake
@@ -119,8 +120,8 @@ def _source(value: str) -> str:
 
 
 def _dsn(value: object) -> object:
-    if isinstance(value, str) and value and not value.startswith(("postgresql://", "postgres://")):
-        raise ValueError('must begin with "postgresql://"')
+    if isinstance(value, str) and value:
+        dsn.parsed(value)
     return value
 
 

@@ -32,7 +32,8 @@ from webhookd.sender import Sender
 from webhookd.store.backlog import Backlog
 from webhookd.store.batches import Batches
 from webhookd.store.bell import Bell
-from webhookd.store.database import Database, Dsn
+from webhookd.store.database import Database
+from webhookd.store.dial import Dsn
 from webhookd.store.keepers import Keepers
 from webhookd.store.migrations import check_schema
 from webhookd.store.parking import ParkingStore

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 from webhookd import locator
 from webhookd.config import Config, build, endpoints_directory
 from webhookd.config import section as section_of
+from webhookd.dsn import Located
 from webhookd.errors import ConfigError
 from webhookd.shapes import Database, Shape
 
@@ -91,7 +92,7 @@ def dsn(database: Database) -> str:
     if not (file := database.dsn_file):
         return database.dsn.get_secret_value()
     try:
-        return _text(Path(file), _MAX_SECRET).strip()
+        return Located(_text(Path(file), _MAX_SECRET).strip(), file)
     except ValueError as error:
         raise ConfigError([f"{file}: {error}"]) from None
 

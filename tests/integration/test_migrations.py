@@ -116,8 +116,8 @@ async def test_a_role_that_may_not_is_told_in_one_sentence(empty_dsn: str, roles
     [
         ("postgresql://u:pa55word@/x?host=/nonexistent", "does not answer"),
         ("postgresql://u:pa55word@localhost:1/x", "does not answer"),
-        ("postgresql://u:pa55word@localhost:nope/x", "the DSN"),
-        ("mysql://u:pa55word@localhost/x", "the DSN"),
+        ("postgresql://u:pa55word@localhost:nope/x", "The DSN"),
+        ("mysql://u:pa55word@localhost/x", "The DSN"),
     ],
 )
 async def test_trouble_says_what_to_check_and_never_the_password(bad: str, what: str) -> None:
@@ -127,7 +127,7 @@ async def test_trouble_says_what_to_check_and_never_the_password(bad: str, what:
 
 
 async def test_a_database_that_does_not_exist_is_named_as_the_trouble(server: str) -> None:
-    with pytest.raises(StoreUnavailable, match="the database does not exist"):
+    with pytest.raises(StoreUnavailable, match=r'database "nothing_here" does not exist at .*: create it'):
         await migrate(server.replace("/postgres?", "/nothing_here?"))
 
 

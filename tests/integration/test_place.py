@@ -24,6 +24,8 @@ from tests.integration.conftest import (
     insert_many,
     states,
 )
+from tests.integration.test_cli import configuration as written
+from tests.integration.test_cli import webhookd
 from tests.waiting import until
 from webhookd.embedded import postgres
 from webhookd.errors import Moved, OtherPlace, StoreUnavailable
@@ -61,6 +63,20 @@ async def test_a_copy_sends_nothing_and_says_the_way_out(
             pass
     assert receiver.got == []
     assert await sql.fetchval("SELECT count(*) FROM webhookd.daemon") == 0
+
+
+@pytest.mark.parametrize("change", [ELSEWHERE, "UPDATE webhookd.binding SET environment = 'shop'"])
+async def test_check_says_of_a_copy_what_run_would(sql: Sql, dsn: str, tmp_path: Path, change: str) -> None:
+    file = written(tmp_path, dsn)
+    assert (await asyncio.to_thread(webhookd, "check", "-c", file)).returncode == 0, "nobody has said where it belongs"
+    assert await sql.fetchval("SELECT environment FROM webhookd.binding") == "", "and nobody has now"
+    await sql.execute(change)
+    said = []
+    for command in ("check", "run"):
+        found = await asyncio.to_thread(webhookd, command, "-c", file)
+        assert found.returncode == 78, command
+        said.append([line for line in found.stderr.splitlines() if line.startswith("webhookd: This database seems")])
+    assert said[0] == said[1] != []
 
 
 async def test_a_database_that_forgot_its_daemon_gets_a_new_one_that_keeps_the_newest_configuration(

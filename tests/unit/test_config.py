@@ -304,7 +304,10 @@ def test_a_format_of_ones_own() -> None:
             "[daemon] environment: \"Prod\" is no name; use 1 to 64 of a-z, 0-9, '_', '.' and '-', "
             "the first a letter or a digit",
         ),
-        ({"database": {"dsn": "mysql://planted"}}, '[database] dsn: must begin with "postgresql://"'),
+        (
+            {"database": {"dsn": "mysql://planted"}},
+            '[database] dsn: must begin with "postgresql://", or be words such as host=… dbname=…',
+        ),
         (
             {"database": {"dsn": "postgresql:///a", "dsn_file": "f"}},
             "[database] dsn_file: stands beside dsn; give only one of them",
@@ -642,7 +645,10 @@ def test_the_environment_wins() -> None:
             "WEBHOOKD_ADMIN__LISTEN: is not there yet in this version of webhookd; remove it",
         ),
         ({"WEBHOOKD_DAEMON__WATCH": "yes"}, "WEBHOOKD_DAEMON__WATCH: wants true or false"),
-        ({"WEBHOOKD_DSN": "planted"}, 'WEBHOOKD_DSN: must begin with "postgresql://"'),
+        (
+            {"WEBHOOKD_DSN": "planted"},
+            'WEBHOOKD_DSN: must begin with "postgresql://", or be words such as host=… dbname=…',
+        ),
         (
             {"WEBHOOKD_RETRY__SCHEDULE": "5s,x"},
             'WEBHOOKD_RETRY__SCHEDULE item 2: "x" is no duration; write "20s", "5m" or "3d"',

@@ -14,6 +14,8 @@ from webhookd.difference import Difference, difference, refusal
 from webhookd.janitor import BEAT_SECONDS, DEAD_AFTER_BEATS
 from webhookd.reference import json_schema
 from webhookd.store.database import Database
+from webhookd.store.dial import ignored
+from webhookd.store.registry import Registry
 from webhookd.store.reports import Alive, Deployed, Reports
 
 SHOWN = 20  # endpoints of a kind; --json has all
@@ -42,13 +44,14 @@ def check(
 
     Reads the whole configuration, and compares its endpoints with those that the daemons run.
     Ends with 0 when all is well, 1 when daemons would refuse it, 69 without the database or a right that they need
-    there, 78 with a mistake.
+    there, 78 with a mistake, or where `run` would take the database for a copy.
     """
     if schema:
         show_json(json_schema())
         return
     file, found = loaded(config, dev)
-    against = None if offline else _against(file, found, dev, ran(_ask(loader.dsn(found.database))))
+    deployed = None if offline else ran(_ask(loader.dsn(found.database), found.daemon.environment))
+    against = None if deployed is None else _against(file, found, dev, deployed)
     if as_json:
         show_json(_document(file, found, against))
     else:
@@ -56,10 +59,12 @@ def check(
     raise typer.Exit(1 if against and against.refusal else 0)
 
 
-async def _ask(dsn: str) -> Deployed:
+async def _ask(dsn: str, environment: str) -> Deployed:
     async with Database(dsn or None, size=1) as database:
         await database.expect_all_rows()
-        return await Reports(database).deployed(BEAT_SECONDS * DEAD_AFTER_BEATS)
+        deployed = await Reports(database).deployed(BEAT_SECONDS * DEAD_AFTER_BEATS)
+        await Registry(database).expect_ours(environment)
+        return deployed
 
 
 def _against(file: Path, found: Config, dev: bool, deployed: Deployed) -> _Against:
@@ -101,6 +106,7 @@ def _lines(file: Path, found: Config, dev: bool, against: _Against | None) -> It
     )
     if against is None:
         return
+    yield from (f"note: {sentence}" for sentence in ignored(loader.dsn(found.database)))
     if not any(against.change):
         yield "database: it knows the same endpoints"
     for kind, labels in against.change._asdict().items():

@@ -22,6 +22,7 @@ from webhookd.daemon import Daemon
 from webhookd.embedded import postgres
 from webhookd.errors import ConfigError, OtherPlace, SchemaMismatch
 from webhookd.notify import Notifier
+from webhookd.store.dial import ignored
 from webhookd.store.migrations import migrate
 
 log = structlog.get_logger("webhookd.run")
@@ -116,9 +117,13 @@ async def _deliver(file: Path, config: Config) -> None:
     watched = config.daemon.watch
     if watched is None:
         watched = "NOTIFY_SOCKET" not in os.environ
+
+    def where() -> str:
+        return loader.dsn(config.database)
+
     daemon = Daemon(
         config,
-        lambda: loader.dsn(config.database) or None,
+        where,
         config.database.direct_dsn.get_secret_value() or None,
         load=lambda: _load(file),
         watch=loader.directories(file, os.environ) if watched else (),
@@ -126,6 +131,8 @@ async def _deliver(file: Path, config: Config) -> None:
     )
     on_stop_signals(daemon.stop, _leave)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, daemon.reload)
+    for sentence in ignored(where):
+        log.warning("dsn_parameter_ignored", reason=sentence)
     await daemon.run()
 
 

@@ -13,7 +13,8 @@ import structlog
 
 from webhookd.errors import WebhookdError
 from webhookd.sql import QUERIES
-from webhookd.store.database import Dsn, connect, is_pooled, translated
+from webhookd.store.database import connect, is_pooled, translated
+from webhookd.store.dial import Dsn
 from webhookd.store.keepers import IN_THE_WAY_AFTER, Lasting, named
 from webhookd.store.session import pins
 from webhookd.tasks import Setbacks, wait_for

@@ -5,8 +5,7 @@ the server; behind one, each statement is a transaction with an unnamed statemen
 """
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any, Self
@@ -14,7 +13,6 @@ from typing import Any, Self
 import asyncpg
 
 from webhookd.errors import (
-    ConfigError,
     Moved,
     SchemaMismatch,
     StoreConflict,
@@ -25,6 +23,7 @@ from webhookd.errors import (
     WebhookdError,
 )
 from webhookd.sql import QUERIES
+from webhookd.store.dial import CONNECT_TIMEOUT, Dsn, Target, dial, target
 from webhookd.store.migrations import check_schema
 from webhookd.store.session import pins
 
@@ -32,7 +31,6 @@ POOL_SIZE = 5  # more only queue up behind each other
 APPLICATION_NAME = "webhookd"
 STATEMENTS = 100  # prepared ones a connection keeps
 COMMAND_TIMEOUT = 30.0
-CONNECT_TIMEOUT = 10.0
 RELEASE_TIMEOUT = 0.5
 IDLE_SECONDS = 10.0  # within a transaction, whose rows a daemon that froze would keep; shorter than it takes to be dead
 
@@ -42,9 +40,6 @@ NO_ROW_SECURITY = (
     "and for the owner of the schema where it is FORCED."
 )
 TABLES_NAMED = 3  # of those with row security
-
-# Where the database is, None for the PG* variables. A function is asked at each connect: passwords may be short-lived.
-Dsn = str | None | Callable[[], str | None]
 
 COMMITTED: dict[str, Any] = {"isolation": "read_committed"}  # whatever the default of the role or the database is
 
@@ -87,10 +82,6 @@ def translated() -> Iterator[None]:
         raise StoreForbidden(
             f"The database refuses us: {_sentence(error)}. Grant the daemon's role what sql/grants.sql lists."
         ) from error
-    except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError) as error:
-        raise StoreUnavailable(f"The database refuses us: {error}. Check user and password of the DSN.") from error
-    except asyncpg.InvalidCatalogNameError as error:
-        raise StoreUnavailable(f"{error}. Check the name of the database in the DSN.") from error
     except (asyncpg.ReadOnlySQLTransactionError, asyncpg.TargetServerAttributeNotMatched) as error:
         raise StoreUnavailable(
             "The server is read-only, as a standby is: waiting for the primary. (If it is the primary, "
@@ -110,17 +101,6 @@ def _decoded() -> Iterator[None]:
         raise
     except Exception as error:
         raise StoreRefused(f"a value cannot be read: {type(error).__name__}: {_sentence(error)}") from error
-
-
-@contextmanager
-def _readable() -> Iterator[None]:
-    """Around the use of a DSN: what asyncpg says of one that it cannot read may quote the password."""
-    try:
-        yield
-    except ValueError:
-        raise StoreUnavailable(
-            "The DSN cannot be read: check its form, and that its password is percent-encoded."
-        ) from None
 
 
 def _refusal(error: Exception) -> str:
@@ -143,13 +123,6 @@ async def _prepare(connection: "asyncpg.Connection[Any]") -> None:
 
 _json_out = {"json": bytes, "jsonb": lambda text: b"\x01" + text}
 _json_in = {"json": bytes, "jsonb": lambda data: data[1:]}
-
-
-def _now(dsn: Dsn) -> str | None:
-    try:
-        return dsn() if callable(dsn) else dsn
-    except ConfigError as error:
-        raise StoreUnavailable(str(error)) from None
 
 
 async def _learn_types(connection: "asyncpg.Connection[Any]") -> None:
@@ -182,23 +155,21 @@ async def is_pooled(connection: "asyncpg.Connection[Any] | asyncpg.pool.PoolConn
 
 async def connect(dsn: Dsn) -> "asyncpg.Connection[Any]":
     """A connection of its own, outside the pool."""
-    with translated(), _readable():
-        where = _now(dsn)
-        connection: asyncpg.Connection[Any] = await asyncpg.connect(where, **_settings(where))
+    with translated():
+        where = target(dsn)
+        connection = await dial(where, **_settings(where))
         await _prepare(connection)
         return connection
 
 
-def _settings(where: str | None, *, pooled: bool = False) -> dict[str, Any]:
+def _settings(where: Target, *, pooled: bool = False) -> dict[str, Any]:
     settings: dict[str, Any] = {
-        "timeout": CONNECT_TIMEOUT,
         "command_timeout": COMMAND_TIMEOUT,
         # asyncpg's own 'utf-8' is not what the server calls it, and a pooler would set it before each transaction.
         "server_settings": {"application_name": APPLICATION_NAME, "client_encoding": "UTF8"},
     }
     # Of several hosts the primary, but a pooler says of it what was true of the first server that it met.
-    hosts = where or os.environ.get("PGHOST", "")
-    if not pooled and "," in hosts and "target_session_attrs" not in hosts and "PGTARGETSESSIONATTRS" not in os.environ:
+    if not pooled and len(where.places) > 1 and "target_session_attrs" not in where.given:
         settings["target_session_attrs"] = "read-write"
     return settings
 
@@ -228,6 +199,7 @@ class Database:
         self._pool: asyncpg.Pool[Any] | None = None
         self._pooled = False
         self._opening = asyncio.Lock()
+        self._seconds = CONNECT_TIMEOUT
         self.place = ""
 
     async def __aenter__(self) -> Self:
@@ -296,9 +268,8 @@ class Database:
         while True:
             pool = self._pool or await self._open()
             try:
-                with _readable():
-                    async with asyncio.timeout(CONNECT_TIMEOUT):  # asyncpg's own is a task more, for each statement
-                        return pool, await pool.acquire()
+                async with asyncio.timeout(self._seconds):  # asyncpg's own is a task more, for each statement
+                    return pool, await pool.acquire()
             except _Pooled:
                 if self._pool is pool:
                     self._pool, self._pooled = None, True
@@ -307,6 +278,8 @@ class Database:
     async def _open(self) -> "asyncpg.Pool[Any]":
         async with self._opening:
             if self._pool is None:
+                # Longer than connecting may take, which says more of what went wrong.
+                self._seconds = max(CONNECT_TIMEOUT, target(self._dsn).seconds) + 1.0
                 self._pool = await asyncpg.create_pool(
                     connect=self._connect,
                     min_size=0,
@@ -319,11 +292,8 @@ class Database:
             return self._pool
 
     async def _connect(self, *_: object, **settings: Any) -> "asyncpg.Connection[Any]":
-        where = _now(self._dsn)
-        connection: asyncpg.Connection[Any] = await asyncpg.connect(
-            where, **settings, **_settings(where, pooled=self._pooled)
-        )
-        return connection
+        where = target(self._dsn)
+        return await dial(where, **settings, **_settings(where, pooled=self._pooled))
 
     async def _init(self, connection: "asyncpg.Connection[Any]", *, pooled: bool) -> None:
         if not pooled:  # a pooler says of every server what was true of the first one it met

@@ -9,7 +9,8 @@ import structlog
 
 from webhookd.errors import WebhookdError
 from webhookd.sql import QUERIES
-from webhookd.store.database import Database, Dsn
+from webhookd.store.database import Database
+from webhookd.store.dial import Dsn
 from webhookd.tasks import Setbacks
 
 LOOK_EVERY: Final = 1.0

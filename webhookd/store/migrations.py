@@ -9,9 +9,9 @@ import asyncpg
 
 from webhookd.errors import SchemaMismatch, StoreUnavailable
 from webhookd.sql import MIGRATIONS, Migration
+from webhookd.store.dial import dial, target
 from webhookd.store.session import pins
 
-_CONNECT_SECONDS = 10.0
 _TRIES, _PAUSE = 240, 0.5  # an application's long transaction, or another migration, may be in the way
 # INSERTs queue up behind a lock that we wait for, so it is waited for briefly. No session state: poolers.
 _BEGIN = """SET LOCAL search_path = pg_catalog, pg_temp;
@@ -152,7 +152,7 @@ async def _retried(connection: "asyncpg.Connection[asyncpg.Record]", script: str
 async def _connected(dsn: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
     """A connection for the block; what goes wrong on it is told in one sentence that holds nothing of the DSN."""
     try:
-        connection = await asyncpg.connect(dsn, timeout=_CONNECT_SECONDS, statement_cache_size=0)  # poolers
+        connection = await dial(target(dsn), statement_cache_size=0)  # poolers
         try:
             yield connection
         finally:
@@ -161,15 +161,9 @@ async def _connected(dsn: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Reco
         raise StoreUnavailable(
             f"this role may not change the schema ({error.message}): run `webhookd migrate` as its owner"
         ) from error
-    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidPasswordError) as error:
-        raise StoreUnavailable("Postgres refused the login: check user, password and pg_hba.conf") from error
-    except asyncpg.InvalidCatalogNameError as error:
-        raise StoreUnavailable("the database does not exist: create it, or check the name in the DSN") from error
     except asyncpg.LockNotAvailableError as error:
         raise StoreUnavailable("a transaction that has inserted is still open: end it, or try again later") from error
     except asyncpg.PostgresError as error:
         raise StoreUnavailable(f"Postgres refused the migration (SQLSTATE {error.sqlstate}): see its log") from error
-    except ValueError:
-        raise StoreUnavailable("the DSN cannot be read: check its form") from None  # the cause may quote the password
     except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
         raise StoreUnavailable("Postgres does not answer: check the DSN, and that the server runs") from error

@@ -77,12 +77,16 @@ class Registry:
         bound = await self._database.fetch(QUERIES["bound"])
         if not bound or not bound[0]["environment"]:
             await self._database.fetch(QUERIES["bind"], environment)
-            bound = await self._database.fetch(QUERIES["bound"])
-        server, deployment, place = bound[0]
-        here: str = place
-        if (server, deployment) != (here.partition("/")[0], environment):
-            raise OtherPlace(_other_place(server, deployment, here.partition("/")[0], environment))
-        return here
+        return await self.expect_ours(environment)
+
+    async def expect_ours(self, environment: str) -> str:
+        """The same, but what is not bound to any environment yet stays so."""
+        place = ""
+        for server, bound, place in await self._database.fetch(QUERIES["bound"]):
+            here = place.partition("/")[0]
+            if server != here or bound not in ("", environment):
+                raise OtherPlace(_other_place(server, bound or environment, here, environment))
+        return place
 
     async def has_endpoints(self) -> bool:
         """True when the files of some daemon, alive or not, have had an endpoint that nobody has removed."""
