@@ -13,6 +13,21 @@ _MAX_NAME = 253
 _MAX_LABEL = 63
 _MAX_PORT = 65535
 
+# The insides of clouds that look public: who runs there reaches by them what nobody else can, as by 169.254.169.254.
+# Other clouds have theirs in the ranges above, such as 100.100.100.200 (Alibaba) and 192.0.0.192 (Oracle).
+_CLOUDS = (
+    # The host of a machine of Azure: learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16
+    "168.63.129.16/32",
+    # Services and service endpoints of IBM Cloud, reserved in each VPC: the address ranges in its VPC documentation
+    "161.26.0.0/16",
+    "166.8.0.0/14",
+    # restricted and private.googleapis.com, with routes in a VPC alone: cloud.google.com/vpc/docs/private-google-access
+    "199.36.153.4/30",
+    "199.36.153.8/30",
+    "2600:2d00:2:1000::/64",
+    "2600:2d00:2:2000::/64",
+)
+
 # `ipaddress.is_global` is no guard: it passes NAT64 and 6to4 loopback, ::7f00:1, fec0::1 and multicast.
 _DENIED_IPV4 = tuple(
     map(
@@ -33,11 +48,17 @@ _DENIED_IPV4 = tuple(
             "203.0.113.0/24",
             "224.0.0.0/4",
             "240.0.0.0/4",
+            *(each for each in _CLOUDS if ":" not in each),
         ),
     )
 )
 _PUBLIC_IPV6 = IPv6Network("2000::/3")
-_DENIED_IPV6 = tuple(map(IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
+_DENIED_IPV6 = tuple(
+    map(
+        IPv6Network,
+        ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20", *(each for each in _CLOUDS if ":" in each)),
+    )
+)
 
 _PRINTABLE = re.compile(r"[\x21-\x7e]+")
 _PARTS = re.compile(r"(?P<scheme>[^:/?]*)://(?P<authority>[^/?]*)[/?]?.*")
