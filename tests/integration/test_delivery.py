@@ -79,7 +79,7 @@ async def test_routing(sql: Sql, receiver: Receiver, daemon: Running) -> None:
         user = await insert(sql, type="user.new", tenant="acme")
         nobody = await insert(sql, tenant="unknown")
         uk = await insert(sql, type="x", metadata='{"region":"uk"}')
-        own = await insert(sql, type="webhookd.test")
+        own = await insert(sql, type="webhookd.test", own=True)
         await settled(sql, nobody, {None: "unmatched"})
         await settled(sql, own, {None: "unmatched"})
         await finished(sql)

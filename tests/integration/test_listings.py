@@ -123,7 +123,8 @@ async def test_events_and_what_became_of_them(ask: Ask, sql: "Sql[asyncpg.Record
 
 async def test_events_of_a_type_a_tenant_and_a_time(ask: Ask, sql: "Sql[asyncpg.Record]") -> None:
     for type_ in ("order.created", "order.line.added", "orders", "webhookd.test"):
-        await insert(sql, type=type_, event_id=type_.replace(".", "-"), tenant="acme" if type_ == "orders" else "")
+        tenant, own = "acme" if type_ == "orders" else "", type_.startswith("webhookd.")
+        await insert(sql, type=type_, event_id=type_.replace(".", "-"), tenant=tenant, own=own)
     await sql.execute(
         "INSERT INTO webhookd.outbox (type, payload, created_at) VALUES ('old', '1', now() - interval '2 h')"
     )

@@ -17,7 +17,7 @@ from tests.conftest import SETTINGS
 from tests.integration.conftest import as_user
 from webhookd.embedded import _programs, postgres
 from webhookd.errors import SchemaMismatch, StoreUnavailable
-from webhookd.sql import MIGRATIONS, parse
+from webhookd.sql import GRANTS, MIGRATIONS, parse
 from webhookd.store.migrations import _BEGIN, as_sql, check_schema, migrate
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -357,6 +357,13 @@ async def test_a_producer_can_insert_and_emit_and_read_nothing_else(granted: Con
     await sql.execute("SELECT id, event_id, created_at FROM webhookd.outbox")
     await refused(sql, "SELECT payload FROM webhookd.outbox")
     await refused(sql, "INSERT INTO webhookd.outbox (type, payload, xid) VALUES ('a', '{}', '1')")
+    await refused(sql, "INSERT INTO webhookd.outbox (type, payload, own) VALUES ('a', '{}', true)")
+    await refused(sql, "SELECT webhookd.tell('endpoint.disabled', 1)")
+    for forged in ("INSERT INTO webhookd.outbox (type, payload) VALUES ($1, '{}')", "SELECT webhookd.emit($1, '{}')"):
+        for type_ in ("webhookd.endpoint.disabled", "webhookd."):
+            with pytest.raises(asyncpg.CheckViolationError):
+                await sql.execute(forged, type_)
+        await sql.execute(forged, "webhookd_orders")
     await refused(sql, "DELETE FROM webhookd.outbox")
     await refused(sql, "SELECT * FROM webhookd.event_status('mine')")
     await refused(sql, "SELECT * FROM webhookd.cut(1, 1, 1)")
@@ -365,15 +372,69 @@ async def test_a_producer_can_insert_and_emit_and_read_nothing_else(granted: Con
         await refused(sql, f"SELECT FROM webhookd.{table}")
 
 
+async def test_what_we_tell_is_ours_and_what_was_told_before_stays(granted: Connection) -> None:
+    """The constraint came when there were such events: they may move to another partition, and go."""
+    sql = granted
+    await sql.execute("INSERT INTO webhookd.endpoint (name, source, spec) VALUES ('a', 'file', '{}')")
+    bounds = await sql.fetch(
+        "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'webhookd.outbox'::regclass"
+        " AND contype = 'c' AND conname LIKE 'types that begin%'"
+    )
+    ((name, definition),) = bounds
+    await sql.execute(f'ALTER TABLE webhookd.outbox DROP CONSTRAINT "{name}"')
+    far = "now() + interval '400 days'"
+    await sql.execute(
+        f"INSERT INTO webhookd.outbox (type, payload, created_at) VALUES ('webhookd.before', '{{}}', {far}),"
+        f" ('webhookd.before', '{{}}', {far} - interval '3 days')"
+    )
+    await sql.execute(f'ALTER TABLE webhookd.outbox ADD CONSTRAINT "{name}" {definition}')
+    await sql.execute("SET ROLE webhookd_daemon")
+    await sql.execute("SELECT webhookd.tell('endpoint.disabled', 1)")
+    for _ in range(10):
+        await sql.execute("SELECT webhookd.maintain()")
+    await sql.execute("RESET ROLE")
+    assert await sql.fetchval("SELECT count(*) FROM webhookd.outbox_default") == 0
+    assert [tuple(row) for row in await sql.fetch("SELECT type, own FROM webhookd.outbox ORDER BY 1")] == [
+        ("webhookd.before", False),
+        ("webhookd.before", False),
+        ("webhookd.endpoint.disabled", True),
+    ]
+
+
 async def test_a_reader_reads_and_changes_nothing(granted: Connection) -> None:
     sql = granted
     event = await sql.fetchval("SELECT webhookd.emit('a', '{}')")
     await sql.execute("SET ROLE webhookd_reader")
     assert await status(sql, event) == [(None, "waiting", 0, None, None)]
-    await sql.execute("SELECT * FROM webhookd.outbox")
+    await refused(sql, "SELECT * FROM webhookd.outbox")
     await refused(sql, "INSERT INTO webhookd.outbox (type, payload) VALUES ('a', '{}')")
     await refused(sql, "SELECT webhookd.emit('a', '{}')")
     await refused(sql, "UPDATE webhookd.endpoint SET name = 'x'")
+
+
+SAID = {"payload", "metadata"}  # by applications
+
+
+async def test_a_reader_sees_everything_but_what_applications_say_and_what_is_sealed(granted: Connection) -> None:
+    """Also where the rights are those of an earlier version, of which the first statement is all that counts."""
+    sql = granted
+    await sql.execute("GRANT SELECT ON ALL TABLES IN SCHEMA webhookd TO webhookd_reader")
+    await sql.execute(GRANTS)
+    for _ in range(100):
+        if not await sql.fetch("SELECT FROM webhookd.maintain(days => 40)"):
+            break
+    columns = await sql.fetch(
+        """SELECT c.relname, a.attname, has_column_privilege('webhookd_reader', c.oid, a.attnum, 'SELECT'),
+                  c.relispartition
+             FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+            WHERE c.relnamespace = 'webhookd'::regnamespace AND c.relkind IN ('r', 'p', 'v')"""
+    )
+    assert len({table for table, *_ in columns}) > 90
+    for table, column, readable, partition in columns:
+        closed = partition or table == "secret" or (table == "outbox" and column in SAID)
+        assert readable is not closed, (table, column)
+    for table in ("lock_log", "lock_tables", "lock_endpoints"):  # they have no column
+        assert await sql.fetchval("SELECT has_table_privilege('webhookd_reader', $1, 'SELECT')", f"webhookd.{table}")
 
 
 async def test_a_monitoring_role_needs_the_view_and_nothing_else(granted: Connection) -> None:

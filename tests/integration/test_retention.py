@@ -1,5 +1,6 @@
 """What is kept and what goes: partitions, rows in DEFAULT, batches and backlog, all on a stepped clock of the rows."""
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
@@ -268,7 +269,7 @@ async def test_what_was_default_is_not_counted_as_default_and_goes_like_any_othe
     name = f"outbox_until_{at(1):%Y%m%d}"
     assert name in await parts(sql)
     for _ in range(100):
-        await sql.execute("SELECT webhookd.maintain(interval '-1 day')")  # as if a day and its time had passed
+        await sql.execute("SELECT webhookd.expire('outbox', interval '-1 day')")  # as if a day and its time had passed
         if name not in await parts(sql):
             return
     raise AssertionError(f"{name} is still there")
@@ -360,3 +361,43 @@ async def test_days_ahead_end_at_the_first_day_that_is_missing(sql: Sql) -> None
             await sql.execute(f"DROP TABLE webhookd.{name}")
     await sql.execute("SELECT webhookd.maintain()")
     assert 29 < await sql.fetchval(ahead) <= 30
+
+
+@pytest.mark.parametrize("kept", ["'-400 days'", "'0'", "NULL", "'23 hours 59 minutes'", "'-11 months 331 days'"])
+async def test_nobody_keeps_events_for_so_short_a_time_that_live_ones_go(granted: Sql, kept: str) -> None:
+    sql = granted
+    await old_event(sql, 0)
+    await sql.execute("SET ROLE webhookd_daemon")
+    for call in (
+        f"maintain(events => {kept})",
+        f"maintain(attempts => {kept})",
+        f"maintain(events => {kept}, only_partitions => true)",
+        f"sweep({kept})",
+        f"sweep(events => {kept})",
+    ):
+        with pytest.raises(asyncpg.InvalidParameterValueError, match="kept for a day at least"):
+            await sql.execute(f"SELECT webhookd.{call}")
+    with suppress(asyncpg.InsufficientPrivilegeError):  # it acts with the rights of who calls it
+        await sql.execute(f"SELECT webhookd.expire('outbox', {kept})")
+    await sql.execute("RESET ROLE")
+    assert await sql.fetchval("SELECT count(*) FROM webhookd.outbox") == 1
+
+
+@pytest.mark.parametrize("days", ["0", "-1", "NULL", "367", "2147483647"])
+async def test_nobody_makes_partitions_without_end(granted: Sql, days: str) -> None:
+    sql = granted
+    before = await parts(sql)
+    await sql.execute("SET ROLE webhookd_daemon")
+    for call in (f"maintain(days => {days})", f"make_partitions({days})"):
+        with pytest.raises(asyncpg.InvalidParameterValueError, match="1 to 366 days ahead"):
+            await sql.execute(f"SELECT webhookd.{call}")
+    await sql.execute("RESET ROLE")
+    assert await parts(sql) == before
+
+
+async def test_a_day_is_enough(granted: Sql) -> None:
+    await old_event(granted, 0)
+    for _ in range(100):
+        if not await granted.fetch("SELECT FROM webhookd.maintain('1 day', '24 hours', days => 1)"):
+            break
+    assert await granted.fetchval("SELECT count(*) FROM webhookd.outbox") == 1

@@ -23,6 +23,7 @@ from webhookd.model import Egress, Endpoint, Event
 from webhookd.store.database import Database
 from webhookd.store.reports import Fate, Reports
 
+UNKNOWN = "filter: this role may not read metadata, so that it may pass or not"
 SHOWN = 20  # endpoints that do not get it; --json has all
 
 
@@ -79,19 +80,24 @@ def explain(
 
 
 def _of_outbox(event_id: str, config: Path | None, files: Config) -> list[_Found]:
-    found = ran(_ask(dsn_for(config), event_id))
+    sees, found = ran(_ask(dsn_for(config), event_id))
     if not found:
         raise WebhookdError(f"the outbox has no event {event_id!r}: it was never committed, or is past retention")
-    return [_matched(event, fates, files) for event, fates in found]
+    return [_matched(event, fates, files, sees) for event, fates in found]
 
 
-async def _ask(dsn: str, event_id: str) -> list[tuple[Event, list[Fate]]]:
+async def _ask(dsn: str, event_id: str) -> tuple[bool, list[tuple[Event, list[Fate]]]]:
     async with Database(dsn or None, size=1) as database:
-        return await Reports(database).fates(event_id)
+        reports = Reports(database)
+        return await reports.sees_metadata(), await reports.fates(event_id)
 
 
-def _matched(event: Event, fates: Sequence[Fate], files: Config) -> _Found:
-    return _Found(event, fates, [(endpoint, why_not(endpoint, event)) for endpoint in files.endpoints])
+def _matched(event: Event, fates: Sequence[Fate], files: Config, sees: bool = True) -> _Found:
+    """What the files say of the event, of whose metadata nothing is known unless we `see` it."""
+    reasons = [(endpoint, why_not(endpoint, event)) for endpoint in files.endpoints]
+    if not sees:
+        reasons = [(each, UNKNOWN if why and why.startswith("filter:") else why) for each, why in reasons]
+    return _Found(event, fates, reasons)
 
 
 def _document(found: _Found) -> dict[str, Any]:
@@ -100,7 +106,11 @@ def _document(found: _Found) -> dict[str, Any]:
         "type": event.type,
         "tenant": event.tenant,
         "endpoints": [
-            {"endpoint": each.label, "gets_it": not why and not found.unreadable, "why_not": why}
+            {
+                "endpoint": each.label,
+                "gets_it": None if why == UNKNOWN else not why and not found.unreadable,
+                "why_not": why,
+            }
             for each, why in found.reasons
         ],
     }

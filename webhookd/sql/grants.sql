@@ -10,9 +10,13 @@ GRANT INSERT (type, payload, tenant, ordering_key, metadata, event_id, occurred_
 GRANT USAGE ON SEQUENCE webhookd.outbox_id_seq TO webhookd_producer;
 GRANT EXECUTE ON FUNCTION webhookd.emit(text, json, text, text, json, text, timestamptz, timestamptz) TO webhookd_producer;
 
--- People and dashboards.
-GRANT SELECT ON ALL TABLES IN SCHEMA webhookd TO webhookd_reader;
-REVOKE SELECT ON webhookd.secret FROM webhookd_reader;  -- sealed, but none of theirs
+-- People and dashboards: everything but what applications say, which is payload and metadata, and what is sealed. First what earlier versions of this
+-- file gave is taken back: a right to a table is one to all its columns, and a partition has rights of its own.
+REVOKE SELECT ON ALL TABLES IN SCHEMA webhookd FROM webhookd_reader;
+GRANT SELECT (id, created_at, xid, event_id, type, tenant, ordering_key, occurred_at, deliver_after, size, own) ON webhookd.outbox TO webhookd_reader;
+GRANT SELECT ON webhookd.schema_version, webhookd.batch, webhookd.remainder, webhookd.surplus, webhookd.scheduled, webhookd.backlog, webhookd.attempt,
+      webhookd.binding, webhookd.endpoint, webhookd.config_version, webhookd.consent, webhookd.parked, webhookd.missed, webhookd.replay, webhookd.daemon,
+      webhookd.downtime, webhookd.unreadable, webhookd.health, webhookd.lock_log, webhookd.lock_tables, webhookd.lock_endpoints TO webhookd_reader;
 GRANT EXECUTE ON FUNCTION webhookd.event_status(text), webhookd.passes(jsonb, json) TO webhookd_reader;
 
 -- `webhookd run`. Events and attempts are facts, which it cannot change; partitions go through functions of the owner.

@@ -590,6 +590,16 @@ SELECT id, event_id, LEAST(GREATEST(created_at, '0001-01-02 00:00:00+00'), '9999
        LEAST(GREATEST(occurred_at, '0001-01-02 00:00:00+00'), '9999-12-30 00:00:00+00'), size, 0
   FROM webhookd.outbox WHERE event_id = $1 ORDER BY id;
 
+-- name: sees_metadata
+-- Whether this role may read what filters look at.
+SELECT has_column_privilege('webhookd.outbox', 'metadata', 'SELECT');
+
+-- name: events_without_metadata
+-- The events of an id, for a role that may not.
+SELECT id, event_id, LEAST(GREATEST(created_at, '0001-01-02 00:00:00+00'), '9999-12-30 00:00:00+00'), type, tenant, ordering_key, NULL::json,
+       LEAST(GREATEST(occurred_at, '0001-01-02 00:00:00+00'), '9999-12-30 00:00:00+00'), size, 0
+  FROM webhookd.outbox WHERE event_id = $1 ORDER BY id;
+
 -- name: ids_of
 -- The same where a row is damaged: what stands in the index.
 SELECT id, event_id, 'epoch'::timestamptz, '', '', NULL::text, NULL::json, NULL::timestamptz, 0, 0 FROM webhookd.outbox WHERE event_id = $1 ORDER BY id;

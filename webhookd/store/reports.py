@@ -192,12 +192,16 @@ class Reports:
     async def fates(self, event_id: str) -> list[tuple[Event, list[Fate]]]:
         """The events of this id, in order, usually one, and what became of each.
 
-        Of a damaged row an event has its numbers alone.
+        Of a damaged row an event has its numbers alone; it has no metadata for a role that may not read them.
         """
         try:
-            return await self._fates("events_of", event_id)
+            return await self._fates("events_of" if await self.sees_metadata() else "events_without_metadata", event_id)
         except StoreRefused:
             return await self._fates("ids_of", event_id)
+
+    async def sees_metadata(self) -> bool:
+        """True when this role may read the metadata of events."""
+        return bool((await self._database.fetch_row(QUERIES["sees_metadata"]))[0])
 
     async def _fates(self, events_of: str, event_id: str) -> list[tuple[Event, list[Fate]]]:
         async with self._database.snapshot() as connection:

@@ -2,7 +2,10 @@
 -- sentences that the application's error says, and `webhookd emit` with them. Not valid, so nothing is scanned: rows that are there already are met by
 -- `unreadable`. Bounds in characters, since columns that are copied from are varchar(255): a type may be two of them with a dot. Metadata has room for
 -- what W3C has for traces (traceparent 55 bytes, tracestate 512, baggage 8,192), and for as many bytes of labels.
+-- `own` is what tells our events of others', since producers have no right to write it, and `emit` does not: nobody forges one, not even by mistake.
+-- The constraint comes three migrations later, when no call of the old `tell` is under way any longer.
 ALTER TABLE webhookd.outbox
+  ADD COLUMN own boolean NOT NULL DEFAULT false,
   ADD CONSTRAINT "type may have 512 characters at most" CHECK (char_length(type) <= 512) NOT VALID,
   ADD CONSTRAINT "tenant may have 255 characters at most" CHECK (char_length(tenant) <= 255) NOT VALID,
   ADD CONSTRAINT "ordering_key may have 512 characters at most" CHECK (char_length(ordering_key) <= 512) NOT VALID,
@@ -13,6 +16,17 @@ ALTER TABLE webhookd.outbox
       CHECK (deliver_after >= '0001-01-01 00:00:00+00' AND deliver_after < '10000-01-01 00:00:00+00') NOT VALID,
   ADD CONSTRAINT "created_at must lie in the years 1970 to 9999"
       CHECK (created_at >= '1970-01-01 00:00:00+00' AND created_at < '10000-01-01 00:00:00+00') NOT VALID;
+
+-- What operators may subscribe to: an event of our own about an endpoint, which it is never owed itself.
+CREATE OR REPLACE FUNCTION webhookd.tell(kind text, p int, about json DEFAULT '{}', event_id text DEFAULT gen_random_uuid()::text) RETURNS void
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
+SET row_security = off SET DateStyle = 'ISO' SET IntervalStyle = 'postgres' SET TimeZone = 'UTC' SET standard_conforming_strings = on AS $$
+  INSERT INTO webhookd.outbox (own, event_id, type, tenant, payload, metadata)
+  SELECT true, tell.event_id, 'webhookd.' || tell.kind, CASE e.tenant WHEN '*' THEN '' ELSE e.tenant END,
+         (json_build_object('endpoint', l.label, 'tenant', e.tenant, 'name', e.name)::jsonb || tell.about::jsonb)::json, json_build_object('endpoint', l.label)
+    FROM webhookd.endpoint e CROSS JOIN LATERAL (SELECT CASE WHEN e.tenant = '' THEN e.name ELSE e.tenant || '/' || e.name END AS label) l
+   WHERE e.id = tell.p
+$$;
 
 -- Events that could not be read, with what was wrong: nobody is owed them. A row goes with its event.
 CREATE TABLE webhookd.unreadable (
@@ -46,11 +60,12 @@ REVOKE EXECUTE ON FUNCTION webhookd.passes(jsonb, json) FROM PUBLIC;
 
 -- What became of an event: a row per endpoint that has an attempt or a backlog row, or whose cursor has not come to it (`parked`), or that was disabled
 -- when it came (`missed`); or else one row without an endpoint. waiting, sending and unmatched are nowhere written down: they follow from the batch,
--- because a healthy delivery has no row. `missed` and `unreadable` have the reason.
+-- because a healthy delivery has no row. `missed` and `unreadable` have the reason. With the owner's rights, since filters look at metadata, which whoever
+-- asks need not be allowed to read.
 CREATE OR REPLACE FUNCTION webhookd.event_status(event_id text)
 RETURNS TABLE (outbox_id bigint, endpoint text, state text, attempts int, last_code smallint, last_error text,
                due timestamptz, last_attempt_at timestamptz)
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET row_security = off SET DateStyle = 'ISO' SET IntervalStyle = 'postgres' SET TimeZone = 'UTC' SET standard_conforming_strings = on AS $$
   WITH event AS MATERIALIZED (
     SELECT o.id, o.created_at, o.deliver_after, o.type, o.tenant, o.metadata FROM webhookd.outbox o WHERE o.event_id = event_status.event_id),

@@ -1,5 +1,8 @@
 -- Partitions, what is swept, and what a monitoring system is told.
 
+ALTER TABLE webhookd.outbox
+  ADD CONSTRAINT "types that begin with webhookd. are those of our own events" CHECK (own OR NOT starts_with(type, 'webhookd.')) NOT VALID;
+
 -- Make DEFAULT a dated partition for the gap that one of its rows is in, and an empty one DEFAULT, which gets the rows of other gaps. Rows that lie more
 -- than a week ahead of the last partition, as a clock leaves them that was wrong for a moment, get their day alone, so that the days before it can be made.
 -- The new DEFAULT gets its constraints when its rows are there: what they have let pass as NOT VALID, they would not let pass again.
@@ -94,6 +97,9 @@ DECLARE
   swept bigint := 0;
   count bigint;
 BEGIN
+  IF (now() - events <= now() - interval '1 day') IS NOT TRUE THEN  -- a month has no length of its own
+    RAISE invalid_parameter_value USING MESSAGE = 'events are kept for a day at least: write sweep(events => ''7 days'')';
+  END IF;
   IF NOT webhookd.try_lock_tables() THEN RETURN 0; END IF;
   UPDATE webhookd.backlog b SET state = 'rejected', last_error = CASE WHEN p.removed_at IS NULL THEN 'endpoint_inactive' ELSE 'endpoint_removed' END
     FROM (SELECT w.endpoint_id, w.outbox_id, e.removed_at FROM webhookd.endpoint e JOIN webhookd.backlog w ON w.endpoint_id = e.id
@@ -120,7 +126,8 @@ END $$;
 -- DEFAULT is not emptied row by row: it becomes a dated partition, whole, and an empty one takes its place. Postgres reads it once for that, while
 -- INSERTs wait, so one that is large is left to the operator, who calls with `large`.
 -- One piece of the work at a time, so that no lock is held for long; whoever has the time calls it again until it gives no row
--- without a problem. With the owner's rights, so that a daemon's role, or a job's, needs none of its own.
+-- without a problem. With the owner's rights, so that a daemon's role, or a job's, needs none of its own; hence the bounds of what it is told, those
+-- of [retention]: nobody empties what is still written to, or makes partitions without end.
 CREATE OR REPLACE FUNCTION webhookd.maintain(events interval DEFAULT '7 days', attempts interval DEFAULT '7 days', days int DEFAULT 30,
                                              large boolean DEFAULT false, only_partitions boolean DEFAULT false) RETURNS TABLE (done text, problem text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '50ms'
@@ -135,6 +142,12 @@ DECLARE
   busy text[] := '{}';
   swept bigint;
 BEGIN
+  IF (now() - events <= now() - interval '1 day' AND now() - attempts <= now() - interval '1 day') IS NOT TRUE THEN  -- a month has no length of its own
+    RAISE invalid_parameter_value USING MESSAGE = 'events and attempts are kept for a day at least: write maintain(events => ''7 days'')';
+  END IF;
+  IF (days BETWEEN 1 AND 366) IS NOT TRUE THEN
+    RAISE invalid_parameter_value USING MESSAGE = 'partitions can be made for 1 to 366 days ahead: write maintain(days => 30)';
+  END IF;
   IF NOT webhookd.try_lock_tables() THEN RETURN; END IF;  -- another is at it, or migrates
   -- First what fell into DEFAULT, as long as it is there the days it holds cannot be made.
   FOREACH parent IN ARRAY ARRAY['outbox', 'attempt'] LOOP
@@ -201,8 +214,6 @@ SET row_security = off SET DateStyle = 'ISO' SET IntervalStyle = 'postgres' SET 
 ALTER FUNCTION webhookd.make_partitions(int)
 SET row_security = off SET DateStyle = 'ISO' SET IntervalStyle = 'postgres' SET TimeZone = 'UTC' SET standard_conforming_strings = on;
 ALTER FUNCTION webhookd.rows_in_default()
-SET row_security = off SET DateStyle = 'ISO' SET IntervalStyle = 'postgres' SET TimeZone = 'UTC' SET standard_conforming_strings = on;
-ALTER FUNCTION webhookd.tell(text, int, json, text)
 SET row_security = off SET DateStyle = 'ISO' SET IntervalStyle = 'postgres' SET TimeZone = 'UTC' SET standard_conforming_strings = on;
 
 -- What was given up lately is found without a look at what was given up before, or is owed.
