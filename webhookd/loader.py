@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from webhookd import locator
+from webhookd import locator, ownership
 from webhookd.config import Config, build, endpoints_directory
 from webhookd.config import section as section_of
 from webhookd.dsn import Located
@@ -21,6 +21,7 @@ S = TypeVar("S", bound=Shape)
 _PLACES: Final = (Path("/etc/webhookd/webhookd.toml"), Path("config/webhookd.toml"))
 _MAX_FILE: Final = 8 * 1024 * 1024
 _LONG_NUMBER: Final = re.compile(r"[0-9_]{4000}")
+_PASSWORD: Final = re.compile(r"//[^/]*:[^/]*@|password")  # in a DSN
 _MAX_SECRET: Final = 64 * 1024  # a short-lived database token may be some KiB
 
 
@@ -42,11 +43,14 @@ def find(path: Path | None, environ: Mapping[str, str]) -> Path:
     )
 
 
-def load(path: Path, environ: Mapping[str, str], *, may_be_empty: bool = False) -> Config:
+def load(
+    path: Path, environ: Mapping[str, str], *, may_be_empty: bool = False, exposed: list[Path] | None = None
+) -> Config:
     """The configuration of this file, of the endpoints directory it names and of the environment.
 
     Raises ConfigError with every mistake in all of them. Relative paths start at the folder of the file that has them.
-    Without any endpoint it is a mistake, too, or `may_be_empty`, and `empty` says what is missing.
+    Without any endpoint it is a mistake, too, or `may_be_empty`, and `empty` says what is missing. `exposed` gets the
+    files with secrets that every user of this machine can read.
     """
     texts: dict[str, str] = {}
     document = _parsed(path, texts)  # without the main file nothing else can be judged
@@ -64,12 +68,37 @@ def load(path: Path, environ: Mapping[str, str], *, may_be_empty: bool = False) 
         empty = f"{directory}: {missing}; write [endpoint.NAME] in a file such as {directory / 'orders.toml'}"
         mistakes += [] if may_be_empty else [empty]
     try:
-        config = build(document, documents, environ, _read_secret, str(path), lambda file: locator.lines(texts[file]))
+        secrets: dict[Path, str] = {}
+        config = build(
+            document,
+            documents,
+            environ,
+            lambda name, origin: _read_secret(name, origin, secrets),
+            str(path),
+            lambda file: locator.lines(texts[file]),
+        )
     except ConfigError as error:
         raise ConfigError([*mistakes, *error.mistakes]) from None
     if mistakes:
         raise ConfigError(mistakes)
-    return replace(config, database=_beside(path, config.database), empty=empty)
+    config = replace(config, database=_beside(path, config.database), empty=empty)
+    if exposed is not None:
+        private = [file for file, text in secrets.items() if "-----BEGIN" not in text or "PRIVATE KEY" in text]
+        private += [Path(file) for file, tables in ((str(path), document), *documents) if _has_secret(tables)]
+        private += [Path(config.database.dsn_file)] if config.database.dsn_file else []
+        exposed += [file for file in dict.fromkeys(private) if file.exists() and ownership.is_open(file)]
+    return config
+
+
+def _has_secret(found: Any, key: str = "") -> bool:
+    """True when a document has a secret itself, and not only where to find it."""
+    if isinstance(found, dict):
+        return any(_has_secret(each, name) for name, each in found.items())
+    if isinstance(found, list):
+        return any(_has_secret(each, key) for each in found)
+    if key in ("dsn", "direct_dsn"):
+        return bool(_PASSWORD.search(str(found)))
+    return isinstance(found, str) and key in ("secret", "secrets", "client_secret")
 
 
 def section(path: Path, environ: Mapping[str, str], model: type[S]) -> S:
@@ -159,14 +188,15 @@ def _number_mistake(text: str) -> str | None:
     return f":{text.count(chr(10), 0, number.start()) + 1}: has a number of thousands of digits" if number else None
 
 
-def _read_secret(path: str, origin: str) -> str:
-    """The text of a secret's file; ValueError says why not.
+def _read_secret(path: str, origin: str, found: dict[Path, str]) -> str:
+    """The text of a secret's file, also into `found`; ValueError says why not.
 
     It shows the path only where a file is: what stands in its place may be a secret.
     """
     folder = Path(origin).parent
     try:
-        return _text(folder / path, _MAX_SECRET)
+        text = found[folder / path] = _text(folder / path, _MAX_SECRET)
+        return text
     except ValueError as error:
         start = "" if os.path.isabs(path) else f"; a relative path starts at {folder}"
         raise ValueError(f"the file it names {error}{start}") from None
@@ -189,7 +219,7 @@ def _content(file: Path, limit: int) -> bytes:
             status = os.fstat(opened.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ValueError("is no regular file")
-            if mistake := _hands_mistake(file, status):
+            if mistake := ownership.mistake(file, status):
                 raise ValueError(mistake)
             content = opened.read(limit + 1)
     except OSError as error:
@@ -197,23 +227,6 @@ def _content(file: Path, limit: int) -> bytes:
     if len(content) > limit:
         raise ValueError(f"is larger than {limit // 1024} KiB")
     return content
-
-
-def _hands_mistake(file: Path, status: os.stat_result) -> str | None:
-    """Why this file may not be trusted to be the operator's, or None: whoever writes it decides where events go.
-
-    A volume of a container may belong to anyone, so the owner of the folder counts as well as root and ourselves. Where
-    a link leads is what counts, since the files of such volumes are links.
-    """
-    folder = os.path.dirname(os.path.realpath(file))
-    around = os.stat(folder)
-    if status.st_mode & stat.S_IWOTH:
-        return f'can be changed by everyone; run "chmod o-w {file}"'
-    if around.st_mode & stat.S_IWOTH and not around.st_mode & stat.S_ISVTX:
-        return f'is in a folder that everyone can change; run "chmod o-w {folder}"'
-    if status.st_uid not in (0, os.geteuid(), around.st_uid):
-        return f'belongs to a user (uid {status.st_uid}) who is neither root nor webhookd; run "chown root {file}"'
-    return None
 
 
 def _refused(error: OSError) -> str:

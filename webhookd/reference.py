@@ -38,8 +38,8 @@ variable of the environment replaces the key of the main file; lists have commas
 * A configuration file is at most 8 MiB, a file with a secret at most 64 KiB; both are UTF-8.
 * Blanks and newlines around a secret in a file, a variable or a credential are no part of it.
 * A file that everyone may write is refused, as whoever writes it decides where events go: `chmod o-w FILE`.
-  So is one in a folder that everyone may write, and one whose owner is neither root, nor the user that webhookd runs
-  as, nor the owner of its folder.
+  So is one that a group may write which webhookd is not in, one whose owner is neither root nor the user that
+  webhookd runs as, and one in such a folder. On a volume of a container its owner and group count as root's.
 * In the endpoints directory hidden names are no endpoint files, and links must not lead out of the directory. Volumes
   of Kubernetes are fine: `orders.toml` → `..data/orders.toml`, where `..data` is a link to a directory beside it.
 * A relative path starts at the folder of the file that names it.

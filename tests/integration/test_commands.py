@@ -4,17 +4,20 @@ import base64
 import json
 import re
 import resource
+import shlex
 import stat
 import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import asyncpg
 import pytest
 
+from tests.integration.conftest import as_user
 from tests.integration.test_cli import NOWHERE, PLAIN, fails, webhookd
 from webhookd.cli.init import MODES, template
 from webhookd.cli.options import environment
@@ -347,6 +350,45 @@ async def test_explain_an_event_tells_what_became_of_it(
     fails(webhookd("explain", "evt_2", "-c", config), 1, "webhookd: the outbox has no event 'evt_2': ")
 
 
+async def test_a_reader_has_all_that_people_ask_with_nothing_of_what_applications_say(
+    granted: "asyncpg.Connection[asyncpg.Record]", dsn: str, tmp_path: Path
+) -> None:
+    """Also of a parked endpoint with a filter, which event_status tries; explain says which filters it did not."""
+    config = written(tmp_path, *SHOPS, dsn=as_user(dsn, "webhookd_reader"))
+    await deploy(granted, load(config, {}))
+    said = '{"said": "planted-payload"}', '{"region": "eu", "planted": "planted-metadata"}'
+    await granted.execute("SELECT webhookd.park(array_agg(id), 'test') FROM webhookd.endpoint WHERE name = 'europe'")
+    await granted.execute("SELECT webhookd.emit('order.created', $1, metadata => $2, event_id => 'evt_1')", *said)
+    await granted.execute("SELECT webhookd.cut(100, 100, 1)")
+    shown = webhookd("explain", "evt_1", "-c", config)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "  europe: parked after 0 attempts" in shown.stdout
+    assert re.search(r"\n  europe +filter: this role may not read metadata, so that it may pass or not\n", shown.stdout)
+    (listed,) = json.loads(webhookd("explain", "evt_1", "--json", "-c", config).stdout)
+    assert {each["endpoint"]: each["gets_it"] for each in listed["endpoints"]} == {
+        "orders": True,
+        "bills": False,
+        "europe": None,
+        "acme/other": False,
+        "off": False,
+    }
+    for command in (
+        "events",
+        "deliveries",
+        "attempts --show-response",
+        "endpoints list",
+        "endpoints show europe",
+        "status",
+        "check",
+    ):
+        for form in ((), ("--json",)):
+            found = webhookd(*command.split(), *form, "-c", config)
+            assert (found.returncode, found.stderr) == (0, ""), command
+            assert "planted" not in found.stdout
+    owner = webhookd("explain", "evt_1", "-c", written(tmp_path, *SHOPS, dsn=dsn))
+    assert "2 endpoints get it by the files as they are now\n  orders\n  europe\n" in owner.stdout
+
+
 @pytest.mark.parametrize(
     ("url", "code", "lines"),
     [
@@ -435,6 +477,41 @@ def test_run_dev_is_refused_under_systemd(tmp_path: Path, name: str) -> None:
     found = webhookd("run", "--dev", "-c", written(tmp_path, endpoint("a")), env={name: "1"})
     fails(found, 78, f"webhookd: run --dev is not for services, and systemd has started this one ({name} is set): ")
     assert found.stderr.count("\n") == 1
+
+
+def test_a_secret_goes_into_a_file_that_others_cannot_read(tmp_path: Path) -> None:
+    file = tmp_path / "new.secret"
+    found = webhookd("secret", "new", "--out", file)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout == f'wrote {file}; in the [endpoint.NAME] table: secret_file = "new.secret"\n'
+    assert file.stat().st_mode & 0o777 in (0o600, 0o640)
+    parse_secret(file.read_text().strip())
+    again = webhookd("secret", "new", "--out", file)
+    fails(again, 2, f"webhookd: --out: {file} is there already, and secrets are not written over: name another file")
+    pair = webhookd("secret", "new", "--ed25519", "--out", tmp_path / "pair.secret")
+    public = parse_verifier(pair.stdout.rpartition("for receivers: ")[2].strip())
+    assert parse_secret((tmp_path / "pair.secret").read_text().strip()).raw.endswith(public.raw)
+    fails(webhookd("secret", "new", "--out", tmp_path / "no" / "folder"), 2, "webhookd: --out: ")
+    fails(
+        webhookd("secret", "new", "--json", "--out", tmp_path / "other"), 2, "webhookd: --out writes the secret alone"
+    )
+
+
+def test_check_names_secrets_that_everyone_can_read() -> None:
+    with TemporaryDirectory() as place:  # those of pytest are private
+        folder = Path(place)
+        folder.chmod(0o755)
+        secret = folder / "orders.secret"
+        secret.write_text(SECRET)
+        secret.chmod(0o644)
+        config = written(folder, endpoint("orders", signature="standard", secret_file="orders.secret"))
+        found = webhookd("check", "--offline", "-c", config)
+        assert found.returncode == 0
+        mend = f'{secret} has a secret that everyone on this machine can read; run "chmod o-rwx {secret}"'
+        assert found.stdout.splitlines()[1:] == [mend]
+        assert json.loads(webhookd("check", "--offline", "--json", "-c", config).stdout)["exposed"] == [str(secret)]
+        subprocess.run(shlex.split(mend.split('"')[1]), check=True)
+        assert "chmod" not in webhookd("check", "--offline", "-c", config).stdout
 
 
 @pytest.mark.parametrize("command", ["init", "check", "explain", "emit", "listen", "secret new", "run"])

@@ -159,12 +159,14 @@ def test_a_file_of_another_user_is_refused(main: Path, monkeypatch: pytest.Monke
     orders = directory / "orders.toml"
     orders.write_text(WITH_SECRET)
     owners: dict[int, int] = {}  # inode -> owner
+    devices: dict[int, int] = {}  # inode -> file system
     real: dict[str, Callable[..., os.stat_result]] = {"stat": os.stat, "fstat": os.fstat}
 
     def owned(name: str) -> Callable[..., os.stat_result]:
         def told(*args: Any, **kwargs: Any) -> os.stat_result:
             found = real[name](*args, **kwargs)
             fields = list(found)
+            fields[2] = devices.get(found.st_ino, found.st_dev)
             fields[4] = owners.get(found.st_ino, found.st_uid)
             return os.stat_result(fields)
 
@@ -179,8 +181,104 @@ def test_a_file_of_another_user_is_refused(main: Path, monkeypatch: pytest.Monke
     for trusted in (0, os.geteuid()):
         owners[inode] = trusted
         assert load(main, {}).endpoints
-    owners[inode] = owners[folder] = 4321
+    owners[folder] = 4321  # who could put another file in its place
+    (mistake,) = mistakes(main)
+    assert f'is in a folder of a user (uid 4321) who is neither root nor webhookd; run "chown root {directory}"' in (
+        mistake
+    )
+    owners[inode] = 4321
+    (mistake,) = mistakes(main)
+    assert f"{orders}: belongs to a user (uid 4321)" in mistake
+    devices[inode] = 77
+    assert load(main, {}).endpoints  # a file that is mounted itself
+    devices[folder] = 77
     assert load(main, {}).endpoints
+    del owners[folder]  # a volume of ours, with a file of somebody else's
+    (mistake,) = mistakes(main)
+    assert "belongs to a user (uid 4321)" in mistake
+
+
+def test_what_a_group_may_write_is_refused_unless_it_is_ours(main: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group of whoever works with private groups and umask 002, or fsGroup of Kubernetes, is one of ours."""
+    directory = main.parent / "endpoints.d"
+    orders, secret = directory / "orders.toml", directory / "orders.secret"
+    orders.write_text(ORDERS + 'secret_file = "orders.secret"\n')
+    secret.write_text(SECRET)
+    for file in (main, orders, secret):
+        file.chmod(0o660)
+        assert load(main, {}).endpoints
+        with monkeypatch.context() as patched:
+            patched.setattr("webhookd.ownership.os.getegid", lambda: 4321)
+            patched.setattr("webhookd.ownership.os.getgroups", lambda: [4322])
+            group = foreign(patched, file)
+            (mistake,) = mistakes(main)
+            assert f'can be changed by a group (gid {group}) that webhookd is not in; run "chmod g-w {file}"' in mistake
+            patched.setattr("webhookd.ownership.os.getgroups", lambda: [4322, 4444])
+            assert load(main, {}).endpoints
+        file.chmod(0o640)
+    for mode, refused in ((0o775, True), (0o1775, False), (0o755, False)):
+        directory.chmod(mode)
+        assert load(main, {}).endpoints
+        with monkeypatch.context() as patched:
+            group = foreign(patched, directory)
+            if not refused:
+                assert load(main, {}).endpoints
+                continue
+            (mistake,) = mistakes(main)
+            assert f'is in a folder that a group (gid {group}) can change; run "chmod g-w {directory}"' in mistake
+
+
+def foreign(patched: pytest.MonkeyPatch, *paths: Path) -> int:
+    """Let these belong to a group that nobody is in; its number."""
+    inodes = {path.stat().st_ino for path in paths}
+    for name in ("stat", "fstat"):
+        real: Callable[..., os.stat_result] = getattr(os, name)
+
+        def told(*args: Any, real: Callable[..., os.stat_result] = real, **kwargs: Any) -> os.stat_result:
+            found = real(*args, **kwargs)
+            fields = list(found)
+            fields[5] = 4444 if found.st_ino in inodes else found.st_gid
+            return os.stat_result(fields)
+
+        patched.setattr(os, name, told)
+    return 4444
+
+
+def test_secrets_that_everyone_can_read_are_named() -> None:
+    with TemporaryDirectory() as place:  # the temporary folders of pytest are private
+        main, directory = Path(place) / "webhookd.toml", Path(place) / "endpoints.d"
+        orders, secret, dsn_file = directory / "orders.toml", directory / "orders.secret", main.parent / "dsn"
+        directory.mkdir()
+        main.write_text('[database]\ndsn_file = "dsn"\n')
+        dsn_file.write_text("postgresql:///app")
+        secret.write_text(SECRET)
+        orders.write_text(ORDERS + 'secret_file = "orders.secret"\n')
+
+        def exposed(opened: int, *files: Path) -> list[Path]:
+            for file in (main, orders, secret, dsn_file):
+                file.chmod(0o640)
+            for file in files:
+                file.chmod(opened)
+            found: list[Path] = []
+            load(main, {}, exposed=found)
+            return found
+
+        everything = (main, orders, secret, dsn_file)
+        for folder in (main.parent, directory):
+            folder.chmod(0o755)
+        assert exposed(0o640, *everything) == []
+        assert exposed(0o644, *everything) == [secret, dsn_file]
+        for folder in (main.parent, directory):
+            folder.chmod(0o750)
+            assert secret not in exposed(0o644, *everything), "who cannot enter the folder cannot read it"
+            folder.chmod(0o755)
+        for keys in (f'secret = "{SECRET}"', f'secrets = ["{SECRET}"]', f'secrets = [{{ secret = "{SECRET}" }}]'):
+            orders.write_text(f"{ORDERS}{keys}\n")
+            assert exposed(0o644, orders) == [orders]
+        main.write_text('[database]\ndsn = "postgresql://u:visibly-fake@localhost/app"\n')
+        assert exposed(0o644, main) == [main]
+        main.write_text('[database]\ndsn = "postgresql:///app"\n')
+        assert exposed(0o644, main) == []
 
 
 def test_a_link_out_of_the_directory_is_refused(main: Path) -> None:

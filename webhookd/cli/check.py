@@ -49,13 +49,16 @@ def check(
     if schema:
         show_json(json_schema())
         return
-    file, found = loaded(config, dev)
+    exposed: list[Path] = []
+    file, found = loaded(config, dev, exposed)
     deployed = None if offline else ran(_ask(loader.dsn(found.database), found.daemon.environment))
     against = None if deployed is None else _against(file, found, dev, deployed)
     if as_json:
-        show_json(_document(file, found, against))
+        show_json(_document(file, found, against) | {"exposed": list(map(str, exposed))})
     else:
         say("\n".join(_lines(file, found, dev, against)))
+        for each in exposed:
+            say(f'{each} has a secret that everyone on this machine can read; run "chmod o-rwx {each}"')
     raise typer.Exit(1 if against and against.refusal else 0)
 
 

@@ -71,13 +71,16 @@ def environment(dev: bool) -> Mapping[str, str]:
     return {**os.environ, **DEV} if dev else os.environ
 
 
-def loaded(config: Path | None, dev: bool) -> tuple[Path, "Config"]:
-    """The main file, and the configuration that it begins. ConfigError says so where --dev would mend it."""
+def loaded(config: Path | None, dev: bool, exposed: list[Path] | None = None) -> tuple[Path, "Config"]:
+    """The main file, and the configuration that it begins. ConfigError says so where --dev would mend it.
+
+    `exposed` gets the files with secrets that every user of this machine can read.
+    """
     from webhookd import loader
 
     file = loader.find(config, os.environ)
     try:
-        return file, loader.load(file, environment(dev))
+        return file, loader.load(file, environment(dev), exposed=exposed)
     except ConfigError as error:
         if not dev and other_hash(file, dev):
             raise ConfigError(

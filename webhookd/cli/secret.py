@@ -1,6 +1,8 @@
 """`webhookd secret`: what requests are signed with, and what seals that in the database."""
 
 import os
+import stat
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,14 +23,24 @@ def new(
     ed25519: Annotated[
         bool, typer.Option("--ed25519", help="A key pair: receivers can verify with it, but not sign.")
     ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Put it into a new file that others cannot read; print none of it."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print a fresh secret.
 
     It is on standard output, and where it goes is on standard error.
     """
+    if out and as_json:
+        raise Usage("--out writes the secret alone, as secret_file wants it: leave out --json")
     if not ed25519:
         text = new_secret()
+        if out:
+            _write(out, text)
+            say(f'wrote {out}; in the [endpoint.NAME] table: secret_file = "{out.name}"')
+            return
         say(document({"secret": text}) if as_json else text)
         say(
             f'for webhookd, in the [endpoint.NAME] table: secret = "{text[:6]}…", or secret_file = "a file with it"\n'
@@ -37,12 +49,31 @@ def new(
         )
         return
     private, public = new_keypair()
+    if out:
+        _write(out, private)
+        say(f'wrote {out}; in the [endpoint.NAME] table: secret_file = "{out.name}"\nfor receivers: {public}')
+        return
     say(document({"private": private, "public": public}) if as_json else f"{private}\n{public}")
     say(
         'for webhookd alone, in the [endpoint.NAME] table: secret = "whsk_…", or secret_file = "a file with it"\n'
         "for receivers, who may publish it: whpk_…",
         err=True,
     )
+
+
+def _write(file: Path, text: str) -> None:
+    """A new file for us alone; one of root also for the group that may enter its folder, which is the service's."""
+    try:
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as opened:
+            folder = os.stat(file.parent)
+            if os.geteuid() == 0 and folder.st_gid and folder.st_mode & stat.S_IXGRP:
+                os.fchown(opened.fileno(), -1, folder.st_gid)
+                os.fchmod(opened.fileno(), 0o640)
+            opened.write(f"{text}\n")
+    except FileExistsError:
+        raise Usage(f"--out: {file} is there already, and secrets are not written over: name another file") from None
+    except OSError as error:
+        raise Usage(f"--out: {file} cannot be written: {error.strerror}") from None
 
 
 @secret.command("key")
