@@ -123,7 +123,8 @@ def test_init_where_nothing_can_be_made(tmp_path: Path) -> None:
 
 def test_the_wheel_brings_what_init_writes() -> None:
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert wheel["force-include"] == {f"config/{name}": f"webhookd/templates/{name}" for name in MODES}
+    written = {f"config/{name}": f"webhookd/templates/{name}" for name in MODES}
+    assert wheel["force-include"] == {**written, "systemd": "webhookd/systemd"}
     assert all(template(name) for name in MODES)
 
 

@@ -12,11 +12,15 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from typer.testing import CliRunner
 
 from tests.fault.proxy import Proxy
 from tests.integration.conftest import Receiver, Sql, insert
 from tests.integration.test_cli import NOWHERE, PLAIN, configuration
 from tests.waiting import HANGS, until
+from webhookd.cli import app
+from webhookd.cli.systemd import PLACES, unit_file
+from webhookd.errors import WebhookdError
 from webhookd.store.migrations import migrate
 
 FOLDER = Path(__file__).parents[2] / "systemd"
@@ -42,6 +46,93 @@ def test_verify_is_silent(tmp_path: Path) -> None:
 
     copy.write_text(copy.read_text() + "NoSuchKey=yes\n")  # or this test could not fail
     assert "NoSuchKey" in systemd("systemd-analyze", "verify", copy).stderr
+
+
+@analyzed
+@pytest.mark.parametrize("prefix", ["/opt/webhookd", "/srv/of-ours/env-1.2", "/usr"])
+def test_what_is_installed_starts_the_command_that_installs_it(
+    prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, prefix)
+    text = unit_file("webhookd.service")
+    scripts = "/usr/local/bin" if prefix == "/usr" else f"{prefix}/bin"
+    assert f"\nExecStart={scripts}/webhookd run\n" in text
+    first = "/usr/local" if prefix == "/usr" else prefix
+    assert f"\nExecPaths={first} /usr/bin /usr/lib /lib /lib64\n" in text
+    if prefix == "/opt/webhookd":
+        assert text == UNIT.read_text()
+    program = tmp_path / "webhookd"
+    program.symlink_to(sys.executable)
+    copy = tmp_path / UNIT.name
+    copy.write_text(text.replace(f"{scripts}/webhookd", str(program)))
+    found = systemd("systemd-analyze", "verify", copy)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, prefix: str, base: str = "/usr") -> None:
+    """Let this be a Python of that place, whose virtualenv it is."""
+    scripts = "/usr/local/bin" if prefix == "/usr" else f"{prefix}/bin"
+    monkeypatch.setattr("webhookd.cli.systemd.sys.prefix", prefix)
+    monkeypatch.setattr("webhookd.cli.systemd.sys.base_prefix", base)
+    monkeypatch.setattr("webhookd.cli.systemd.sysconfig.get_path", {"scripts": scripts}.get)
+
+
+def test_a_python_of_another_place_may_be_executed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, "/opt/webhookd", "/opt/python-3.13")
+    assert "\nExecPaths=/opt/webhookd /opt/python-3.13 /usr/bin /usr/lib" in unit_file("webhookd.service")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "base", "why"),
+    [
+        ("/home/me/venv", "/usr", "/home/me/venv cannot be seen by the service"),
+        ("/opt/webhookd", "/root/.pyenv/versions/3.12.1", "/root/.pyenv/versions/3.12.1 cannot be seen by the service"),
+        ("/run/user/0/venv", "/usr", "/run/user/0/venv cannot be seen by the service"),
+        ("/opt/100%", "/usr", "/opt/100% has characters that mean something in a unit"),
+        ("/opt/a b", "/usr", "/opt/a b has characters that mean something in a unit"),
+    ],
+)
+def test_what_the_service_could_not_run_is_not_installed(
+    prefix: str, base: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, prefix, base)
+    found = CliRunner().invoke(app, ["systemd", "install", "--dry-run"])
+    assert isinstance(found.exception, WebhookdError)
+    assert str(found.exception).startswith(f"{why}")
+    assert found.stdout == ""
+
+
+def test_install_writes_what_dry_run_shows_and_only_what_is_not_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, "/opt/webhookd")
+    places = {name: f"{tmp_path}{place}" for name, place in PLACES.items()}
+    monkeypatch.setattr("webhookd.cli.systemd.PLACES", places)
+    shown = CliRunner().invoke(app, ["systemd", "install", "--dry-run"])
+    assert shown.exit_code == 0
+    assert not any(tmp_path.iterdir())
+    for name, place in places.items():
+        assert f"# {place}\n{(FOLDER / name).read_text()}\n" in shown.stdout
+
+    monkeypatch.setattr("webhookd.cli.systemd.os.geteuid", lambda: 1000)
+    refused = CliRunner().invoke(app, ["systemd", "install"])
+    assert str(refused.exception) == "only root may write below /etc: call it with sudo, or look at it with --dry-run"
+    assert not any(tmp_path.iterdir())
+
+    monkeypatch.setattr("webhookd.cli.systemd.os.geteuid", lambda: 0)
+    found = CliRunner().invoke(app, ["systemd", "install"])
+    assert found.stdout.splitlines()[:3] == [f"wrote {place}" for place in places.values()]
+    assert "\n  systemctl daemon-reload\n" in found.stdout
+    for name, place in places.items():
+        assert Path(place).read_text() == (FOLDER / name).read_text()
+        assert Path(place).stat().st_mode & 0o777 == 0o644
+    unit = Path(places["webhookd.service"])
+    unit.write_text("[Service]\nExecStart=/bin/old\n")
+    again = CliRunner().invoke(app, ["systemd", "install"])
+    first, *others = places.values()
+    assert again.stdout.splitlines()[:3] == [f"wrote {first}", *(f"unchanged {place}" for place in others)]
+    assert unit.read_text() == UNIT.read_text()
+    assert [each.name for each in unit.parent.iterdir()] == [unit.name]
 
 
 @analyzed

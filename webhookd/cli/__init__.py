@@ -33,6 +33,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "check": ("check", "check"),
         "run": ("run", "run"),
         "migrate": ("database", "migrate"),
+        "grants": ("database", "grants"),
         "maintain": ("database", "maintain"),
         "erase": ("erase", "erase"),
         "emit": ("emit", "emit"),
@@ -47,6 +48,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "reload": ("reload", "reload"),
         "secret": ("secret", "secret"),
         "endpoints": ("endpoints", "app"),
+        "systemd": ("systemd", "systemd"),
     }
 )  # name -> where it is
 

@@ -13,6 +13,7 @@ from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
 from webhookd.cli.tables import counted, say, show_json
 from webhookd.errors import ConfigError, WebhookdError
 from webhookd.shapes import Daemon, Retention
+from webhookd.sql import GRANTS
 from webhookd.store import migrations
 from webhookd.store.database import Database
 from webhookd.store.registry import Registry
@@ -69,6 +70,19 @@ def migrate(
         show_json({"applied": applied, "rebased": of_copy})
     elif owed is not None:
         say(_taken_over(rebased, owed, environment))
+
+
+def grants(
+    sql: Annotated[bool, typer.Option("--sql", help="Print it. Nothing else can be done yet.")] = False,
+) -> None:
+    """Print the rights of the roles, as SQL for the owner of the schema.
+
+    For psql, after each `webhookd migrate`: `webhookd grants --sql | psql DSN`. The roles are made before, as its first
+    lines say; other names of yours can take the place of theirs.
+    """
+    if not sql:
+        raise Usage("rights are given by the owner of the schema: `webhookd grants --sql | psql DSN`")
+    say(GRANTS.rstrip("\n"))
 
 
 def _scripts(scripts: Mapping[str, str], directory: Path | None) -> None:
