@@ -160,6 +160,7 @@ def test_check_of_the_files_alone(tmp_path: Path) -> None:
         "config_hash": loaded.config_hash,
         "endpoints": 2,
         "inactive": 1,
+        "exposed": [],
     }
 
 
