@@ -39,7 +39,7 @@ from webhookd.store.migrations import check_schema
 from webhookd.store.parking import ParkingStore
 from webhookd.store.registry import Beat, Joined, Known, Registry
 from webhookd.store.results import Results
-from webhookd.tasks import Setbacks, first_of, unless
+from webhookd.tasks import Setbacks, first_of, is_worth_a_line, unless
 from webhookd.tokens import Tokens
 from webhookd.watcher import watch
 
@@ -274,6 +274,7 @@ class Daemon:
         )
 
         beaten: janitor.Beat = first_beat
+        refusals = 0  # heartbeats at which there had been events without a tenant
 
         def divide(members: Sequence[Member]) -> None:
             following.shares = shares(daemon_id, own, members)
@@ -308,7 +309,9 @@ class Daemon:
             sending.hold(False)
             reading.low = low
             reading.steady_until = following.steady_until = beat.now + 1.5 * pace.beat if steady else 0.0
-            if matcher.refused:
+            nonlocal refusals
+            refusals += bool(matcher.refused)
+            if matcher.refused and is_worth_a_line(refusals):
                 log.warning("events_without_tenant", events=matcher.refused)
                 matcher.refused = 0
 

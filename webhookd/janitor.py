@@ -10,7 +10,7 @@ import structlog
 from webhookd.clock import Clock
 from webhookd.errors import Moved
 from webhookd.members import Member
-from webhookd.tasks import Setbacks, wait_for
+from webhookd.tasks import Setbacks, is_worth_a_line, wait_for
 
 BEAT_SECONDS = 5.0
 SETTLE_BEATS = 0.2  # that a daemon has to live beside others before it counts: one that dies at once never does
@@ -106,6 +106,7 @@ class Janitor:
         self._last_beat = time.monotonic()
         self._silence: asyncio.TimerHandle | None = None  # falls when we have not been heard for too long
         self._beating = Setbacks("heartbeat")
+        self._beats_askew = 0  # in a row
         self.setbacks = Setbacks("janitor", TIDY_ON, TIDY_AGAIN)
         self._told: set[tuple[str, str | None]] = set()  # problems that the log has already
 
@@ -156,7 +157,8 @@ class Janitor:
         if not beat.known:
             raise Moved("the database does not know this daemon any longer: it was restored")
         self._clock.set(beat.now, (asked + answered) / 2)
-        if abs(self._clock.skew) > SKEW_WARNING:
+        self._beats_askew = self._beats_askew + 1 if abs(self._clock.skew) > SKEW_WARNING else 0
+        if self._beats_askew and is_worth_a_line(self._beats_askew):
             log.warning("clock_differs", seconds=round(self._clock.skew, 1))
         if self._unbroken_since is None or asked - self._last_beat > self._beat_seconds * SILENT_AFTER_BEATS:
             self._unbroken_since = asked

@@ -182,3 +182,12 @@ async def test_who_is_heard_again_goes_on(monkeypatch: pytest.MonkeyPatch) -> No
     async with running(tables, said=said):
         await until(lambda: said[-1:] == ["beat"], "it is alive again")
     assert said[0] == "silence"
+
+
+async def test_of_a_clock_that_differs_is_told_less_and_less() -> None:
+    tables, said = Tables(), list[str]()
+    with capture_logs() as logs:
+        async with running(tables, said=said, beat_seconds=0.01):
+            await until(lambda: len(said) >= 10, "heartbeats")
+    told = sum(line["event"] == "clock_differs" for line in logs)
+    assert told == len(said).bit_length(), "at the 1st, 2nd, 4th, 8th"
