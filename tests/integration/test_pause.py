@@ -104,10 +104,16 @@ PARK = """INSERT INTO webhookd.parked (endpoint_id, from_batch, next_batch, reas
 MAKE = {
     "active": ("SELECT 1", "live, from memory"),
     "failing": (PARK.format(reason="failing", fails=3), "(failing), daemon 7 sends to it"),
-    "paused": ("SELECT webhookd.pause('{1}')", "(paused), no daemon has it"),
-    "disabled": ("SELECT webhookd.disable(1, 'http_410')", "(disabled), no daemon has it"),
-    "inactive": ("""UPDATE webhookd.endpoint SET spec = spec || '{"active": false}' WHERE id = 1""", "live"),
-    "removed": ("UPDATE webhookd.endpoint SET removed_at = now() WHERE id = 1", "live"),
+    "paused": ("SELECT webhookd.pause('{1}')", "nothing is sent; what arrives is kept\n"),
+    "disabled": ("SELECT webhookd.disable(1, 'http_410')", "nothing is sent, and what arrives is not owed\n"),
+    "inactive": (
+        """UPDATE webhookd.endpoint SET spec = spec || '{"active": false}' WHERE id = 1""",
+        "not owed: active = false",
+    ),
+    "removed": (
+        "UPDATE webhookd.endpoint SET removed_at = now() WHERE id = 1",
+        "not owed: no live daemon's files have it",
+    ),
 }
 
 
@@ -150,7 +156,7 @@ async def test_status_tells_who_is_live_and_how_far_a_cursor_is_behind(prompt: P
     await sql.execute("SELECT webhookd.cut(100, 500, 1)")
     await sql.execute("UPDATE webhookd.batch SET cut_at = now() - interval '1 hour'")
     found = {f"{each['tenant']}/{each['name']}": each for each in (await prompt.json("status"))["endpoints"]}
-    assert found["/orders"]["fed"] == "paused"
+    assert (found["/orders"]["state"], found["/orders"]["fed"]) == ("paused", "parked")
     assert 3599 < found["/orders"]["behind_seconds"] < 3700
     assert (found["/stock"]["fed"], found["/stock"]["behind_seconds"]) == ("live", None)
     shown = await prompt("endpoints", "show", "orders")

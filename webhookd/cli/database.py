@@ -75,7 +75,7 @@ def migrate(
 def grants(
     sql: Annotated[bool, typer.Option("--sql", help="Print it. Nothing else can be done yet.")] = False,
 ) -> None:
-    """Print the rights of the roles, as SQL for the owner of the schema.
+    """Print the rights of the roles, as SQL for the owner.
 
     For psql, after each `webhookd migrate`: `webhookd grants --sql | psql DSN`. The roles are made before, as its first
     lines say; other names of yours can take the place of theirs.
