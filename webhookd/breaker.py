@@ -47,7 +47,7 @@ class Breaker:
     def reopen(self, fails: int, retry_at: float) -> None:
         """Go on where another daemon's breaker was."""
         self.fails, self.retry_at, self.allowance = fails, retry_at, 1
-        self._good = 0
+        self._good = self._row = self._history = 0
 
     def succeeded(self, started: float, now: float, most: int) -> bool:
         """Count a success of an attempt that started then; True when it closes. `most`: the endpoint's slots."""

@@ -36,7 +36,7 @@ class Event(NamedTuple):
         """The same, to be kept in memory: without metadata that takes more room than all the rest."""
         if self.metadata is None or len(self.metadata) <= METADATA_KEPT:
             return self
-        return self._replace(metadata=None, unread=len(self.metadata))
+        return self._replace(metadata=None, unread=len(self.metadata), payload=None)
 
 
 class Body(NamedTuple):

@@ -54,11 +54,14 @@ class Opening:
         self.endpoints_for: Callable[[Event], tuple[Endpoint, ...]] = Matcher(()).endpoints_for
         self.broken: dict[int, str] = {}  # why, by the event's number
 
-    async def read(self, batch: Batch) -> dict[str, tuple[int, Pairs]]:
-        """By tenant, the weight of its events and whom they are owed to."""
+    async def read(self, batch: Batch, *, next_up: bool) -> dict[str, tuple[int, Pairs]]:
+        """By tenant, the weight of its events and whom they are owed to. `next_up`: nothing else is handed out before.
+
+        Only then do payloads come along, since what waits may be erased meanwhile, and is counted nowhere.
+        """
         # A first claim has no past; of a later one, the ledger and the backlog know what is settled.
         known = await self._store.known(batch) if batch.claims > 1 else frozenset[tuple[int, int]]()
-        along = SMALL if len(batch.event_ids) <= FEW else -1
+        along = SMALL if next_up and len(batch.event_ids) <= FEW else -1
         events = await self._store.heads(batch.event_ids, batch.lo, batch.hi, along) if batch.event_ids else []
         whole = {event.id: self._matched(await self._store.whole(event)) for event in events if event.unread}
         await self._parking.catch_up(batch.parked)

@@ -40,6 +40,7 @@ RESCUE_SECONDS = 3.0
 AT_A_TIME = 100  # deliveries that are offered before others have their turn on the loop, and other tenants
 LEAST_AT_A_TIME = 10  # of a tenant, when many take turns
 CUT_BETWEEN = 0.1  # seconds after which the reader cuts although it has not offered everything
+ANOTHER_CUTS = 0.003  # seconds after which the log is looked at again that another had
 CUT_AGAIN = 0.02  # the same when the last cut has not come to the end of the log
 NO_ROOM = 0.02  # seconds after which a full memory is looked at again, whether or not anything left it
 AWAY_FIRST, AWAY_MOST = 0.1, 5.0
@@ -136,6 +137,7 @@ class Reader:
         self._drawn: str | None = None  # whose surplus was drawn last
         self._behind = Behind()  # of the open ones, those that let others pass until they can be read
         self._cut_again_at = 0.0
+        self._more = False  # the last cut has not come to the end of the log
         self._stopped = asyncio.Event()
         self._rest = Rest(bell, self._stopped)
         self.low = low  # every batch up to here is done; the janitor moves it
@@ -199,6 +201,8 @@ class Reader:
             return
         if self._rest.is_over:
             await self._rest.pause()
+        elif self._more:  # another has the log, and may have looked before what rang for us was committed
+            await wait_for(self._stopped, ANOTHER_CUTS)
         else:
             await self._rest.sleep()
 
@@ -221,6 +225,7 @@ class Reader:
         self._unsure = False
         self._reached(unsure)
         self._drawn = found.drawn or self._drawn
+        self._more = found.more
         self._cut_again_at = time.monotonic() + (CUT_AGAIN if found.more else CUT_BETWEEN)
         self._rest.found(sum(len(batch.event_ids) for batch in found.batches))
         self._take_on(found.batches)
@@ -261,7 +266,7 @@ class Reader:
         """Have the events of the next batch in hand; one that cannot be read goes behind the others."""
         batch = self._unread[0]
         try:
-            owed = await self.opening.read(batch)
+            owed = await self.opening.read(batch, next_up=not self._hand)
         except Exception as error:
             self._behind.put(batch, error, time.monotonic())  # if it is the database, the next cut tells
             self._unread.popleft()

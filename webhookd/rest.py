@@ -56,6 +56,8 @@ class Rest:
 
     def look(self) -> None:
         """The reader is about to look: from here on a ring tells of what it may not see."""
+        if self.is_over and self._lies:
+            self._get_up()
         self._was_rung = self._bell.rung.is_set()
         self._bell.rung.clear()
         self._heard = self._lies and self._bell.lie_down() != "poll"
@@ -72,8 +74,7 @@ class Rest:
     async def pause(self) -> None:
         """Wait for some more events to come, where more come than are worth a look each."""
         if self.is_over:
-            self._lies = False
-            self._bell.get_up()
+            self._get_up()
             await wait_for(self._stopped, min(max(self._rate * PAUSE_PER_RATE, PAUSE_LEAST), PAUSE_MOST))
 
     async def sleep(self) -> None:
@@ -81,10 +82,16 @@ class Rest:
         if self._was_rung:
             await wait_for(self._stopped, self._lull)
             self._lull = min(self._lull * 2, LULL_MOST)
-        self._lies = True
         if self._heard:
             self._poll = POLL_FIRST
             await wait_for(self._bell.rung, NAP)
-        elif self._bell.lie_down() == "poll":
-            await wait_for(self._bell.rung, self._poll)  # it also rings when it has an answer
-            self._poll = min(self._poll * 1.5, POLL_MOST)
+            return
+        if not self._lies:
+            self._lies = True
+            self._bell.lie_down()  # and from now on before each look, which is when the answer has to be true
+        await wait_for(self._bell.rung, self._poll)  # it also rings when it has an answer
+        self._poll = min(self._poll * 1.5, POLL_MOST)
+
+    def _get_up(self) -> None:
+        self._lies = False
+        self._bell.get_up()

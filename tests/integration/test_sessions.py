@@ -34,7 +34,9 @@ from tests.waiting import HANGS, until
 from webhookd.config import Config
 from webhookd.daemon import Daemon
 from webhookd.errors import StoreForbidden, StoreUnavailable
+from webhookd.model import Share
 from webhookd.sql import MIGRATIONS
+from webhookd.store.batches import Batches
 from webhookd.store.database import Database
 from webhookd.store.erasure import Erased, pieces
 from webhookd.store.listings import STATES, Asked, Listings
@@ -324,7 +326,13 @@ async def test_who_has_the_lock_of_the_log_keeps_others_from_cutting_and_uses_no
         assert await sql.fetchval("SELECT webhookd.try_lock_log()")
         assert await sql.fetchval("SELECT pg_current_xact_id_if_assigned()") is None
         assert not await other.fetchval("SELECT webhookd.try_lock_log()")
-        assert await other.fetch("SELECT * FROM webhookd.cut(1, 1, 1)") == []
+        assert await other.fetch("SELECT * FROM webhookd.cut(1, 1, 1)") == [], "as daemons of before ask"
+        async with Database(dsn) as database:
+            refused = await Batches(database).cut(1, Share(10, 10, 0, [], [], None))
+            assert (refused.batches, refused.more) == ([], True), "it has to look again"
+    async with Database(dsn) as database:
+        empty = await Batches(database).cut(1, Share(10, 10, 0, [], [], None))
+        assert (empty.batches, empty.more) == ([], False)
 
 
 async def test_row_security_is_an_error_and_not_a_loss(granted: Sql, dsn: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -17,6 +18,7 @@ from webhookd import behind, opening, reader, rest
 from webhookd.errors import Moved, OtherPlace, SchemaMismatch, StoreRefused, StoreUnavailable
 from webhookd.model import Batch, Cut, Delivery, Endpoint, Event, Postponed, Result, Share, Window
 from webhookd.reader import Reader
+from webhookd.store.bell import Bell as RealBell
 
 DAY = datetime(2021, 1, 27, tzinfo=UTC)
 OTHER = replace(HOOK, id=2, name="other")
@@ -44,6 +46,7 @@ class Log:
         self.adopt_arguments: list[tuple[int, list[int], float]] = []
         self.along: list[tuple[int, int]] = []  # how many heads were asked for, with payloads of so many bytes
         self.during_cuts: list[Callable[[], None]] = []
+        self.refusals: list[bool] = []  # another has the log
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -58,7 +61,7 @@ class Log:
         if self.during_cuts:
             self.during_cuts.pop(0)()  # committed behind the snapshot of this cut
         await asyncio.sleep(0)
-        return Cut(found, drawn=self.drawn)
+        return Cut(found, drawn=self.drawn, more=self.refusals.pop(0) if self.refusals else False)
 
     async def adopt(
         self, owner: int, low: int, mine: Iterable[int], *, steady_until: float, dead_after: float, most: int
@@ -331,6 +334,39 @@ async def test_what_rings_for_nothing_is_listened_to_less_and_less(monkeypatch: 
     resting.look()
     await resting.sleep()
     assert waits == [rest.LULL_FIRST, rest.NAP, rest.NAP], "at last nobody rang"
+
+
+async def test_it_looks_again_soon_where_another_had_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rest, "NAP", 600.0)
+    async with reading() as parts:
+        await until(lambda: parts.bell.asleep, "a sleeping reader")
+        await asyncio.sleep(0.05)
+        parts.log.refusals = [True] * 3
+        parts.bell.rung.set()
+        await until(lambda: not parts.log.refusals, "cuts until it is free", timeout=10)
+
+
+async def test_one_that_listens_naps_between_its_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although what it is told is true of the moment alone, and it has to ask again each time."""
+    waits: list[float] = []
+    bell = RealBell("")
+    monkeypatch.setattr(bell, "_connection", SimpleNamespace(is_closed=lambda: False))
+
+    async def wait_for(event: asyncio.Event, seconds: float) -> bool:
+        waits.append(seconds)
+        return event.is_set()
+
+    monkeypatch.setattr(rest, "wait_for", wait_for)
+    resting = rest.Rest(bell, asyncio.Event())
+    for _ in range(40):
+        resting.look()
+        resting.found(0)
+        if bell._wanted.is_set():  # a part of its own asks while it cuts, and another sleeps
+            bell._wanted.clear()
+            bell._answer = "listen"
+            bell.rung.set()
+        await resting.sleep()
+    assert waits.count(rest.NAP) >= 19
 
 
 async def test_a_few_events_leave_it_where_producers_ring_and_many_do_not(monkeypatch: pytest.MonkeyPatch) -> None:

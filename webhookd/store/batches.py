@@ -36,7 +36,7 @@ class Batches:
     async def cut(self, owner: int, share: Share) -> Cut:
         """New batches of newly committed and newly due events, and of surplus ones, owned by `owner`.
 
-        Without any, nothing is new, or another daemon is cutting at this moment.
+        Without any, nothing is new, or another has the log at this moment: then there may be more.
         """
         most, read, surplus, full, busy, after = share
         arguments = most, EVENTS_PER_BATCH, owner, surplus, read, full, busy, after
@@ -44,7 +44,7 @@ class Batches:
             rows = await self._database.fetch(QUERIES["cut"], *arguments)
         except StoreRefused as error:  # another timeline gave the same batch id out; the next cut sees it
             raise StoreUnavailable(str(error)) from error
-        batches = sorted((_batch(tuple(row)[:-2]) for row in rows), key=lambda batch: batch.id)
+        batches = sorted((_batch(tuple(row)[:-2]) for row in rows if row[0] is not None), key=lambda batch: batch.id)
         drawn = next((row["o_after"] for row in rows if row["o_after"] is not None), None)
         return Cut(batches, any(row["o_more"] for row in rows), drawn)
 

@@ -50,7 +50,7 @@ END $$;
 -- read at a time, of one transaction too; what is left of it is a remainder. Of each tenant p_max at most become batches; the rest is surplus, as is all
 -- of the tenants in p_full, of those with surplus that has not had its first turn, and what is left of a transaction that is read in pieces. With p_rest,
 -- about so many events of the surplus become batches, of tenants in turns after p_after, but for those in p_busy. Each batch says how often endpoints had
--- been parked when it was cut: who opens it has to know as much. o_more: there is more to read.
+-- been parked when it was cut: who opens it has to know as much. o_more: there is more to read, or may be, in a row without a batch, while another has the log.
 --
 -- Most cuts find nothing, and most that find something have one transaction: what the others need costs nothing before it is needed. Above all each look at
 -- the outbox costs something for each of its partitions, whatever it finds.
@@ -72,7 +72,12 @@ DECLARE
   reached xid8;
   unfinished xid8[];
 BEGIN
-  IF NOT webhookd.try_lock_log() THEN RETURN; END IF;
+  IF NOT webhookd.try_lock_log() THEN
+    IF p_read IS NOT NULL THEN  -- daemons of before take each row for a batch
+      RETURN QUERY SELECT NULL::bigint, NULL::bigint, NULL::timestamptz, NULL::bigint[], NULL::timestamptz, NULL::timestamptz, NULL::smallint, NULL::bigint, true, NULL::text;
+    END IF;
+    RETURN;
+  END IF;
   SELECT b.pos_xmax, b.pos_xip INTO reached, unfinished FROM webhookd.batch b ORDER BY b.id DESC LIMIT 1;
   IF EXISTS (SELECT FROM webhookd.outbox o WHERE o.xid >= reached)
      OR cardinality(unfinished) > 0 AND EXISTS (SELECT FROM webhookd.outbox o WHERE o.xid = ANY (unfinished))
