@@ -16,7 +16,8 @@ class Breaker:
     each that fails, up to five minutes. A probe that succeeds half-opens it: 2 at a time, then 4, 8, and so on, each as
     soon as so many have succeeded, and closed once they are as many as the endpoint has slots. Failures meanwhile open
     it again where the intervals had come to, if they are so many as would open it when closed: an endpoint that fails
-    one time in three would never come back if it had to be without fault on the way.
+    one time in three would never come back if it had to be without fault on the way. And one that is owed nothing more
+    would take days to succeed so often.
     """
 
     __slots__ = ("_good", "_history", "_row", "_since", "allowance", "fails", "retry_at")
@@ -65,6 +66,11 @@ class Breaker:
         self._good, self._since = 0, now
         self.allowance *= 2
         return False
+
+    def rest(self) -> None:
+        """Close when it is half-open and the last answer was good: there is nothing more to prove itself with."""
+        if 1 < self.allowance < UNLIMITED and self._row == 0:
+            self._close()
 
     def failed(self, started: float, now: float, random: float) -> bool:
         """Count a failure of an attempt that started then; True when it opens. `random` is uniform in [0, 1)."""

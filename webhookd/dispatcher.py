@@ -166,6 +166,11 @@ class Dispatcher:
         queue = self._queues.get(endpoint_id)
         return queue is not None and queue.is_well()
 
+    def rests(self, endpoint_id: int) -> None:
+        """Nothing waits for this endpoint but what it has been offered."""
+        if (queue := self._queues.get(endpoint_id)) is not None:
+            queue.rest()
+
     def keeps_up(self, endpoint_id: int) -> None:
         """Begin anew to count what is put off for this endpoint, since little of it is owed still."""
         if (queue := self._queues.get(endpoint_id)) is not None:

@@ -58,6 +58,7 @@ class Dispatcher(windows.Dispatcher, Protocol):
     """Where deliveries go, and what is known of their endpoints."""
 
     def is_well(self, endpoint_id: int) -> bool: ...
+    def rests(self, endpoint_id: int) -> None: ...
     def keeps_up(self, endpoint_id: int) -> None: ...
     def gone_since(self, endpoint_id: int) -> float | None: ...
     def follow(self, fed: Mapping[int, Fed]) -> None: ...
@@ -89,6 +90,7 @@ class Follower:
         self._dispatcher = dispatcher
         self._owner = owner
         self._endpoint = endpoint
+        self._owes = owes
         self._over_before = over_before
         self._give_up_at = 0.0
         self._giving_up: list[int] = []  # endpoints, by what is left of this minute's
@@ -189,9 +191,11 @@ class Follower:
             self._next_look = time.monotonic() + self._look_seconds
             await self._let_go()
             await self._take_over()
+            newest = await self._store.newest()
+            await self._let_rest(newest)
             await self._note_breakers()
             await self._give_up()
-            await self._end()
+            await self._end(newest)
         return self._look_seconds / 10 if await self._windows.hand_out() else self._look_seconds
 
     # Who is parked.
@@ -294,6 +298,14 @@ class Follower:
             await self._store.let_go_of(self._owner, sorted(gone))
             await self.catch_up(await self._store.version())
 
+    async def _let_rest(self, newest: int) -> None:
+        """Say which of those that failed are owed nothing more, `newest` being the last batch of the log."""
+        failing = [id_ for id_, fails in self._noted.items() if fails]
+        owed = first(self._cursors, newest).keys() | {c.endpoint_id for c in self._cursors if not c.is_settled}
+        async for id_ in in_slices(failing, AT_A_TIME):
+            if id_ not in owed and not self._owes(id_):
+                self._dispatcher.rests(id_)
+
     async def _note_breakers(self) -> None:
         """Write what has changed of the breakers, for whoever takes the endpoints over."""
         changed = {}
@@ -324,10 +336,9 @@ class Follower:
             label = f"#{id_}" if endpoint is None else endpoint.label
             self._given_up.add("exhausted", label, None, "endpoint_failing", ended)
 
-    async def _end(self) -> None:
+    async def _end(self, newest: int) -> None:
         """Let those be live again that are well and near the end, and forget cursors that have come to their end."""
         idle, well = [], {}
-        newest = await self._store.newest()
         upcoming = first(self._cursors, newest)
         async for row in in_slices(self._parking.rows, AT_A_TIME):
             if row.to_batch is not None or row.is_still:
@@ -340,6 +351,7 @@ class Follower:
                 and upcoming.get(row.endpoint_id, cursor) is cursor  # none of an older range has more
                 and cursor.batch > newest - NEAR
                 and self._dispatcher.is_well(row.endpoint_id)
+                and not self._noted.get(row.endpoint_id)  # else nobody would be told that it has recovered
             ):
                 well[row.endpoint_id] = row.epoch
         if well:

@@ -241,6 +241,12 @@ class EndpointQueue:
         self._recount()
         return opened
 
+    def rest(self) -> None:
+        """Let the breaker know that nothing waits elsewhere."""
+        if not (self.breaker.is_closed or self.queued or self.flying):
+            self.breaker.rest()
+            self._recount()
+
     def follow(self, feed: Feed, fails: int, retry_at: float) -> None:
         """Get what is owed from there; the breaker goes on where another's was. `share` is to be called next."""
         if feed is not Feed.CURSOR and self.feed is not feed:

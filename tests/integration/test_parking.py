@@ -119,6 +119,22 @@ async def test_a_dead_endpoint_is_parked_costs_nothing_and_gets_all_when_it_is_b
         await eventually(is_told, "both to be told")
 
 
+async def test_one_that_is_owed_too_little_to_prove_itself_with_is_live_again_when_that_is_delivered(
+    sql: Sql, receiver: Receiver, daemon: Running
+) -> None:
+    """It would need 63 successes, and at an event an hour that is days in which it counts as failing."""
+    healed = is_dead(receiver, "dead")
+    async with daemon(configuration({"dead": {"url": receiver.url("dead"), "max_in_flight": 32}})):
+        events = await insert_many(sql, breaker.FAILED_IN_ROW)
+        await parked(sql)
+        healed.set()
+        await finished(sql)
+        await live(sql)
+        assert await told(sql) == ["endpoint.failing", "endpoint.recovered"]
+        await each_once(sql, len(events))
+        await settled(sql, await insert(sql), {"dead": "delivered"})
+
+
 async def test_paused_means_no_request_and_no_row_and_resumed_means_all_of_it(
     sql: Sql, receiver: Receiver, daemon: Running
 ) -> None:

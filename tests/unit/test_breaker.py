@@ -115,6 +115,23 @@ def test_who_fails_now_and_then_comes_back(failing: float, most: int) -> None:
     assert statistics.median(took) < 10, "half of them within seconds, and probes that fail double them"
 
 
+def test_it_closes_when_nothing_is_owed_once_a_probe_has_succeeded_and_until_the_next_failure() -> None:
+    def rests() -> bool:
+        breaker.rest()
+        return breaker.is_closed
+
+    breaker = opened(0.0)
+    assert not rests(), "open"
+    breaker.failed(10.0, 10.0, 0.5)
+    assert not rests(), "its probe failed"
+    breaker.succeeded(20.0, 20.0, 100)
+    breaker.failed(21.0, 21.0, 0.5)
+    assert not rests(), "its last answer was bad"
+    breaker.succeeded(22.0, 22.0, 100)
+    assert rests()
+    assert breaker.allowance == UNLIMITED
+
+
 @given(
     st.lists(st.tuples(st.booleans(), st.floats(0, 30), st.floats(0, 20)), max_size=300),
     st.integers(1, 50),
