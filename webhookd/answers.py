@@ -64,7 +64,7 @@ class Answers:
             self._recorder.put(Result(delivery, attempt, _DELIVERED))
             return
         wait = outcome.wait_of(answer, time.time())
-        self._doubt(queue, answer, wait, at, flight.started, now)
+        self._doubt(queue, answer, wait, flight.started, now)
         if outcome.asks_for_less(answer, wait):  # the endpoint waits as long as was asked, and this delivery with it
             wait = max(wait, queue.blocked_until - now)
             queue.blocked_until = max(queue.blocked_until, now + wait)
@@ -86,14 +86,14 @@ class Answers:
         self._recorder.put(Result(delivery, outcome.attempt_of(answer, delivery.attempt, at, 0), decided))
 
     def _doubt(
-        self, queue: EndpointQueue, answer: Response | NoResponse, wait: float, at: float, started: float, now: float
+        self, queue: EndpointQueue, answer: Response | NoResponse, wait: float, started: float, now: float
     ) -> None:
         """Count an answer that was not good against its endpoint, if it is the endpoint's fault."""
         endpoint = queue.endpoint
         if not outcome.is_gone(answer):
             queue.gone.clear()
         else:
-            queue.gone.append(at)
+            queue.gone.append(started)
             if len(queue.gone) == GONE_MOST:
                 self.on_trouble(endpoint.id, "gone")
         if outcome.is_failure(answer, wait) and queue.failed(started, now, self._random()):

@@ -10,15 +10,27 @@ class Clock:
     """
 
     def __init__(self) -> None:
-        self._offset = time.time() - time.monotonic()
+        self._least = self._most = time.time() - time.monotonic()  # between which the offset is
+        self._is_measured = False
 
-    def set(self, database_now: float, monotonic: float) -> None:
-        """The database said `database_now` when the monotonic clock stood at `monotonic`."""
-        self._offset = database_now - monotonic
+    def measure(self, database_now: float, asked: float, answered: float) -> None:
+        """The database said `database_now` at some moment between these two of the monotonic clock.
+
+        What all measurements agree on is kept, since one that took long says little. One that contradicts them is
+        believed alone: the clocks drift, and a standby that takes over has another.
+        """
+        least, most = database_now - answered, database_now - asked
+        if self._is_measured and least <= self._most and most >= self._least:
+            least, most = max(least, self._least), min(most, self._most)
+        self._least, self._most, self._is_measured = least, most, True
 
     def now(self) -> float:
         """Seconds since the epoch on the database's clock."""
-        return time.monotonic() + self._offset
+        return time.monotonic() + (self._least + self._most) / 2
+
+    def earliest(self, moment: float) -> float:
+        """What the database's clock showed at that moment of the monotonic clock, or less: never more."""
+        return moment + self._least
 
     @property
     def skew(self) -> float:

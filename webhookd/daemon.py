@@ -75,6 +75,7 @@ class _Joined(NamedTuple):
     beat: Beat
     endpoints: Known
     parking: Parking
+    clock: Clock
 
 
 class Daemon:
@@ -160,6 +161,7 @@ class Daemon:
         They see nothing of one that cannot: its row comes last. The first heartbeat makes it count.
         """
         config, setbacks, told = self._config, Setbacks("start", AWAY_FIRST, AWAY_MOST), ""
+        clock = Clock()
         joined: Joined | None = None
         while True:
             try:
@@ -179,7 +181,9 @@ class Daemon:
                     )
                     if joined.has_company:
                         await asyncio.sleep(self._pace.beat * janitor.SETTLE_BEATS)
+                asked = time.monotonic()
                 beat = await registry.beat(joined.daemon_id, joined.low, self._dead_after)
+                clock.measure(beat.now, asked, time.monotonic())
                 if not beat.known:
                     joined = None  # it was restored in this very moment
                     continue
@@ -194,7 +198,7 @@ class Daemon:
                 await asyncio.sleep(pause)
             else:
                 log.info("started", daemon=joined.daemon_id, endpoints=len(config.endpoints), version=__version__)
-                return _Joined(joined.daemon_id, joined.low, beat, joined.known, parking)
+                return _Joined(joined.daemon_id, joined.low, beat, joined.known, parking, clock)
 
     async def _bind(self, database: Database, registry: Registry) -> None:
         """Know that this is our database, and that it knows no endpoint which files without any would remove."""
@@ -225,9 +229,8 @@ class Daemon:
         sender: Sender,
     ) -> list[int]:
         """Run the parts until stopped; the ids of the batches that were not finished."""
-        pace, clock, tokens = self._pace, Clock(), Tokens(sender)
-        daemon_id, low, first_beat, known, parking = joined
-        clock.set(first_beat.now, time.monotonic())
+        pace, tokens = self._pace, Tokens(sender)
+        daemon_id, low, first_beat, known, parking, clock = joined
         own: dict[int, Endpoint] = {}
         matcher = Matcher(())
         results = recorder.Recorder(Results(database), daemon_id, flush_seconds=pace.flush)

@@ -184,9 +184,14 @@ class Dispatcher:
         return queue.breaker.fails, max(queue.breaker.retry_at - time.monotonic(), 0.0)
 
     def gone_since(self, endpoint_id: int) -> float | None:
-        """When the first of three attempts in a row began that met a 410, on the database's clock; None of fewer."""
+        """When the first of three attempts in a row began that met a 410, or earlier, on the database's clock.
+
+        None of fewer.
+        """
         queue = self._queues.get(endpoint_id)
-        return min(queue.gone) if queue is not None and len(queue.gone) == GONE_MOST else None
+        if queue is None or len(queue.gone) < GONE_MOST:
+            return None
+        return self._clock.earliest(min(queue.gone))
 
     def offer(self, delivery: Delivery) -> None:
         """Attempt this delivery when its turn comes, or spill it when its endpoint cannot keep up."""

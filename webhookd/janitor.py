@@ -156,7 +156,7 @@ class Janitor:
         answered = time.monotonic()
         if not beat.known:
             raise Moved("the database does not know this daemon any longer: it was restored")
-        self._clock.set(beat.now, (asked + answered) / 2)
+        self._clock.measure(beat.now, asked, answered)
         self._beats_askew = self._beats_askew + 1 if abs(self._clock.skew) > SKEW_WARNING else 0
         if self._beats_askew and is_worth_a_line(self._beats_askew):
             log.warning("clock_differs", seconds=round(self._clock.skew, 1))

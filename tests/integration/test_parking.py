@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -23,6 +24,7 @@ from tests.waiting import until
 from webhookd import breaker, dispatcher, follower
 from webhookd.store.database import Database
 from webhookd.store.parking import ParkingStore
+from webhookd.store.registry import Registry
 
 
 @pytest.fixture(autouse=True)
@@ -359,8 +361,18 @@ async def test_three_times_410_disables_and_resume_says_what_was_missed(
     assert await told(sql) == ["endpoint.disabled"]
 
 
-async def test_after_a_resume_it_takes_three_times_410_again(sql: Sql, receiver: Receiver, daemon: Running) -> None:
-    """Resumed in the very moment that it is disabled, before the daemon can look."""
+@pytest.mark.parametrize("slow", [0.0, 0.2])
+async def test_after_a_resume_it_takes_three_times_410_again(
+    sql: Sql, receiver: Receiver, daemon: Running, monkeypatch: pytest.MonkeyPatch, slow: float
+) -> None:
+    """Resumed in the very moment that it is disabled, before the daemon can look, and though its clock is not exact."""
+    beat = Registry.beat
+
+    async def late(*args: Any, **more: Any) -> Any:
+        await asyncio.sleep(slow)  # on its way: half of it is what the daemon's clock would be ahead
+        return await beat(*args, **more)
+
+    monkeypatch.setattr(Registry, "beat", late)
     receiver.answers("hook", 410)
     config = configuration({"hook": {"url": receiver.url("hook")}}, retry={"schedule": ["1h"]})
     tried = "SELECT count(*) FROM webhookd.attempt"
