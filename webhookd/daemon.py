@@ -297,12 +297,14 @@ class Daemon:
             tokens.keep({endpoint.grant for endpoint in active if endpoint.grant})
             divide(beaten.members)
             nonlocal matcher
-            matcher = new
+            old, matcher = matcher, new
             reading.opening.endpoints_for = matcher.endpoints_for
             pages.configure(matcher.endpoints_for)
             following.changed()
             keeping.retention = config.retention
             self._notifier.ready(f"delivering to {len(active)} endpoints")
+            await asyncio.sleep(0)
+            del old  # which takes a moment, too
 
         def on_beat(beat: janitor.Beat, low: int, steady: bool) -> None:
             nonlocal beaten

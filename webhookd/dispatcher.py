@@ -245,6 +245,7 @@ class Dispatcher:
                 queue.change(endpoint, self._turns.host(endpoint.url))
             if number % AT_A_TIME == 0:
                 yield
+        yield
 
     def share(self, shares: Shares) -> None:
         """Keep to our share of the limits of endpoints and hosts."""

@@ -28,6 +28,7 @@ from webhookd.tasks import Setbacks, wait_for
 
 LOOK_SECONDS = 1.0
 REMOVE_EVERY = 5  # looks between two tries to count endpoints as removed that only we have dropped
+AT_A_TIME = 200  # endpoints that are freed before others have their turn on the loop
 
 log = structlog.get_logger("webhookd.reloader")
 
@@ -159,7 +160,10 @@ class Reloader:
                 changed=len(change.changed),
                 restart_needed=[name for name in ("daemon", "database", "log") if _differs(self._config, config, name)],
             )
-            self._config = config
+            old, self._config = [*self._config.endpoints, *self._config.specs.values()], config
+            while old:  # to free all of them would stall the loop as well
+                del old[-AT_A_TIME:]
+                await asyncio.sleep(0)
         except (StoreUnavailable, SchemaMismatch):
             self._wanted.set()
             raise
