@@ -100,7 +100,7 @@ def build(
     event_types = _event_types(documents, mistakes)
     formats = _formats(documents, mistakes)
     # Where [egress] itself is wrong, nothing is said about addresses that it may have been meant to allow.
-    egress = _egress(_get(sections, EgressTable)) if sections["egress"] else _ANYWHERE
+    egress = egress_of(_get(sections, EgressTable)) if sections["egress"] else _ANYWHERE
     mistakes += _egress_mistakes(merged.get("egress"), places["egress"])
     delivery = _get(sections, Delivery)
     found: list[tuple[Endpoint, dict[str, Any], str]] = []
@@ -145,15 +145,22 @@ def build(
 
 
 def section(
-    model: type[S], document: Document, environ: Mapping[str, str], origin: str, lines: Lines = lambda file: {}
+    model: type[S],
+    document: Document,
+    environ: Mapping[str, str],
+    read_secret: ReadSecret,
+    origin: str,
+    lines: Lines = lambda file: {},
 ) -> S:
     """One section of a main file with the environment over it; ConfigError with its mistakes, and no others."""
     name = next(name for name, each in SECTIONS.items() if each is model)
     merged, variables, mistakes = overlay(document, variables_of(name, environ))
     place = Place(origin, (name,), variables[name])
-    made = read(model, merged.get(name, {}), place, mistakes)
+    made = read(model, merged.get(name, {}), place, mistakes, Around(environ, _beside(read_secret, origin), Egress()))
     if model is Database:
         mistakes += _database_mistakes(merged.get(name), place)
+    if model is EgressTable:
+        mistakes += _egress_mistakes(merged.get(name), place)
     if made is None or mistakes:
         raise ConfigError(told(mistakes, lines))
     return made
@@ -235,7 +242,8 @@ def _egress_mistakes(table: object, place: Place) -> Iterator[Mistake]:
         yield place.mistake("goes with proxy; write proxy too, or neither", "proxy_authorization")
 
 
-def _egress(table: EgressTable) -> Egress:
+def egress_of(table: EgressTable) -> Egress:
+    """What this section means to whoever sends."""
     proxy = None
     if table.proxy:
         address = urlsplit(table.proxy)

@@ -107,7 +107,15 @@ def section(path: Path, environ: Mapping[str, str], model: type[S]) -> S:
     Raises ConfigError with the mistakes of this section, or when the file is no TOML.
     """
     texts: dict[str, str] = {}
-    made = section_of(model, _parsed(path, texts), environ, str(path), lambda file: locator.lines(texts[file]))
+    document = _parsed(path, texts)
+    made = section_of(
+        model,
+        document,
+        environ,
+        lambda name, origin: _read_secret(name, origin, {}),
+        str(path),
+        lambda file: locator.lines(texts[file]),
+    )
     return _beside(path, made)
 
 

@@ -440,6 +440,34 @@ def test_explain_a_url_by_what_the_configuration_allows(tmp_path: Path) -> None:
     assert "nowhere.invalid cannot be resolved now" in unknown.stdout
 
 
+@pytest.mark.parametrize("rest", ["", '[endpoint.x]\nurl = 3\n[log]\nlevel = "loud"', '[database]\ndsn = "no DSN"'])
+def test_explain_a_url_reads_nothing_but_what_may_be_called(tmp_path: Path, rest: str) -> None:
+    file = tmp_path / "webhookd.toml"
+    (tmp_path / "endpoints.d").mkdir()
+    (tmp_path / "endpoints.d" / "broken.toml").write_text("= no TOML")
+    file.write_text(f"[egress]\nallow_http = true\nallow_networks = ['10.20.0.0/16']\n{rest}")
+    found = webhookd("explain", "--url", "http://10.20.1.2/", "-c", file)
+    assert (found.returncode, found.stderr) == (0, ""), found
+    assert webhookd("explain", "--url", "http://10.30.1.2/", "-c", file).returncode == 1
+    file.write_text(f"[egress]\nallow_htp = true\n{rest}")
+    fails(webhookd("explain", "--url", "http://10.20.1.2/", "-c", file), 78, f"{file}:2: [egress] allow_htp: is no key")
+    file.write_text(f'[egress]\nproxy_authorization = "Basic eDp5"\n{rest}')
+    fails(webhookd("explain", "--url", "http://10.20.1.2/", "-c", file), 78, f"{file}:2: [egress] proxy_authorization:")
+
+
+def test_explain_a_url_reads_the_secret_that_egress_names(tmp_path: Path) -> None:
+    file = tmp_path / "webhookd.toml"
+    file.write_text(
+        '[egress]\nproxy = "http://proxy.internal:3128"\nproxy_authorization = { file = "password", user = "webhookd" }'
+    )
+    fails(webhookd("explain", "--url", "https://example.com/", "-c", file), 78, f"{file}:3: [egress] proxy_auth")
+    (tmp_path / "password").write_text("PLANTED-password")
+    found = webhookd("explain", "--url", "https://example.com/", "-c", file)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.startswith("allowed: through the proxy proxy.internal:3128")
+    assert "PLANTED" not in found.stdout
+
+
 # emit
 
 

@@ -14,12 +14,13 @@ from webhookd import loader
 from webhookd.cli.emit import json_text, supposed
 from webhookd.cli.options import AsJson, ConfigFile, Dev, Usage, dsn_for, environment, loaded, ran
 from webhookd.cli.tables import counted, inert, say, show_json, span
-from webhookd.config import Config, build
+from webhookd.config import Config, egress_of, section
 from webhookd.errors import ConfigError, WebhookdError
 from webhookd.guard import address_mistake
 from webhookd.matching import WHY_NOT, why_not
 from webhookd.mistakes import egress_mistake
 from webhookd.model import Egress, Endpoint, Event
+from webhookd.shapes import EgressTable
 from webhookd.store.database import Database
 from webhookd.store.reports import Fate, Reports
 
@@ -52,7 +53,8 @@ def explain(
 ) -> None:
     """Say who gets an event, and why not others.
 
-    Of an EVENT_ID it also tells what became of it; with --url it says whether an endpoint may have that URL, and why.
+    Of an EVENT_ID it also tells what became of it; with --url it says whether an endpoint may have that URL, and why,
+    for which [egress] is all it reads of the files.
     Ends with 0 when somebody gets it or the URL may be called, else with 1.
     """
     if [event_id, type_, url].count(None) != 2:
@@ -192,8 +194,8 @@ def _egress(config: Path | None, dev: bool) -> Egress:
     try:
         file = loader.find(config, os.environ)
     except ConfigError:
-        return build({}, (), environment(dev), lambda path, origin: "").egress
-    return loader.load(file, environment(dev), may_be_empty=True).egress
+        return egress_of(section(EgressTable, {}, environment(dev), lambda path, origin: "", ""))
+    return egress_of(loader.section(file, environment(dev), EgressTable))  # a mistake elsewhere is no matter here
 
 
 def _url(url: str, egress: Egress) -> tuple[dict[str, Any], list[str], bool]:
