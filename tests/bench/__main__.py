@@ -13,7 +13,6 @@ from dataclasses import asdict
 from functools import partial
 from typing import TypeAlias
 
-import structlog
 import uvloop
 
 from tests.bench import rig
@@ -30,6 +29,7 @@ from tests.bench.parked import parked
 from tests.bench.producers import producers
 from tests.bench.reload import reload
 from tests.bench.restart import restart
+from webhookd.cli import logging
 
 Bench: TypeAlias = Callable[[str], Awaitable[list[Line]]]
 BENCHES: dict[str, Bench] = {
@@ -75,7 +75,7 @@ def main() -> int:
     parser.add_argument("--long", action="store_true", help=f"minutes instead of seconds for {', '.join(LONG)}")
     arguments = parser.parse_args()
     benches = BENCHES | LONG if arguments.long else BENCHES
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    logging.configure("info", "console")  # as the service does: a line for each success would be measured, too
     with rig.server() as server, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         wanted = [benches[name] for name in arguments.names or benches]
         lines = runner.run(run(server, wanted, shows=not arguments.json))

@@ -6,14 +6,13 @@ With `--careless` it judges no address, believes every answer, and learns nothin
 import argparse
 import asyncio
 import signal
-import sys
 from pathlib import Path
 
-import structlog
 import uvloop
 from aiohttp.client_proto import ResponseHandler
 
 from webhookd import connector, limiter, loader, resolver, sender
+from webhookd.cli import logging
 from webhookd.daemon import Daemon
 from webhookd.guard import address_mistake
 
@@ -48,6 +47,6 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if arguments.careless:
         be_careless()
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    logging.configure("info", "console")  # as the service does: a line for each success would be measured, too
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main(arguments.config))
