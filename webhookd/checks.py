@@ -120,7 +120,9 @@ def _source(value: str) -> str:
 
 
 def _dsn(value: object) -> object:
-    if isinstance(value, str) and value:
+    if isinstance(value, str):
+        if not value.strip():
+            raise ValueError("is empty; write postgresql://… or leave it out")
         dsn.parsed(value)
     return value
 

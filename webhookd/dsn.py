@@ -4,7 +4,7 @@ No sentence of this module holds a user, a password, or anything that may be a p
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, MutableSequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence
 from typing import Final, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -17,6 +17,11 @@ _WORD: Final = re.compile(
 )
 _ESCAPED: Final = re.compile(r"\\(.)", re.S)
 _HOST: Final = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::([0-9]*))?")
+# What documentation writes in the place of a value.
+_PLACEHOLDER: Final = re.compile(
+    r"<[A-Za-z][A-Za-z _-]*>|\$\{\w+\}|\$[A-Z_]{3,}|\{[a-z_]+\}|…|\.\.\.|\[?YOUR[-_ ]?[A-Z]+\]?"
+    r"|USER|USERNAME|PASSWORD|HOST|HOSTNAME|PORT|DATABASE|DBNAME"
+)
 _NOT_ENCODED: Final = re.compile(r"%(?![0-9A-Fa-f]{2})|%00")
 _LEFT_OUT: Final = frozenset(name for name, each in libpq.PARAMETERS.items() if each.fate != "asyncpg")
 # What belongs to a context of ours, where asyncpg makes none.
@@ -52,12 +57,20 @@ def parsed(text: str) -> dict[str, str]:
     if text[:1] in ('"', "'"):
         raise ValueError("stands in quotes, which are a part of it in a file for docker or systemd: remove them")
     scheme = next((each for each in _SCHEMES if text.startswith(each)), None)
+    if scheme:  # before it is taken to pieces, which PORT or <port> would not survive
+        _expect_values(re.split("[:/@?&=,]", text.removeprefix(scheme)))
     given = _of_uri(text.removeprefix(scheme)) if scheme else _of_words(text)
+    _expect_values(given.values())
     given = {name: value for name, value in given.items() if value}
     if mistake := libpq.mistake(given):
         raise ValueError(mistake)
     list(places(given))
     return given
+
+
+def _expect_values(texts: Iterable[str]) -> None:
+    if any(map(_PLACEHOLDER.fullmatch, texts)):
+        raise ValueError("still has a placeholder, such as USER, <password> or …: write in its place what is yours")
 
 
 def _of_words(text: str) -> dict[str, str]:
@@ -69,6 +82,8 @@ def _of_words(text: str) -> dict[str, str]:
                 raise ValueError("has words that are no name=value; a value with blanks is written 'in quotes'")
             raise ValueError('must begin with "postgresql://", or be words such as host=… dbname=…')
         name, quoted, plain = word.groups()
+        if name not in libpq.PARAMETERS and "password" in given:  # it may be a piece of that
+            raise ValueError("has words that are no name=value; a value with blanks is written 'in quotes'")
         given[name] = _ESCAPED.sub(r"\1", plain if quoted is None else quoted)
         at = word.end()
     return given
@@ -81,8 +96,10 @@ def _of_uri(text: str) -> dict[str, str]:
     path, _, query = rest[len(authority) :].partition("?")
     if "@" in authority:
         raise ValueError('its user or password has a raw "@": write that as %40')
-    if not user and "@" in path:
+    if "@" in path and not user:
         raise ValueError('its user or password has a raw "/": write that as %2F')
+    if "@" in path or "@" in query:  # what stands for the host may be a piece of the password
+        raise ValueError('has a raw "@" behind the host: write "@" as %40 and, in user and password, "/" as %2F')
     given: dict[str, str] = {}
     name, _, password = user.partition(":")
     hosts = [_HOST.fullmatch(each) for each in authority.split(",")] if authority else []

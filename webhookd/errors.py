@@ -17,6 +17,10 @@ class StoreUnavailable(WebhookdError):
     """Postgres did not answer, or refused for a reason that passes. Nothing is known about the statement's effect."""
 
 
+class DsnUnusable(StoreUnavailable):
+    """What says where the database is has a mistake, which stays unless it is in a file that is written anew."""
+
+
 class StoreConflict(StoreUnavailable):
     """Postgres ended a transaction for another one. It had no effect, and may be tried again at once."""
 

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from pydantic import SecretStr
+
 from webhookd import locator, ownership
 from webhookd.config import Config, build, endpoints_directory
 from webhookd.config import section as section_of
@@ -124,14 +126,26 @@ def directories(path: Path, environ: Mapping[str, str]) -> tuple[Path, Path]:
     return path.parent, path.parent / endpoints_directory(_parsed(path, {}), environ)
 
 
-def dsn(database: Database) -> str:
+def dsn(database: Database, main: Path) -> str:
     """Where the database is, `dsn_file` read anew each time; "" leaves it to the PG* variables. Raises ConfigError."""
     if not (file := database.dsn_file):
-        return database.dsn.get_secret_value()
+        return _located(database.dsn, "dsn", main)
     try:
-        return Located(_text(Path(file), _MAX_SECRET).strip(), file)
+        if not (text := _text(Path(file), _MAX_SECRET).strip()):
+            raise ValueError("is empty; write the DSN into it, postgresql://…")
+        return Located(text, file)
     except ValueError as error:
         raise ConfigError([f"{file}: {error}"]) from None
+
+
+def direct_dsn(database: Database, main: Path) -> str:
+    """Where LISTEN finds the database, or "" where that is no other way."""
+    return _located(database.direct_dsn, "direct_dsn", main)
+
+
+def _located(given: SecretStr, key: str, main: Path) -> str:
+    text = given.get_secret_value()
+    return text and Located(text, f"[database] {key} of {main}")
 
 
 def _beside(path: Path, section: S) -> S:

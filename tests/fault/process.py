@@ -113,7 +113,7 @@ async def run(config_file: Path, at_pace: Pace) -> None:
         sys.stdout.flush()
 
     direct_dsn = config.database.direct_dsn.get_secret_value() or None
-    daemon = Daemon(config, loader.dsn(config.database), direct_dsn, pace=at_pace, on_ready=ready)
+    daemon = Daemon(config, loader.dsn(config.database, config_file), direct_dsn, pace=at_pace, on_ready=ready)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, daemon.stop)
     await daemon.run()
 

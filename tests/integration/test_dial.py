@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -12,10 +13,12 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tests.certificates import self_signed, serving
-from tests.integration.test_cli import fails, webhookd
+from tests.integration.test_cli import fails, running, said, webhookd
 from tests.sockets import quiet_port
+from tests.waiting import until
+from webhookd import wheel
 from webhookd.dsn import Located
-from webhookd.errors import StoreUnavailable
+from webhookd.errors import DsnUnusable, StoreUnavailable
 from webhookd.store.database import Database, connect
 from webhookd.store.dial import Dsn, dial, ignored, target
 
@@ -57,6 +60,40 @@ async def test_a_refused_connection_says_where_and_who_said_so(monkeypatch: pyte
     monkeypatch.setenv("PGPORT", str(port))
     assert (await refused(None)).startswith(f"{start} (of the PG* variables, as there is no DSN): ")
     assert (await refused("")).startswith(start)
+
+
+async def test_without_any_dsn_the_ways_to_one_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nobody(*_: object, **__: object) -> None:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr("webhookd.store.dial.asyncpg.connect", nobody)
+    said = await refused(None)
+    assert "localhost (there is no DSN): Connection refused. Say where it is with WEBHOOKD_DSN=postgresql://…" in said
+    assert said.endswith("with one of its own: `webhookd run --embedded DIR`, which prints its DSN.")
+    monkeypatch.setattr(wheel, "find_spec", lambda _: None)
+    assert (await refused(None)).endswith("or with dsn under [database].")
+    assert (await refused("postgresql:///shop")).endswith("Connection refused.")
+    monkeypatch.setenv("PGDATABASE", "shop")
+    assert (await refused(None)).endswith("Connection refused.")
+
+
+def test_a_mistake_in_a_variable_of_libpq_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value, why in (
+        ("PGPORT", "planted", "port wants a number from 1 to 65535"),
+        ("PGSSLMODE", "planted", "sslmode wants disable"),
+        ("PGREQUIREPEER", "planted", "requirepeer: nobody asks who owns a socket"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setenv(name, value)
+            for dsn in (None, "postgresql:///shop"):
+                with pytest.raises(DsnUnusable) as caught:
+                    target(dsn)
+                assert str(caught.value).startswith(f"${name} cannot be used: {why}")
+                assert "planted" not in str(caught.value)
+            if name == "PGPORT":
+                assert target("postgresql://h:7/shop").places[0].port == "7", "what the DSN says counts"
+                with pytest.raises(DsnUnusable, match=r"^The DSN cannot be used"):
+                    target("postgresql://h:77777/shop")
 
 
 async def test_all_servers_that_were_tried_are_named() -> None:
@@ -308,3 +345,64 @@ def test_a_mistake_in_the_dsn_of_a_file_is_one_of_the_configuration(tmp_path: Pa
     found = webhookd("check", "-c", file)
     fails(found, 78, f'{file}:2: [database] dsn: its user or password has a raw "@": write that as %40')
     assert "nted" not in found.stderr
+
+
+MISTAKEN = [
+    (f'"postgresql://{LOGIN}@h/x"', "stands in quotes"),
+    (f"mysql://{LOGIN}@h/x", "must begin with"),
+    (f"postgresql://{LOGIN}@h:planted/x", "has a host or a port that cannot be read"),
+    (f"postgresql://{LOGIN}@h:99999/x", "port wants a number from 1 to 65535"),
+    ("postgresql://planted-user:pl@ant/ed@h/x", 'raw "@"'),
+    ("postgres://USER:PASSWORD@HOST/db", "still has a placeholder"),
+    (f"postgresql://{LOGIN}@h/x?service=shop", "service shop is not in"),
+    ("planted", "must begin with"),
+]
+
+
+@pytest.mark.parametrize(("dsn", "why"), MISTAKEN)
+def test_a_mistake_in_a_dsn_is_one_of_the_configuration_wherever_it_stands(dsn: str, why: str, tmp_path: Path) -> None:
+    found = webhookd("status", env={"WEBHOOKD_DSN": dsn}, cwd=tmp_path)
+    fails(found, 78, "The DSN cannot be used (of $WEBHOOKD_DSN): ", why)
+    file = tmp_path / "webhookd.toml"
+    file.write_text('[database]\ndsn_file = "dsn"\n' + ENDPOINT)
+    (tmp_path / "dsn").write_text(dsn)
+    again = webhookd("check", "-c", file)
+    fails(again, 78, f"The DSN cannot be used ({tmp_path / 'dsn'}): ", why)
+    for each in (found, again):
+        assert each.stderr.count("\n") == 1
+        assert "lant" not in each.stderr
+
+
+def test_an_empty_dsn_is_told_and_not_taken_for_none(tmp_path: Path) -> None:
+    for text in ("", " "):
+        found = webhookd("status", env={"WEBHOOKD_DSN": text}, cwd=tmp_path)
+        fails(found, 78, "webhookd: WEBHOOKD_DSN: is empty; write postgresql://… into it, or unset it\n")
+    file = tmp_path / "webhookd.toml"
+    file.write_text('[database]\ndsn_file = "dsn"\n' + ENDPOINT)
+    (tmp_path / "dsn").write_text("\n")
+    fails(webhookd("status", "-c", file), 78, f"webhookd: {tmp_path / 'dsn'}: is empty; write the DSN into it")
+
+
+def test_run_ends_on_a_mistake_that_waiting_does_not_mend(tmp_path: Path) -> None:
+    file = tmp_path / "webhookd.toml"
+    file.write_text(ENDPOINT)
+    found = webhookd("run", "-c", file, env={"PGPORT": "planted"})
+    fails(found, 78, "webhookd: $PGPORT cannot be used: port wants a number")
+    file.write_text('[database]\ndsn = "postgresql://h/x?service=shop"\n' + ENDPOINT)
+    fails(webhookd("run", "-c", file), 78, f"cannot be used ([database] dsn of {file}): service shop is not in")
+    file.write_text('[database]\ndirect_dsn = "postgresql://h/x?service=shop"\n' + ENDPOINT)
+    for command in ("run", "check"):
+        fails(webhookd(command, "-c", file), 78, f"cannot be used ([database] direct_dsn of {file}): service shop")
+
+
+async def test_run_waits_for_a_file_that_is_written_anew(dsn: str, tmp_path: Path) -> None:
+    file = tmp_path / "webhookd.toml"
+    file.write_text('[database]\ndsn_file = "dsn"\n' + ENDPOINT)
+    (tmp_path / "dsn").write_text("postgresql://USER:PASSWORD@HOST/x")
+    async with running(file) as (daemon, log):
+        line = await until(lambda: said(log, "waiting_for_database"), "it says that it waits")
+        assert line["reason"].startswith(f"The DSN cannot be used ({tmp_path / 'dsn'}): still has a placeholder")
+        (tmp_path / "dsn").write_text(dsn)
+        await until(lambda: said(log, "started"), "it starts by itself")
+        daemon.send_signal(signal.SIGTERM)
+    assert daemon.returncode == 0

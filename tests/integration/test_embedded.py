@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import DEBIAN_15
 from tests.waiting import until
-from webhookd import embedded
+from webhookd import wheel
 from webhookd.embedded import postgres
 from webhookd.errors import EmbeddedUnavailable
 
@@ -130,7 +130,7 @@ async def test_a_killed_server_recovers(tmp_path: Path) -> None:
 
 
 async def test_programs_that_only_root_may_enter_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_open_to_all", lambda _path: False)
+    monkeypatch.setattr("webhookd.embedded._open_to_all", lambda _path: False)
     with postgres(tmp_path, 18, FAST) as dsn:
         assert await fetch(dsn, "SELECT 1") == 1
 
@@ -143,7 +143,7 @@ def test_another_version_is_refused_with_the_reason(tmp_path: Path) -> None:
 
 
 def test_a_missing_wheel_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "find_spec", lambda _name: None)
+    monkeypatch.setattr(wheel, "find_spec", lambda _name: None)
     with pytest.raises(EmbeddedUnavailable, match=r"pip install 'webhookd\[embedded\]'"), postgres(tmp_path):
         pass
 

@@ -649,6 +649,11 @@ def test_the_environment_wins() -> None:
             {"WEBHOOKD_DSN": "planted"},
             'WEBHOOKD_DSN: must begin with "postgresql://", or be words such as host=… dbname=…',
         ),
+        ({"WEBHOOKD_DSN": ""}, "WEBHOOKD_DSN: is empty; write postgresql://… or leave it out"),
+        (
+            {"WEBHOOKD_DATABASE__DIRECT_DSN": " "},
+            "WEBHOOKD_DATABASE__DIRECT_DSN: is empty; write postgresql://… or leave it out",
+        ),
         (
             {"WEBHOOKD_RETRY__SCHEDULE": "5s,x"},
             'WEBHOOKD_RETRY__SCHEDULE item 2: "x" is no duration; write "20s", "5m" or "3d"',

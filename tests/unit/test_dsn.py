@@ -54,6 +54,8 @@ def test_both_forms_of_libpq_are_read(text: str, expected: dict[str, str]) -> No
         ("postgresql://u:pl@nted@h/x", 'raw "@": write that as %40'),
         ("postgresql://u:pl/anted@h/x", 'raw "/": write that as %2F'),
         ("postgresql://u:pl%anted@h/x", 'raw "%", which begins a percent-encoded sign: write it as %25'),
+        ("postgresql://u:pl@ant/ed@h/x", 'has a raw "@" behind the host: write "@" as %40'),
+        ("postgresql://u:p@planted?user=anted@h/x", 'has a raw "@" behind the host'),
         ("postgresql://h:planted/x", "has a host or a port that cannot be read"),
         ("postgresql://h:99999/x", "port wants a number from 1 to 65535"),
         ("postgresql://h:0/x", "port wants a number"),
@@ -66,6 +68,7 @@ def test_both_forms_of_libpq_are_read(text: str, expected: dict[str, str]) -> No
         ("shop", 'must begin with "postgresql://"'),
         ("host=h planted", "has words that are no name=value"),
         ("password=pl anted host=h", "has words that are no name=value"),
+        ("host=h password=pl anted=x", "has words that are no name=value"),
         ("host=h password='planted", "has words that are no name=value"),
         ("postgresql://h/x?hostaddr=1.2.3.4", "hostaddr: write the address as host"),
         ("postgresql://h/x?require_auth=scram-sha-256", "require_auth: asyncpg answers as the server asks"),
@@ -86,6 +89,46 @@ def test_a_dsn_that_cannot_be_used_is_explained(text: str, why: str) -> None:
     assert why in str(caught.value)
     assert "planted" not in str(caught.value)
     assert "anted" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgres://USER:PASSWORD@HOST/db",
+        "postgresql://USER:PASSWORD@HOST:PORT/DATABASE?name=value",
+        "postgresql://app:planted@db:PORT/app",
+        "postgresql://app:<password>@localhost/app",
+        "postgresql://app:<your password>@localhost/app",
+        "postgresql://app:[YOUR-PASSWORD]@db.example.com:5432/app",
+        "postgresql://app:${PGPASSWORD}@db/app",
+        "postgresql://app:$DB_PASSWORD@db/app",
+        "postgresql://{user}:planted@db/app",
+        "postgresql://…",
+        "postgresql://app:...@db/app",
+        "host=HOST dbname=app",
+        "host=… dbname=…",
+        "host=h password='<password>'",
+    ],
+)
+def test_a_placeholder_that_was_left_in_is_told(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^still has a placeholder, such as USER, <password> or …: write") as caught:
+        parsed(text)
+    assert "planted" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql://user:password@host/database",
+        "postgresql://USERS:PASSWORDS@HOST1/app",
+        "postgresql://u:x<a>@h/app",
+        "postgresql://u:a$b@h/app",
+        "postgresql://u:p...q@h/app",
+        "host=h password='PASSWORD of mine'",
+    ],
+)
+def test_what_only_looks_a_little_like_one_is_taken(text: str) -> None:
+    assert parsed(text)["password"]
 
 
 @given(st.text(max_size=30), st.text(max_size=30))

@@ -353,17 +353,20 @@ def test_what_may_not_be_read_is_told(main: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_dsn_file_is_read_anew(main: Path) -> None:
-    assert dsn(load(main, {}).database) == ""
-    assert dsn(load(main, {"WEBHOOKD_DSN": "postgresql:///a"}).database) == "postgresql:///a"
+    assert dsn(load(main, {}).database, main) == ""
+    assert dsn(load(main, {"WEBHOOKD_DSN": "postgresql:///a"}).database, main) == "postgresql:///a"
     main.write_text('[database]\ndsn_file = "dsn"\n')
     database = load(main, {}).database
     assert section(main, {}, Database) == database
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
-        dsn(database)
+        dsn(database, main)
+    (main.parent / "dsn").write_text(" \n")
+    with pytest.raises(ConfigError, match=f"^{main.parent / 'dsn'}: is empty; write the DSN into it"):
+        dsn(database, main)
     (main.parent / "dsn").write_text("postgresql:///b\n")
-    assert dsn(database) == "postgresql:///b"
+    assert dsn(database, main) == "postgresql:///b"
     (main.parent / "dsn").write_text("postgresql:///c\n")
-    assert dsn(database) == "postgresql:///c"
+    assert dsn(database, main) == "postgresql:///c"
 
 
 MISTAKES_ELSEWHERE = """

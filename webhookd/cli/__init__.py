@@ -17,6 +17,7 @@ from webhookd import __version__
 from webhookd.cli.options import Usage
 from webhookd.errors import (
     ConfigError,
+    DsnUnusable,
     EmbeddedUnavailable,
     OtherPlace,
     SchemaMismatch,
@@ -161,7 +162,7 @@ def main() -> None:
 
 def exit_code(error: WebhookdError) -> int:
     """What a command that met this error ends with."""
-    if isinstance(error, (ConfigError, OtherPlace)) or (isinstance(error, SchemaMismatch) and error.final):
+    if isinstance(error, (ConfigError, DsnUnusable, OtherPlace)) or (isinstance(error, SchemaMismatch) and error.final):
         return CONFIGURATION
     if isinstance(error, (StoreUnavailable, SchemaMismatch, EmbeddedUnavailable)):
         return DATABASE_AWAY

@@ -14,7 +14,7 @@ from webhookd.difference import Difference, difference, refusal
 from webhookd.janitor import BEAT_SECONDS, DEAD_AFTER_BEATS
 from webhookd.reference import json_schema
 from webhookd.store.database import Database
-from webhookd.store.dial import ignored
+from webhookd.store.dial import ignored, target
 from webhookd.store.registry import Registry
 from webhookd.store.reports import Alive, Deployed, Reports
 
@@ -51,7 +51,7 @@ def check(
         return
     exposed: list[Path] = []
     file, found = loaded(config, dev, exposed)
-    deployed = None if offline else ran(_ask(loader.dsn(found.database), found.daemon.environment))
+    deployed = None if offline else ran(_ask(_where(found, file), found.daemon.environment))
     against = None if deployed is None else _against(file, found, dev, deployed)
     if as_json:
         show_json(_document(file, found, against) | {"exposed": list(map(str, exposed))})
@@ -60,6 +60,13 @@ def check(
         for each in exposed:
             say(f'{each} has a secret that everyone on this machine can read; run "chmod o-rwx {each}"')
     raise typer.Exit(1 if against and against.refusal else 0)
+
+
+def _where(found: Config, file: Path) -> str:
+    """The DSN, once the one for LISTEN is known to be none that `run` would refuse."""
+    if direct := loader.direct_dsn(found.database, file):
+        target(direct)
+    return loader.dsn(found.database, file)
 
 
 async def _ask(dsn: str, environment: str) -> Deployed:
@@ -109,7 +116,7 @@ def _lines(file: Path, found: Config, dev: bool, against: _Against | None) -> It
     )
     if against is None:
         return
-    yield from (f"note: {sentence}" for sentence in ignored(loader.dsn(found.database)))
+    yield from (f"note: {sentence}" for sentence in ignored(loader.dsn(found.database, file)))
     if not any(against.change):
         yield "database: it knows the same endpoints"
     for kind, labels in against.change._asdict().items():

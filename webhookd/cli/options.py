@@ -52,9 +52,11 @@ def dsn_for(config: Path | None) -> str:
     Of the files only [database] of the main one counts: a mistake elsewhere must not take away the commands of an
     incident.
     """
-    if config is None and (dsn := os.environ.get("WEBHOOKD_DSN")):
+    if config is None and "WEBHOOKD_DSN" in os.environ:
+        if not (dsn := os.environ["WEBHOOKD_DSN"].strip()):
+            raise ConfigError(["WEBHOOKD_DSN: is empty; write postgresql://… into it, or unset it"])
         return dsn
-    from webhookd import loader  # what the whole configuration needs takes a while to import
+    from webhookd import loader, wheel  # what the whole configuration needs takes a while to import
     from webhookd.shapes import Database
 
     try:
@@ -62,8 +64,11 @@ def dsn_for(config: Path | None) -> str:
     except ConfigError as error:
         if os.environ.keys() & {"PGHOST", "PGDATABASE", "PGSERVICE"}:
             return ""
-        raise ConfigError([f"{mistake}, or the database with WEBHOOKD_DSN" for mistake in error.mistakes]) from None
-    return loader.dsn(loader.section(file, os.environ, Database))
+        own = "; `webhookd run --embedded DIR` has a database of its own, and prints its DSN" if wheel.folder() else ""
+        raise ConfigError(
+            [f"{mistake}, or the database with WEBHOOKD_DSN{own}" for mistake in error.mistakes]
+        ) from None
+    return loader.dsn(loader.section(file, os.environ, Database), file)
 
 
 def environment(dev: bool) -> Mapping[str, str]:

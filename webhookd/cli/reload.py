@@ -40,7 +40,7 @@ def reload(
     configuration.
     """
     file, found = loaded(config, dev)
-    change, answers, live = ran(_reload(found, accept_removals, (lambda _: None) if as_json else _tell))
+    change, answers, live = ran(_reload(file, found, accept_removals, (lambda _: None) if as_json else _tell))
     if as_json:
         show_json(_document(change, answers, live))
     elif live:
@@ -54,10 +54,10 @@ def reload(
 
 
 async def _reload(
-    config: Config, accept: bool, tell: Callable[[Difference], None]
+    file: Path, config: Config, accept: bool, tell: Callable[[Difference], None]
 ) -> tuple[Difference, list[Reload], int]:
     """What changes, which is told before it does; what the daemons made of it; and how many are alive."""
-    async with Database(loader.dsn(config.database) or None, size=1) as database:
+    async with Database(loader.dsn(config.database, file) or None, size=1) as database:
         registry = Registry(database)
         deployed = await Reports(database).deployed(DEAD_AFTER)
         change = difference(deployed.specs, config.specs)

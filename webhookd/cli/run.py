@@ -20,9 +20,9 @@ from webhookd.cli.tables import say
 from webhookd.config import Config
 from webhookd.daemon import Daemon
 from webhookd.embedded import postgres
-from webhookd.errors import ConfigError, OtherPlace, SchemaMismatch
+from webhookd.errors import ConfigError, DsnUnusable, OtherPlace, SchemaMismatch
 from webhookd.notify import Notifier
-from webhookd.store.dial import ignored
+from webhookd.store.dial import ignored, target
 from webhookd.store.migrations import migrate
 
 log = structlog.get_logger("webhookd.run")
@@ -94,7 +94,7 @@ def _run(config: Path | None) -> None:
     _raise_open_files()
     try:
         ran(_deliver(file, loaded))
-    except (ConfigError, SchemaMismatch, OtherPlace):
+    except (ConfigError, DsnUnusable, SchemaMismatch, OtherPlace):
         raise  # a new start does not mend it: a configuration error, which systemd is told not to repeat
     except Exception:
         log.exception("died")
@@ -119,12 +119,16 @@ async def _deliver(file: Path, config: Config) -> None:
         watched = "NOTIFY_SOCKET" not in os.environ
 
     def where() -> str:
-        return loader.dsn(config.database)
+        return loader.dsn(config.database, file)
 
+    direct = loader.direct_dsn(config.database, file) or None
+    for dsn in (None if config.database.dsn_file else where, direct):
+        if dsn is not None:
+            target(dsn)  # a mistake that no waiting mends, as it would in a file that is written anew
     daemon = Daemon(
         config,
         where,
-        config.database.direct_dsn.get_secret_value() or None,
+        direct,
         load=lambda: _load(file),
         watch=loader.directories(file, os.environ) if watched else (),
         notifier=Notifier.from_environ(os.environ),

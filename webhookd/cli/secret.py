@@ -97,11 +97,12 @@ def rekey(config: ConfigFile = None, as_json: AsJson = False) -> None:
 
     That is the first one of [encryption] keys. Exit code 1 when a secret cannot be opened.
     """
-    loaded = loader.load(loader.find(config, os.environ), os.environ, may_be_empty=True)
+    file = loader.find(config, os.environ)
+    loaded = loader.load(file, os.environ, may_be_empty=True)
     keyring = Keyring(loaded.encryption.keys)
     if not keyring.first:
         raise Usage("[encryption] has no keys; make one with `webhookd secret key`")
-    done, lost = ran(_rekey(loader.dsn(loaded.database), keyring))
+    done, lost = ran(_rekey(loader.dsn(loaded.database, file), keyring))
     if as_json:
         show_json({"key": keyring.first, "sealed": done, "lost": [each._asdict() for each in lost]})
     else:

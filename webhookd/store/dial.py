@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping
@@ -11,9 +12,9 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from webhookd import libpq
+from webhookd import libpq, wheel
 from webhookd.dsn import Located, Place, for_asyncpg, parsed, places, service
-from webhookd.errors import ConfigError, StoreUnavailable
+from webhookd.errors import ConfigError, DsnUnusable, StoreUnavailable
 
 CONNECT_TIMEOUT: Final = 10.0
 
@@ -38,6 +39,7 @@ class Target(NamedTuple):
 
     given: Mapping[str, str]
     origin: str
+    advice: str = ""  # for when nobody is there
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -60,22 +62,38 @@ class Target(NamedTuple):
 
 
 def target(dsn: Dsn) -> Target:
-    """What a DSN means now. Raises StoreUnavailable: what it lacks may come."""
+    """What a DSN means now. Raises DsnUnusable: what a file lacks may come."""
     try:
         text = dsn() if callable(dsn) else dsn
     except ConfigError as error:
-        raise StoreUnavailable(str(error)) from None
-    origin = _origin(text)
+        raise DsnUnusable(str(error)) from None
+    around = libpq.of_environment(os.environ)
+    origin = _origin(text, around)
+    said: Mapping[str, str] = around  # of a DSN that cannot be read no variable is to blame
     try:
-        around, own = libpq.of_environment(os.environ), parsed(text or "postgresql://")
-        name = own.get("service") or around.get("service")
-        given = {**around, **(_service(name) if name else {}), **own}
+        said = parsed(text or "postgresql://")
+        if name := said.get("service") or around.get("service"):
+            said = {**_service(name), **said}
+        given = {**around, **said}
         if mistake := libpq.mistake(given):
             raise ValueError(mistake)
         list(places(given))
     except ValueError as error:
-        raise StoreUnavailable(f"The DSN cannot be used ({origin}): {error}.") from None
-    return Target(given, origin)
+        if variable := _to_blame(str(error), around, said):
+            raise DsnUnusable(f"${variable} cannot be used: {error}.") from None
+        raise DsnUnusable(f"The DSN cannot be used ({origin}): {error}.") from None
+    return Target(given, origin, "" if text or around else _advice())
+
+
+def _to_blame(sentence: str, around: Mapping[str, str], said: Mapping[str, str]) -> str | None:
+    """The variable of the environment that gave the parameter which a sentence begins with, if one did."""
+    name = re.split(r"\W", sentence, maxsplit=1)[0]
+    return libpq.PARAMETERS[name].variable if name in around and name not in said else None
+
+
+def _advice() -> str:
+    own = ", or run with one of its own: `webhookd run --embedded DIR`, which prints its DSN" if wheel.folder() else ""
+    return f" Say where it is with WEBHOOKD_DSN=postgresql://…, or with dsn under [database]{own}."
 
 
 def ignored(dsn: Dsn) -> list[str]:
@@ -87,13 +105,12 @@ def ignored(dsn: Dsn) -> list[str]:
     return [f"{sentence} ({where.origin})" for sentence in libpq.ignored(where.given)]
 
 
-def _origin(text: str | None) -> str:
-    if isinstance(text, Located):
-        return text.origin
+def _origin(text: str | None, around: Mapping[str, str]) -> str:
     if not text:
-        return "of the PG* variables, as there is no DSN"
-    named = next((name for name in _VARIABLES if os.environ.get(name, "").strip() == text.strip()), None)
-    return f"of ${named}" if named else "of [database] in the configuration"
+        return "of the PG* variables, as there is no DSN" if around else "there is no DSN"
+    if named := next((name for name in _VARIABLES if os.environ.get(name, "").strip() == text.strip()), None):
+        return f"of ${named}"
+    return text.origin if isinstance(text, Located) else "of [database] in the configuration"
 
 
 def _service(name: str) -> Mapping[str, str]:
@@ -141,7 +158,7 @@ def _expect_readable(where: Target) -> None:
             try:
                 Path(path).open("rb").close()
             except OSError as error:
-                raise StoreUnavailable(
+                raise DsnUnusable(
                     f"The DSN cannot be used ({where.origin}): {name} {path} cannot be read: {error.strerror}."
                 ) from None
     try:
@@ -206,16 +223,16 @@ def _told(where: Target) -> Iterator[None]:
             "sslrootcert names the file of its authority, or is system."
         ) from error
     except asyncpg.ClientConfigurationError as error:
-        raise StoreUnavailable(f"The DSN cannot be used ({where.origin}): {_configured(error)}.") from None
+        raise DsnUnusable(f"The DSN cannot be used ({where.origin}): {_configured(error)}.") from None
     except TimeoutError as error:
         raise StoreUnavailable(
             f"The database does not answer at {where}: nothing was heard for {where.seconds:.0f} s."
         ) from error
     except (OSError, asyncpg.ConnectionDoesNotExistError) as error:
         why = getattr(error, "strerror", None) or _sentence(error)
-        raise StoreUnavailable(f"The database does not answer at {where}: {why}.") from error
+        raise StoreUnavailable(f"The database does not answer at {where}: {why}.{where.advice}") from error
     except ValueError:
-        raise StoreUnavailable(f"The DSN cannot be used ({where.origin}): asyncpg cannot read it.") from None
+        raise DsnUnusable(f"The DSN cannot be used ({where.origin}): asyncpg cannot read it.") from None
 
 
 def _configured(error: Exception) -> str:

