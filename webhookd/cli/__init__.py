@@ -153,10 +153,10 @@ def main() -> None:
     try:
         app()
     except WebhookdError as error:
-        from webhookd.cli.tables import say
+        from webhookd.cli.tables import tell
 
         for sentence in error.mistakes if isinstance(error, ConfigError) else [str(error)]:
-            say("webhookd: " + sentence.replace("\n", "\n  "), err=True)
+            tell("webhookd: " + sentence.replace("\n", "\n  "), err=True)
         sys.exit(exit_code(error))
 
 

@@ -8,7 +8,7 @@ import typer
 
 from webhookd import loader
 from webhookd.cli.options import AsJson, ConfigFile, Dev, loaded, other_hash, other_way, ran
-from webhookd.cli.tables import counted, say, show_json
+from webhookd.cli.tables import counted, show_json, tell
 from webhookd.config import Config
 from webhookd.difference import Difference, difference, refusal
 from webhookd.janitor import BEAT_SECONDS, DEAD_AFTER_BEATS
@@ -56,9 +56,9 @@ def check(
     if as_json:
         show_json(_document(file, found, against) | {"exposed": list(map(str, exposed))})
     else:
-        say("\n".join(_lines(file, found, dev, against)))
+        tell("\n".join(_lines(file, found, dev, against)))
         for each in exposed:
-            say(f'{each} has a secret that everyone on this machine can read; run "chmod o-rwx {each}"')
+            tell(f'{each} has a secret that everyone on this machine can read; run "chmod o-rwx {each}"')
     raise typer.Exit(1 if against and against.refusal else 0)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
-from webhookd.cli.tables import counted, say, show_json
+from webhookd.cli.tables import counted, show_json, tell
 from webhookd.errors import WebhookdError
 from webhookd.store.database import Database
 from webhookd.store.erasure import Erased, pieces
@@ -38,7 +38,7 @@ def erase(
         return
     events, answers = counted(found.events, "event"), counted(found.responses, "answer")
     owed = counted(found.deliveries, "delivery", "deliveries")
-    say(f"{'would erase' if dry_run else 'erased'} {events}, {owed} of the backlog and {answers}")
+    tell(f"{'would erase' if dry_run else 'erased'} {events}, {owed} of the backlog and {answers}")
 
 
 async def _erase(dsn: str, tenant: str | None, event: str | None, dry_run: bool) -> Erased:

@@ -13,7 +13,7 @@ import typer
 from webhookd import loader
 from webhookd.cli.emit import json_text, supposed
 from webhookd.cli.options import AsJson, ConfigFile, Dev, Usage, dsn_for, environment, loaded, ran
-from webhookd.cli.tables import counted, inert, say, show_json, span
+from webhookd.cli.tables import counted, inert, show_json, span, tell
 from webhookd.config import Config, egress_of, section
 from webhookd.errors import ConfigError, WebhookdError
 from webhookd.guard import address_mistake
@@ -77,7 +77,7 @@ def explain(
     if as_json:
         show_json(document)
     else:
-        say("\n".join(lines))
+        tell("\n".join(lines))
     raise typer.Exit(0 if good else 1)
 
 

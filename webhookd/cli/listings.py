@@ -11,7 +11,7 @@ from rich.text import Text
 
 from webhookd.cli.completion import endpoint_names
 from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
-from webhookd.cli.tables import Table, cell, inert, show, show_json
+from webhookd.cli.tables import BAR, Table, cell, inert, show, show_json
 from webhookd.errors import WebhookdError
 from webhookd.matching import OWN_TYPES
 from webhookd.store.database import Database
@@ -277,7 +277,7 @@ def _fate(row: EventLine) -> Text:
 def _response(response: bytes) -> Iterator[Text]:
     """The first bytes of an answer, each line behind a bar, so that none looks like ours."""
     for line in re.split(r"\r?\n", response.decode(errors="backslashreplace")):
-        yield Text(f"  | {inert(line, len(line))}")
+        yield Text(f"{BAR}{inert(line, None)}")
 
 
 def _event_document(row: EventLine) -> dict[str, Any]:

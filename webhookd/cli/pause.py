@@ -11,7 +11,7 @@ import typer
 from webhookd.cli.completion import endpoint_names
 from webhookd.cli.listings import chosen
 from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
-from webhookd.cli.tables import counted, inert, say, show_json
+from webhookd.cli.tables import counted, inert, show_json, tell
 from webhookd.errors import WebhookdError
 from webhookd.queues import host_of
 from webhookd.store.database import Database
@@ -86,9 +86,9 @@ def _change(
     changed, others = ran(_changed(dsn_for(config), names or (), tenant, host, change))
     if as_json:
         return show_json({done: changed, "unchanged": others})
-    say(f"{done} {_some(changed)}" if changed else f"nothing to do: {_some(others)} {_are(others)} {before}")
+    tell(f"{done} {_some(changed)}" if changed else f"nothing to do: {_some(others)} {_are(others)} {before}")
     if changed and others:
-        say(f"{_some(others)} {_are(others)} {before}")
+        tell(f"{_some(others)} {_are(others)} {before}")
     return None
 
 

@@ -9,7 +9,7 @@ import typer
 
 from webhookd import loader
 from webhookd.cli.options import AsJson, ConfigFile, Dev, loaded, other_hash, other_way, ran
-from webhookd.cli.tables import say, show_json
+from webhookd.cli.tables import show_json, tell
 from webhookd.config import Config
 from webhookd.difference import Difference, difference, refusal
 from webhookd.errors import WebhookdError
@@ -46,7 +46,7 @@ def reload(
     elif live:
         _judge(answers, file, found, dev)
     else:
-        say("no daemon is running; the next one reads these files when it starts")
+        tell("no daemon is running; the next one reads these files when it starts")
     if any(answer.problem is not None for answer in answers):
         raise typer.Exit(1)
     if len(answers) < live:
@@ -92,7 +92,7 @@ def _tell(change: Difference) -> None:
     for word, labels in (("added", change.added), ("removed", change.removed), ("changed", change.changed)):
         if labels:
             more = f" and {len(labels) - 10} more" if len(labels) > 10 else ""
-            say(f"{word:8} {', '.join(labels[:10])}{more}")
+            tell(f"{word:8} {', '.join(labels[:10])}{more}")
 
 
 def _judge(answers: list[Reload], file: Path, config: Config, dev: bool) -> None:
@@ -107,4 +107,4 @@ def _judge(answers: list[Reload], file: Path, config: Config, dev: bool) -> None
             told = "reloaded, from other files or another environment than yours"
         else:
             told = "reloaded"
-        say(f"daemon {answer.daemon} on {answer.host}: {told}")
+        tell(f"daemon {answer.daemon} on {answer.host}: {told}")

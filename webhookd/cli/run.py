@@ -16,7 +16,7 @@ import typer
 from webhookd import loader
 from webhookd.cli import logging
 from webhookd.cli.options import DEV, STOP_SIGNALS, ConfigFile, Dev, on_stop_signals, ran
-from webhookd.cli.tables import say
+from webhookd.cli.tables import say, tell
 from webhookd.config import Config
 from webhookd.daemon import Daemon
 from webhookd.embedded import postgres
@@ -60,7 +60,7 @@ def _allow_all() -> None:
             ]
         )
     os.environ.update(DEV)  # not only for the first load: a reload must find it, too
-    say(
+    tell(
         "webhookd: --dev ALLOWS HTTP AND PRIVATE NETWORKS to every endpoint, whatever [egress] says; "
         "for a first try on your own machine only; check, reload, explain and emit take --dev, too",
         err=True,

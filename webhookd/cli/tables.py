@@ -4,7 +4,9 @@ Event types, URLs, names and answers come from applications and receivers: a cha
 as its escape, and no text is ever read as markup.
 """
 
+import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import accumulate
@@ -14,6 +16,8 @@ import orjson
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
+
+from webhookd.cli.width import breaks, columns, hanging, wrapped
 
 MOST = 200  # characters of a cell
 WIDE = 10_000  # where there is no terminal
@@ -141,9 +145,9 @@ class Table:
 
     def _row(self, cells: Sequence[Text], lines: Sequence[Sequence[int]]) -> list[Text]:
         row = []
-        for number, columns in enumerate(lines):
+        for number, line_columns in enumerate(lines):
             padded = []
-            for column in columns:
+            for column in line_columns:
                 text, blanks = cells[column], " " * (self._widths[column] - cells[column].cell_len)
                 padded.append(Text.assemble(blanks, text) if self._right[column] else Text.assemble(text, blanks))
             line = Text(INDENT if number else "") + Text(GAP).join(padded)
@@ -157,7 +161,7 @@ class Table:
         for row in rows:
             yield from row
         if left_out:
-            yield Text(hint(left_out), "dim")
+            yield from folded(Text(hint(left_out), "dim"), options.max_width)
 
 
 class Fitted:
@@ -167,12 +171,13 @@ class Fitted:
         self._above, self._table, self._noun = above, table, noun
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from self._above
+        above = [line for text in self._above for line in folded(text, options.max_width)]
+        yield from above
         if self._table is None:
             return
         found = self._table.layout(options.max_width)
-        note = Text(hint(found.left_out) if found.left_out else "", "dim")
-        room = options.size.height - self._height([*self._above, *found.heads, *[note] * bool(note)], console, options)
+        note = folded(Text(hint(found.left_out), "dim"), options.max_width) if found.left_out else []
+        room = options.size.height - self._height([*above, *found.heads, *note], console, options)
         heights = [self._height(row, console, options) for row in found.rows]
         fit = len(heights)
         if sum(heights) > room:
@@ -181,8 +186,7 @@ class Fitted:
         yield from found.heads
         for row in found.rows[:fit]:
             yield from row
-        if note:
-            yield note
+        yield from note
         if fit < len(heights):
             yield self._unfit(len(heights) - fit)
 
@@ -205,18 +209,52 @@ def lines(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[st
     yield from (line.plain for line in (*found.heads, *(line for row in found.rows for line in row)))
 
 
+BAR = "  | "  # before each line of what receivers answered, so that none looks like ours
+
+
+def folded(text: Text, width: int) -> list[Text]:
+    """The text as lines that are no wider, but for words that are, and no answer of a receiver."""
+    if text.plain.startswith(BAR):
+        room = max(width - len(BAR), 1)
+        return [Text(BAR) + part for part in text[len(BAR) :].wrap(Console(width=room), room)]
+    lines = []
+    for part in text.split("\n", allow_blank=True):
+        indent = Text(" " * hanging(part.plain, width))
+        lines += [
+            indent + part[start:end] if n else part[start:end]
+            for n, (start, end) in enumerate(breaks(part.plain, width))
+        ]
+    return lines
+
+
 def show(*parts: RenderableType) -> None:
-    """Print: with colours, and no wider than it, on a terminal only. A line that is wider is left to the terminal."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDE)
+    """Print, no wider than the terminal or $COLUMNS, and with colours on a terminal only."""
+    width = columns(sys.stdout)
+    console = Console(highlight=False, width=width or WIDE)
     for part in parts:
-        console.print(part, soft_wrap=True)
+        lines = folded(part, width) if isinstance(part, Text) and width else [part]
+        for line in lines:
+            console.print(line, soft_wrap=True)  # what is wider nevertheless is left to the terminal
+
+
+def live_console() -> Console:
+    """One that is as wide as the terminal is at each moment, whatever $COLUMNS says."""
+    environ = {name: text for name, text in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    return Console(highlight=False, _environ=environ)
 
 
 def say(text: str, *, err: bool = False) -> None:
     """Print lines of text on standard output or standard error, as they are but for what a terminal would act on."""
     typer.echo("\n".join(inert(line, None) for line in text.split("\n")), err=err)
+
+
+def tell(text: str, *, err: bool = False) -> None:
+    """Print sentences, no wider than the terminal; on standard output also no wider than $COLUMNS."""
+    stream = sys.stderr if err else sys.stdout
+    wraps = stream.isatty() or not err  # whoever keeps the errors has a line of each
+    width = columns(stream) if wraps else None
+    lines = (inert(line, None) for line in text.split("\n"))
+    typer.echo("\n".join(wrapped(line, width) if width else line for line in lines), err=err)
 
 
 def show_json(value: Any, *, indent: bool = True) -> None:

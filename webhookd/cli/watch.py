@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TypeVar
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from webhookd.cli.options import on_stop_signals
-from webhookd.cli.tables import inert, say
+from webhookd.cli.tables import Fitted, inert, live_console, say, tell
 from webhookd.errors import SchemaMismatch, StoreUnavailable, WebhookdError
 from webhookd.store.database import Database
 from webhookd.tasks import unless
@@ -55,10 +55,10 @@ def waiting(trouble: str, since: datetime) -> str:
 @contextmanager
 def drawn(draw: Callable[[T], RenderableType]) -> Iterator[View[T]]:
     """A picture that each answer replaces; the terminal is as before when the block ends."""
-    with Live(console=Console(highlight=False), auto_refresh=False) as live:
+    with Live(console=live_console(), auto_refresh=False) as live:
 
         def view(found: T | WebhookdError) -> None:
-            shown = Text(inert(str(found)), "red") if isinstance(found, WebhookdError) else draw(found)
+            shown = Fitted([Text(inert(str(found)), "red")]) if isinstance(found, WebhookdError) else draw(found)
             live.update(shown, refresh=True)
 
         yield view
@@ -67,4 +67,4 @@ def drawn(draw: Callable[[T], RenderableType]) -> Iterator[View[T]]:
 @contextmanager
 def printed(line: Callable[[T], str]) -> Iterator[View[T]]:
     """A line of text for each answer; trouble goes to standard error."""
-    yield (lambda found: say(f"webhookd: {found}", err=True) if isinstance(found, WebhookdError) else say(line(found)))
+    yield (lambda found: tell(f"webhookd: {found}", err=True) if isinstance(found, WebhookdError) else say(line(found)))
