@@ -326,9 +326,10 @@ class Daemon:
 
         def problem() -> str:
             """What keeps a part from its work, in one sentence: of several, the first."""
-            parts = (retrying, following, sending.feeder, keeping, reloading, bell, keepers)
-            setbacks = (part.setbacks.problem for part in parts)
-            first = next(filter(None, (keepers.problem, reading.problem, *setbacks, bell.problem)), "")
+            parts = (retrying, following, sending.feeder, keeping, reloading, around, bell, keepers)
+            setbacks = (keeping.beating, keeping.minding, *(part.setbacks for part in parts))
+            found = (keepers.problem, reading.problem, results.problem, *(each.sentence for each in setbacks))
+            first = next(filter(None, (*found, bell.problem)), "")
             return first[:MOST_OF_A_PROBLEM].replace("\0", "")  # it must never be what a heartbeat fails for
 
         keeping = janitor.Janitor(
@@ -361,7 +362,7 @@ class Daemon:
 
         async with asyncio.TaskGroup() as parts:
             parts.create_task(keeping.run())
-            ringing = parts.create_task(bell.run())
+            ringing = parts.create_task(bell.run(daemon_id))
             burying = parts.create_task(around.run(daemon_id))
             watching = parts.create_task(watch(self._watch, self.reload, self._stopped))
             changing = parts.create_task(reloading.run())

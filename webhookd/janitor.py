@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import structlog
 
 from webhookd.clock import Clock
-from webhookd.errors import Moved
+from webhookd.errors import Moved, StoreForbidden, StoreUnavailable, WebhookdError
 from webhookd.members import Member
 from webhookd.tasks import Setbacks, is_worth_a_line, wait_for
 
@@ -17,6 +18,7 @@ SETTLE_BEATS = 0.2  # that a daemon has to live beside others before it counts: 
 DEAD_AFTER_BEATS = 3  # a daemon that missed so many is dead to the others
 SILENT_AFTER_BEATS = 2  # one that could not beat for so long starts no attempts
 AGAIN = 0.2  # of the time between two beats, after which one that failed is tried again
+EARLY = 0.2  # the same, after which one that has news to tell comes early
 TIDY_SECONDS = 3600.0
 TIDY_ON = 0.5  # seconds between two pieces of the work
 TIDY_AGAIN = 60.0  # when a lock was in the way: each try may hold up INSERTs for the 50 ms that it waits
@@ -46,6 +48,9 @@ class Registry(Protocol):
         self, daemon: int, low: int, dead_after: float, listen_pid: int | None = None, problem: str | None = None
     ) -> Beat:
         """Say that we are alive, and what keeps us from our work."""
+
+    async def hindered(self, daemon: int, problem: str) -> None:
+        """Say what keeps us from our work where a heartbeat cannot."""
 
     async def silence(self, daemon: int, dead_after: float) -> int:
         """End what dead daemons listen on; how many there were."""
@@ -105,7 +110,10 @@ class Janitor:
         self._unbroken_since: float | None = None
         self._last_beat = time.monotonic()
         self._silence: asyncio.TimerHandle | None = None  # falls when we have not been heard for too long
-        self._beating = Setbacks("heartbeat")
+        self.beating = Setbacks("heartbeat")
+        self.minding = Setbacks("look at the others")  # what comes with a heartbeat and does not make it
+        self._minded = True
+        self._shown: tuple[str, int | None] = "", None  # our problem and who listens for us, as our row has them
         self._beats_askew = 0  # in a row
         self.setbacks = Setbacks("janitor", TIDY_ON, TIDY_AGAIN)
         self._told: set[tuple[str, str | None]] = set()  # problems that the log has already
@@ -137,22 +145,43 @@ class Janitor:
             try:
                 async with asyncio.timeout(self._beat_seconds):  # a silent database must not keep us from noticing
                     await self._beat()
-                self._beating.over()
+                self.beating.over()
             except Exception as error:
-                if not isinstance(error, TimeoutError):
-                    self._beating.met(error)
-                silent = time.monotonic() - self._last_beat
-                log.debug("beat_missed", seconds=round(silent, 1), reason=str(error))
+                await self._missed(error)
                 pause *= AGAIN  # a connection that was ended must not cost a third of what we have to live
-            if await wait_for(self._stopped, pause):
+            if await self._rest(pause):
                 return
 
+    async def _rest(self, seconds: float) -> bool:
+        """Until the next beat is due, or a little if our row does not say how we are; True when there is to be none."""
+        due = time.monotonic() + seconds
+        while True:
+            left, step = due - time.monotonic(), self._beat_seconds * EARLY
+            if await wait_for(self._stopped, min(max(left, 0.0), step)):
+                return True
+            if left <= step or (self._problem(), self._listen_pid()) != self._shown:
+                return False
+
+    async def _missed(self, error: Exception) -> None:
+        if isinstance(error, TimeoutError):
+            error = StoreUnavailable(f"the database did not answer within {self._beat_seconds:g} s")
+        self.beating.met(error)
+        silent = time.monotonic() - self._last_beat
+        log.debug("beat_missed", seconds=round(silent, 1), reason=str(error))
+        if isinstance(error, StoreUnavailable) and not isinstance(error, StoreForbidden):
+            return
+        # The others will take us for dead, so let our row say why we are not.
+        with suppress(WebhookdError, TimeoutError):
+            async with asyncio.timeout(self._beat_seconds):
+                await self._store.hindered(self._daemon, self._problem())
+
     async def _beat(self) -> None:
-        self._low = await self._store.low(self._low)
+        self._minded = True
+        await self._mind(self._look_for_low)
         asked = time.monotonic()
-        beat = await self._store.beat(
-            self._daemon, self._low, self.dead_after, self._listen_pid(), self._problem() or None
-        )
+        problem, listen_pid = self._problem(), self._listen_pid()
+        beat = await self._store.beat(self._daemon, self._low, self.dead_after, listen_pid, problem or None)
+        self._shown = problem, listen_pid
         answered = time.monotonic()
         if not beat.known:
             raise Moved("the database does not know this daemon any longer: it was restored")
@@ -166,7 +195,24 @@ class Janitor:
         self._heard(asked)
         steady = asked - self._unbroken_since >= self.dead_after
         self._on_beat(beat, self._low, steady)
-        if steady and (silenced := await self._store.silence(self._daemon, self.dead_after)):
+        if steady:
+            await self._mind(self._silence_the_dead)
+        if self._minded:
+            self.minding.over()
+
+    async def _mind(self, look: Callable[[], Awaitable[None]]) -> None:
+        """Do what may wait for the next beat: a right that it lacks is no reason to count as dead."""
+        try:
+            await look()
+        except StoreForbidden as error:
+            self.minding.met(error)
+            self._minded = False
+
+    async def _look_for_low(self) -> None:
+        self._low = await self._store.low(self._low)
+
+    async def _silence_the_dead(self) -> None:
+        if silenced := await self._store.silence(self._daemon, self.dead_after):
             log.warning("dead_listener_ended", daemons=silenced)
 
     async def _tidy(self) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 import structlog
 
 from webhookd.alive import Process, Seen, is_dead
-from webhookd.errors import SchemaMismatch, StoreUnavailable
+from webhookd.tasks import Setbacks
 
 LOOK_SECONDS = 1.0
 ASK_EVERY = 5  # looks between two questions who else there is
@@ -51,20 +51,24 @@ class Neighbours:
         self._longest_lease = longest_lease
         self._on_buried = on_buried
         self._look_seconds = look_seconds
+        self.setbacks = Setbacks("watch over neighbours", look_seconds)
         self._known: list[tuple[int, Process]] = []
 
     async def run(self, daemon: int) -> None:
         """Look until cancelled, as this daemon."""
         looks = 0
         while self._ourselves is not None:
+            pause = self._look_seconds
             try:
                 if looks % ASK_EVERY == 0:
                     await self.ask(daemon)
                 await self.bury()
-            except (StoreUnavailable, SchemaMismatch):
-                pass  # the reader says why
-            looks += 1
-            await asyncio.sleep(self._look_seconds)
+                looks += 1
+            except Exception as error:
+                pause = self.setbacks.met(error)
+            else:
+                self.setbacks.over()
+            await asyncio.sleep(pause)
 
     async def ask(self, daemon: int = 0) -> None:
         """Learn who else there is; without a number we are none of them yet."""

@@ -9,7 +9,6 @@ reading.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from itertools import count
 from typing import NamedTuple, Protocol
 
 import structlog
@@ -17,13 +16,14 @@ import structlog
 from webhookd.errors import Moved, OtherPlace, SchemaMismatch, StoreRefused, StoreUnavailable
 from webhookd.given_up import GivenUp
 from webhookd.model import Batch, Delivered, Delivery, Ended, Result, Retry, Window
-from webhookd.tasks import is_worth_a_line, wait_for
+from webhookd.tasks import Setbacks, wait_for
 
 FLUSH_RESULTS = 500
 FLUSH_MOST = 1_000  # results in one transaction: more would hold up the loop while they are put together
 FLUSH_SECONDS = 0.02  # what a kill -9 resends; shorter costs a transaction for a handful of results
 RETRY_FIRST, RETRY_MOST = 0.1, 2.0
 LAST_TRIES = 10  # of one thing that cannot be written for an unknown reason: about 15 s
+ENDING = (Moved, OtherPlace, SchemaMismatch)  # what ends a daemon; a schema that a migration mends is waited for before
 REFUSED = "internal"  # the error of an attempt whose own words are refused
 
 log = structlog.get_logger("webhookd.recorder")
@@ -85,7 +85,14 @@ class Recorder:
         self.flushed = asyncio.Event()  # set by each flush; whoever waits clears it
         self._stopping = False
         self.stuck = False  # the database does not take what we have, so nothing more should be claimed
+        self.setbacks = Setbacks("recorder", RETRY_FIRST, RETRY_MOST)
+        self._refused = ""  # why something is not taken, while that may pass
         self.totals = {"delivered": 0, "failed": 0, "exhausted": 0, "rejected": 0, "spilled": 0}
+
+    @property
+    def problem(self) -> str:
+        """Why results wait, or nothing."""
+        return self.setbacks.sentence or self._refused
 
     @property
     def pending(self) -> int:
@@ -177,7 +184,7 @@ class Recorder:
             await self._insist(lambda: self._store.record(self._owner, *part), part)
         except StoreRefused as error:
             await self._halve(part, error)
-        except (Moved, OtherPlace):
+        except ENDING:
             raise
         except Exception as error:
             log.exception("record_broke", results=len(part.results))
@@ -203,21 +210,26 @@ class Recorder:
         delay = RETRY_FIRST
         for _ in range(0 if isinstance(error, StoreRefused) and not error.passes else LAST_TRIES):
             self.stuck = True
+            self._refused = f"its recorder waits: what became of a delivery is refused: {type(error).__name__}"
             await asyncio.sleep(delay)
             delay = min(delay * 2, RETRY_MOST)
             try:
-                return await self._insist(lambda: self._store.record(self._owner, *part), part)
-            except (Moved, OtherPlace):
+                await self._insist(lambda: self._store.record(self._owner, *part), part)
+            except ENDING:
                 raise
             except Exception as again:
                 error = again
+            else:
+                self._refused = ""
+                return
+        self._refused = ""
         why = f"{type(error).__name__}: {error}"
         for delivery in (*(result.delivery for result in part.results), *(delivery for delivery, _ in part.leases)):
             event = delivery.event
             log.error("not_recorded", event_id=event.event_id, endpoint=delivery.endpoint.label, reason=why)
             try:
                 await self._insist(partial(self._store.set_aside, event.id, f"not recorded: {why}"), part)
-            except (Moved, OtherPlace):
+            except ENDING:
                 raise
             except Exception:
                 log.exception("not_set_aside", event_id=event.event_id)
@@ -225,16 +237,17 @@ class Recorder:
             log.error("not_ended", batch=batch.batch if isinstance(batch, Window) else batch.id, reason=why)
 
     async def _insist(self, write: Callable[[], Awaitable[None]], part: Part) -> None:
-        delay = RETRY_FIRST
-        for times in count(1):
+        while True:
             try:
-                return await write()
+                await write()
             except (StoreUnavailable, SchemaMismatch) as error:
-                if is_worth_a_line(times):
-                    log.warning("record_waits", results=len(part.results), seconds=round(delay, 1), reason=str(error))
+                pause = self.setbacks.met(error)
+                if self.setbacks.is_worth_a_line:
+                    log.warning("record_waits", results=len(part.results), seconds=round(pause, 1), reason=str(error))
                 self.stuck = True
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, RETRY_MOST)
+                await asyncio.sleep(pause)
+            else:
+                return self.setbacks.over()
 
     def _count(self, result: Result) -> None:
         outcome = result.outcome

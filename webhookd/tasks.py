@@ -19,6 +19,7 @@ from webhookd.errors import (
 T = TypeVar("T")
 AGAIN_FIRST: Final = 0.1  # seconds until a part that met trouble goes on; twice as long each time in a row
 AGAIN_MOST: Final = 5.0
+LASTS: Final = 6  # tries in a row, some seconds, after which an outage that nobody else may have met is told
 MANY: Final = 500  # things that a decision looks at, from which on it is found in a thread
 
 log = structlog.get_logger("webhookd.tasks")
@@ -28,16 +29,24 @@ class Setbacks:
     """What a part of the daemon meets while it works, and how long it then waits, so that no error ends the others.
 
     `problem` says what it was until the part works again. A bug is told with its traceback, each time; a database that
-    is away by the reader alone, for all.
+    is away by the reader alone, for all that share its connections. A part that is `apart` has one of its own, and
+    tells of that as well, once it has lasted for some tries.
     """
 
-    def __init__(self, part: str, first: float = AGAIN_FIRST, most: float = AGAIN_MOST) -> None:
+    def __init__(self, part: str, first: float = AGAIN_FIRST, most: float = AGAIN_MOST, *, apart: bool = False) -> None:
         self._part = part
         self._first = first
         self._most = most
+        self._apart = apart
         self._pause = first
         self._met = 0
+        self._told = False  # that it cannot do its work
         self.problem = ""
+
+    @property
+    def sentence(self) -> str:
+        """The problem and whose it is, or nothing."""
+        return f"its {self._part} waits: {self.problem}" if self.problem else ""
 
     @property
     def is_worth_a_line(self) -> bool:
@@ -52,23 +61,31 @@ class Setbacks:
         if isinstance(error, (ConfigError, Moved, OtherPlace)) or (isinstance(error, SchemaMismatch) and error.final):
             raise error
         problem = str(error) or type(error).__name__
+        self._met += 1
         if not isinstance(error, WebhookdError):
             problem = f"a bug of webhookd in its {self._part}: {type(error).__name__}; the log has more"
             log.error("part_broke", part=self._part, exc_info=error)
-        elif problem != self.problem and (
-            isinstance(error, StoreForbidden) or not isinstance(error, (StoreUnavailable, SchemaMismatch))
-        ):
-            log.error("part_failed", part=self._part, reason=problem)
+        elif isinstance(error, (StoreUnavailable, SchemaMismatch)) and not isinstance(error, StoreForbidden):
+            if self._apart and self._met == LASTS:
+                self._fail(problem)
+        elif problem != self.problem:
+            self._fail(problem)
         self.problem = problem
-        self._met += 1
         pause, self._pause = self._pause, min(self._pause * 2, self._most)
         return pause
 
     def over(self) -> None:
         """The part works."""
+        if self._told:
+            log.info("part_works", part=self._part)
+        self._told = False
         self._pause = self._first
         self._met = 0
         self.problem = ""
+
+    def _fail(self, problem: str) -> None:
+        log.error("part_failed", part=self._part, reason=problem)
+        self._told = True
 
 
 def is_worth_a_line(times: int) -> bool:

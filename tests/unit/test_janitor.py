@@ -1,7 +1,7 @@
 """What the janitor does when: it beats beside the work on the tables, which goes on while there is some."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from tests.waiting import until
 from webhookd import janitor
 from webhookd.clock import Clock
-from webhookd.errors import Moved, StoreUnavailable
+from webhookd.errors import Moved, StoreForbidden, StoreRefused, StoreUnavailable
 from webhookd.janitor import Janitor
 from webhookd.members import Member
 
@@ -41,7 +41,11 @@ class Tables:
         self.lags: dict[int, float] = {}
         self.known = True
         self.away = 0  # so many beats fail
+        self.trouble: Exception | None = None  # of each beat
+        self.missing: Exception | None = None  # of what comes with it
         self.beats = 0
+        self.shown: list[tuple[str | None, int | None]] = []
+        self.told: list[str] = []
         self.asked: list[str] = []
 
     async def beat(
@@ -51,12 +55,20 @@ class Tables:
         if self.away:
             self.away -= 1
             raise StoreUnavailable("the connection was ended")
+        if self.trouble:
+            raise self.trouble
+        self.shown.append((problem, listen_pid))
         return Heard(known=self.known)
+
+    async def hindered(self, daemon: int, problem: str) -> None:
+        self.told.append(problem)
 
     async def silence(self, daemon: int, dead_after: float) -> int:
         return 0
 
     async def low(self, low: int) -> int:
+        if self.missing:
+            raise self.missing
         return low
 
     async def maintain(self, events: float, attempts: float) -> list[tuple[str, str | None]]:
@@ -82,6 +94,8 @@ async def running(
     *,
     said: list[str] | None = None,
     beat_seconds: float = 0.05,
+    problem: Callable[[], str] = lambda: "",
+    listen_pid: Callable[[], int | None] = lambda: None,
 ) -> AsyncIterator[Janitor]:
     """`said` is what it tells the daemon, in that order."""
     telling = [] if said is None else said
@@ -94,6 +108,8 @@ async def running(
         on_beat=lambda *_: telling.append("beat"),
         on_silence=lambda: telling.append("silence"),
         beat_seconds=beat_seconds,
+        problem=problem,
+        listen_pid=listen_pid,
     )
     async with asyncio.TaskGroup() as group:
         group.create_task(made.run())
@@ -191,3 +207,59 @@ async def test_of_a_clock_that_differs_is_told_less_and_less() -> None:
             await until(lambda: len(said) >= 10, "heartbeats")
     told = sum(line["event"] == "clock_differs" for line in logs)
     assert told == len(said).bit_length(), "at the 1st, 2nd, 4th, 8th"
+
+
+async def test_news_of_ourselves_come_with_an_early_beat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(janitor, "EARLY", 1e-5)
+    tables, problem, pid = Tables(), "", 7
+    async with running(tables, beat_seconds=1000.0, problem=lambda: problem, listen_pid=lambda: pid):
+        await until(lambda: tables.shown == [(None, 7)], "the first beat")
+        problem = "a lock is kept"
+        await until(lambda: tables.shown[-1] == ("a lock is kept", 7), "a problem that is new")
+        pid = 8
+        await until(lambda: tables.shown[-1] == ("a lock is kept", 8), "a connection that is new")
+        problem = ""
+        await until(lambda: tables.shown[-1] == (None, 8), "that it is over")
+        await asyncio.sleep(0.1)  # some steps more
+    assert tables.beats == 4, "nothing new, no early beat"
+
+
+async def test_a_heartbeat_that_may_not_be_written_is_told_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(janitor, "AGAIN", 0.0)
+    tables = Tables()
+    tables.trouble = StoreForbidden("permission denied for table downtime")
+    with capture_logs() as logs:
+        async with running(tables, beat_seconds=600.0, problem=lambda: made.beating.sentence) as made:
+            await until(lambda: tables.told, "its row to say it")
+            tables.trouble = None
+            await until(lambda: not made.beating.problem, "it is heard")
+    assert set(tables.told) == {"its heartbeat waits: permission denied for table downtime"}
+    told = [(line["event"], line["part"]) for line in logs if line["event"].startswith("part_")]
+    assert told == [("part_failed", "heartbeat"), ("part_works", "heartbeat")]
+
+
+async def test_a_database_that_does_not_answer_is_not_asked_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(janitor, "AGAIN", 0.0)
+    tables = Tables()
+    tables.away = 3
+    async with running(tables, beat_seconds=600.0):
+        await until(lambda: tables.beats > 3, "it is heard")
+    assert tables.told == []
+
+
+async def test_who_may_not_look_at_the_others_is_alive_and_says_so() -> None:
+    tables = Tables()
+    tables.missing = StoreForbidden("permission denied for table batch")
+    async with running(tables, beat_seconds=0.02, problem=lambda: made.minding.sentence) as made:
+        said = "its look at the others waits: permission denied for table batch"
+        await until(lambda: tables.shown and tables.shown[-1] == (said, None), "it says so")
+        tables.missing = None
+        await until(lambda: tables.shown[-1] == (None, None), "that it is over")
+
+
+async def test_a_refused_heartbeat_is_told_by_its_name() -> None:
+    tables = Tables()
+    tables.trouble = StoreRefused("broken")
+    async with running(tables, beat_seconds=0.02, problem=lambda: made.beating.sentence) as made:
+        await until(lambda: tables.told, "its row to say it")
+    assert tables.told[0] == "its heartbeat waits: broken"

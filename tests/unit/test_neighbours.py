@@ -8,7 +8,7 @@ import pytest
 
 from tests.waiting import until
 from webhookd.alive import Process, Seen, Stat
-from webhookd.errors import StoreUnavailable
+from webhookd.errors import StoreForbidden, StoreUnavailable
 from webhookd.neighbours import ASK_EVERY, Neighbours
 
 HERE = "host boot pid:[1] time:[1]"
@@ -90,6 +90,23 @@ async def test_it_goes_on_when_the_database_comes_back(machine: Machine) -> None
     async with looking(machine):
         del machine.seen[12]
         await until(lambda: machine.buried == [([2], 45.0)], "the death to be told")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        (StoreForbidden("permission denied for table daemon"), "permission denied for table daemon"),
+        (ValueError("odd"), "a bug of webhookd in its watch over neighbours: ValueError; the log has more"),
+    ],
+)
+async def test_what_keeps_it_from_looking_is_its_problem_meanwhile(
+    machine: Machine, trouble: Exception, said: str
+) -> None:
+    """A bug as well, which ends nothing."""
+    machine.troubles = [trouble] * 3
+    async with looking(machine) as made:
+        await until(lambda: made.setbacks.sentence == f"its watch over neighbours waits: {said}", "it says so")
+        await until(lambda: not made.setbacks.problem, "it is over")
 
 
 async def test_who_does_not_know_itself_knows_nobody(machine: Machine) -> None:

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from tests.waiting import HANGS, until
 from webhookd import recorder
-from webhookd.errors import Moved, OtherPlace, StoreRefused, StoreUnavailable
+from webhookd.errors import Moved, OtherPlace, StoreForbidden, StoreRefused, StoreUnavailable
 from webhookd.formats import FORMATS
 from webhookd.model import (
     Attempt,
@@ -539,3 +539,35 @@ async def test_each_flush_tells_who_waits(store: Store) -> None:
             async with asyncio.timeout(HANGS):
                 await recording.flushed.wait()
             assert number in store.ids
+
+
+async def test_why_results_wait_is_its_problem_until_they_are_written(store: Store) -> None:
+    mine = batch()
+
+    def forbidden(_: Flush) -> None:
+        raise StoreForbidden("permission denied for table attempt")
+
+    store.trouble = forbidden
+    with capture_logs() as lines:
+        async with running(store) as recording:
+            recording.put(delivered(1, mine))
+            said = "its recorder waits: permission denied for table attempt"
+            await until(lambda: recording.problem == said, "it says what it waits for")
+            store.trouble = lambda _: None
+            await until(lambda: store.ids == [1] and not recording.problem, "it goes on")
+    told = [(line["event"], line["part"]) for line in lines if line["event"].startswith("part_")]
+    assert told == [("part_failed", "recorder"), ("part_works", "recorder")]
+
+
+async def test_what_may_pass_is_its_problem_meanwhile(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = batch()
+
+    def damaged(_: Flush) -> None:
+        raise StoreRefused("invalid page", passes=True)
+
+    store.trouble = damaged
+    async with running(store) as recording:
+        recording.put(Result(delivery(1, mine), GOOD._replace(error=recorder.REFUSED), Delivered()))
+        await until(lambda: "what became of a delivery is refused" in recording.problem, "it says so")
+        store.trouble = lambda _: None
+        await until(lambda: store.ids == [1] and not recording.problem, "it goes on")

@@ -162,6 +162,8 @@ def _problems(found: Status) -> Iterator[str]:
             yield f"daemon {daemon.id}: {inert(daemon.problem)}"
         if daemon.config_problem is not None:
             yield f"daemon {daemon.id} keeps an older configuration: {inert(daemon.config_problem)}"
+    for daemon in found.silent:
+        yield f"daemon {daemon.id} has not been heard for {span(daemon.seconds)}: {inert(daemon.problem or '')}"
     for state, (of_one, of_some) in TROUBLE.items():
         if labels := [_label(owed) for owed in found.endpoints if owed.state is state]:
             named = ", ".join(labels[:NAMED]) + (f" and {len(labels) - NAMED} more" if len(labels) > NAMED else "")

@@ -301,6 +301,14 @@ SELECT extract(epoch FROM clock_timestamp())::float8 AS now,
        ARRAY(SELECT extract(epoch FROM started_at)::float8 FROM webhookd.downtime ORDER BY started_at) AS down_from,
        ARRAY(SELECT extract(epoch FROM ended_at)::float8 FROM webhookd.downtime ORDER BY started_at) AS down_to;
 
+-- name: hindered
+-- Why we are not heard, as far as we know.
+UPDATE webhookd.daemon SET problem = $2 WHERE id = $1 AND stopped_at IS NULL;
+
+-- name: listens
+-- Whoever finds us dead ends this connection, and who sees that it has the sleep lock knows that it is ours.
+UPDATE webhookd.daemon SET listen_pid = pg_backend_pid() WHERE id = $1 AND stopped_at IS NULL;
+
 -- name: endpoint_sets
 -- What daemons have, of those hashes that are new to us.
 SELECT DISTINCT ON (endpoints_hash) endpoints_hash, endpoint_ids FROM webhookd.daemon WHERE endpoints_hash = ANY($1::text[]);
@@ -547,6 +555,13 @@ SELECT count(*), COALESCE(sum(cardinality(outbox_ids)), 0)::bigint, extract(epoc
 -- Who beats.
 SELECT id, host, version, config_hash, extract(epoch FROM now() - beat_at)::float8, config_problem, problem
   FROM webhookd.daemon WHERE stopped_at IS NULL AND beat_at > now() - $1 * interval '1 s' ORDER BY id;
+
+-- name: status_silent
+-- Who has not been heard for a while, and has said what is wrong.
+SELECT id, host, version, config_hash, extract(epoch FROM now() - beat_at)::float8, NULL, problem
+  FROM webhookd.daemon
+ WHERE stopped_at IS NULL AND problem IS NOT NULL AND beat_at <= now() - $1 * interval '1 s' AND beat_at > now() - interval '1 hour'
+ ORDER BY id DESC LIMIT 10;
 
 -- name: status_endpoints
 -- The backlog by endpoint and state, and the attempts of the last minute, which the index of each endpoint leads to. What has never been tried waits.

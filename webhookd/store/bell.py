@@ -11,7 +11,6 @@ from typing import Any, Literal, Self
 import asyncpg
 import structlog
 
-from webhookd.errors import WebhookdError
 from webhookd.sql import QUERIES
 from webhookd.store.database import connect, is_pooled, translated
 from webhookd.store.dial import Dsn
@@ -51,7 +50,7 @@ class Bell:
 
     def __init__(self, dsn: Dsn) -> None:
         self.rung = asyncio.Event()
-        self.setbacks = Setbacks("bell")
+        self.setbacks = Setbacks("bell", apart=True)
         self._dsn = dsn
         self._connection: asyncpg.Connection[Any] | None = None
         self._wanted = asyncio.Event()
@@ -108,29 +107,26 @@ class Bell:
             self._answer = "poll"
             self._wanted.set()
 
-    async def run(self) -> None:
-        """Ask for what the reader wants, until cancelled."""
+    async def run(self, daemon: int) -> None:
+        """Ask for what the reader wants, until cancelled, as this daemon."""
         while True:
-            pause = LOOK_EVERY
             try:
-                await self._turn()
-            except WebhookdError:
-                self._lose()  # the reader's own queries say what is wrong
+                await self._turn(daemon)
             except Exception as error:
                 self._lose()
-                pause = self.setbacks.met(error)
-                await asyncio.sleep(pause)
+                await asyncio.sleep(self.setbacks.met(error))
             else:
-                self.setbacks.over()
-            await wait_for(self._wanted, pause)
+                if self._connection is not None or not self._wants_sleep:
+                    self.setbacks.over()
+            await wait_for(self._wanted, LOOK_EVERY)
 
-    async def _turn(self) -> None:
+    async def _turn(self, daemon: int) -> None:
         self._wanted.clear()
         if self._flooders:
             await self._tell_flood()
         connection = self._connection
         if connection is None or connection.is_closed():
-            connection = await self._listen() if self._wants_sleep else None
+            connection = await self._listen(daemon) if self._wants_sleep else None
             if connection is None:
                 return
         self._see_whether_it_is_quiet()
@@ -163,7 +159,7 @@ class Bell:
             self._next_check = now + CHECK_AFTER
             await _ask(connection, "ping")
 
-    async def _listen(self) -> "asyncpg.Connection[Any] | None":
+    async def _listen(self, daemon: int) -> "asyncpg.Connection[Any] | None":
         now = _now()
         if now < self._next_try:
             return None
@@ -175,10 +171,13 @@ class Bell:
                 if why := await _useless(connection):
                     self._next_try = now + USELESS_FOR
                     self._tell(why)
+                    self.setbacks.over()
                     connection.terminate()
                     return None
                 await connection.execute(pins(connection) + SILENCE)
                 await connection.add_listener(CHANNEL, self._ring)
+                # Before the lock, or others would take us for a stranger until the next heartbeat.
+                await connection.execute(QUERIES["listens"], daemon, timeout=ANSWER_WITHIN)
         except BaseException:
             connection.terminate()
             raise

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Hashable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Final, Self
 
 import structlog
@@ -55,8 +56,9 @@ class Keepers:
     """
 
     def __init__(self, dsn: Dsn) -> None:
-        self.setbacks = Setbacks("keepers")
+        self.setbacks = Setbacks("look for who keeps locks", apart=True)
         self.problem = ""
+        self._told = False  # that somebody keeps one
         self._database = Database(dsn, size=1)
         self._lasting = Lasting(IN_THE_WAY_AFTER)
         self._first: dict[Hashable, str] = {}  # what was said first of who is there: so the moment stays the same
@@ -77,10 +79,10 @@ class Keepers:
             try:
                 self._see(await self._database.fetch(QUERIES["keepers"]))
                 pause = max(pause, min((time.monotonic() - began) * RESTRAINT, RESTRAINT_MOST))
-            except WebhookdError:
-                self._tell("")  # the reader's own queries say what is wrong
             except Exception as error:
-                pause = self.setbacks.met(error)
+                self.problem = ""  # who keeps what is not known any longer
+                with suppress(WebhookdError):  # what ends a daemon, its other parts meet as well
+                    pause = self.setbacks.met(error)
             else:
                 self.setbacks.over()
             await asyncio.sleep(pause)
@@ -94,9 +96,9 @@ class Keepers:
     def _tell(self, problem: str) -> None:
         if problem and problem != self.problem:
             log.warning("lock_kept", reason=problem)
-        elif self.problem and not problem:
+        elif self._told and not problem:
             log.info("lock_free")
-        self.problem = problem
+        self.problem, self._told = problem, bool(problem)
 
 
 def _sentence(row: Any) -> str:

@@ -136,6 +136,10 @@ class Registry:
             rows = await self._database.fetch(QUERIES["endpoint_sets"], list(new))
             self._sets |= {row[0]: frozenset(row[1]) for row in rows}
 
+    async def hindered(self, daemon: int, problem: str) -> None:
+        """Show what keeps this daemon from its work, where a heartbeat cannot."""
+        await self._database.fetch(QUERIES["hindered"], daemon, problem)
+
     async def low(self, low: int) -> int:
         """The last batch before which everything is done, looked for from `low`."""
         return int((await self._database.fetch_row(QUERIES["low"], low))[0])

@@ -109,6 +109,7 @@ class Status(NamedTuple):
     health: Health
     daemons: tuple[Alive, ...]
     endpoints: tuple[Owed, ...]
+    silent: tuple[Alive, ...] = ()  # daemons that are not heard, did not stop, and said why
 
 
 class Mark(NamedTuple):
@@ -180,6 +181,7 @@ class Reports:
                 Health._make((await connection.fetch(QUERIES["status_health"]))[0]),
                 tuple(map(Alive._make, await connection.fetch(QUERIES["status_daemons"], dead_after))),
                 tuple(map(_owed, await connection.fetch(QUERIES["status_endpoints"]))),
+                tuple(map(Alive._make, await connection.fetch(QUERIES["status_silent"], dead_after))),
             )
 
     async def deployed(self, dead_after: float) -> Deployed:
