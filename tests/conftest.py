@@ -6,6 +6,7 @@ pytest --long                the tests marked `long`, too
 
 import asyncio
 import itertools
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
@@ -27,6 +28,7 @@ from webhookd.store.migrations import migrate
 T = TypeVar("T")
 hypothesis.settings.register_profile("webhookd", deadline=None)  # on a busy machine any single example may take long
 hypothesis.settings.load_profile("webhookd")
+os.environ.pop("COLUMNS", None)  # pytest-xdist says 80 in it, and commands would keep to that
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 SETTINGS = {"max_connections": "200", "fsync": "off", "full_page_writes": "off"}  # nothing here outlives the session
 LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {

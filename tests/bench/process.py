@@ -20,7 +20,7 @@ from webhookd.guard import address_mistake
 async def main(path: Path) -> None:
     """Run until SIGTERM, as `webhookd run` does."""
     config = loader.load(path, {})
-    daemon = Daemon(config, loader.dsn(config.database), on_ready=lambda _: print("ready", flush=True))
+    daemon = Daemon(config, loader.dsn(config.database, path), on_ready=lambda _: print("ready", flush=True))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, daemon.stop)
     await daemon.run()
 

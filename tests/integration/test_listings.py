@@ -35,7 +35,7 @@ def ask(dsn: str) -> Ask:
 
     async def run(*arguments: object) -> str:
         given = list(map(str, arguments))
-        found = await asyncio.to_thread(CliRunner().invoke, app, given, env={"WEBHOOKD_DSN": dsn, "COLUMNS": None})
+        found = await asyncio.to_thread(CliRunner().invoke, app, given, env={"WEBHOOKD_DSN": dsn})
         assert found.exit_code == 0, found.exception or found.output
         return found.stdout
 
