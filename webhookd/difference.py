@@ -27,15 +27,15 @@ def difference(before: Specs, after: Specs) -> Difference:
     )
 
 
-def refusal(difference: Difference, before: int) -> str | None:
-    """Why a reload that finds `before` endpoints must not do this without a word from an operator; or None."""
+def refusal(difference: Difference, before: int, command: str = "webhookd reload --accept-removals") -> str | None:
+    """Why a reload that finds `before` endpoints must not do this without an operator's command; or None."""
     removed = difference.removed
     if len(removed) <= _FEW or len(removed) <= before * _SMALL:
         return None
     more = f" and {len(removed) - _SHOWN} more" if len(removed) > _SHOWN else ""
     return (
         f"{len(removed)} of {before} endpoints are gone from the files ({', '.join(removed[:_SHOWN])}{more}), and all "
-        "of them stay as they were; if that is meant, run webhookd reload --accept-removals"
+        f"of them stay as they were; if that is meant, run `{command}`"
     )
 
 

@@ -3,7 +3,8 @@
 import re
 import unicodedata
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Final
 from urllib.parse import unquote
 
 from webhookd.model import Network
@@ -12,6 +13,11 @@ MAX_URL = 2048  # characters
 _MAX_NAME = 253
 _MAX_LABEL = 63
 _MAX_PORT = 65535
+
+# What --dev allows. Not link-local addresses: those of clouds give out credentials.
+DEV_NETWORKS: Final[tuple[Network, ...]] = tuple(
+    map(ip_network, ("127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"))
+)
 
 # The insides of clouds that look public: who runs there reaches by them what nobody else can, as by 169.254.169.254.
 # Other clouds have theirs in the ranges above, such as 100.100.100.200 (Alibaba) and 192.0.0.192 (Oracle).

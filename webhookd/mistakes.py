@@ -4,14 +4,14 @@ import difflib
 import ipaddress
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Final, NamedTuple, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
-from webhookd.guard import address_mistake, host_mistake, url_mistake
+from webhookd.guard import DEV_NETWORKS, address_mistake, host_mistake, url_mistake
 from webhookd.model import Egress, Network
 from webhookd.units import quoted
 
@@ -19,6 +19,7 @@ M = TypeVar("M", bound=BaseModel)
 Path = tuple[str, ...]
 Lines = Callable[[str], Mapping[Path, int]]  # file -> the line of each key in it
 
+WITH_DEV: Final = "use --dev, on this machine only"
 MOST_TOLD: Final = 100  # of the mistakes of a configuration; whoever has more has made one of them many times
 
 # Sections, and keys of a section, that the documentation promises and this version does not have yet.
@@ -160,37 +161,46 @@ def meant(word: str, known: Iterable[str]) -> str:
 
 
 def egress_mistake(url: str, egress: Egress) -> str | None:
-    """What is wrong with an endpoint's URL, with the lines of the main file that would allow it, if any would; or None.
+    """What is wrong with an endpoint's URL, and by what it would be allowed, if by anything; or None.
 
-    The addresses of a name are only known when it is called, so of names just `localhost` is judged.
+    That is --dev, or lines of the main file, which stand at the end. The addresses of a name are only known when it is
+    called, so of names just `localhost` is judged.
     """
+    mistake, lines = _refused(url, egress)
+    if mistake is None:
+        return None
+    ways = [] if _refused(url, replace(egress, allow_http=True, allow_networks=DEV_NETWORKS))[0] else [WITH_DEV]
+    ways += ["allow it with\n" + "\n".join(["[egress]", *lines])] if lines else []
+    return f"{mistake}; if that is meant, {', or '.join(ways)}" if ways else mistake
+
+
+def _refused(url: str, egress: Egress) -> tuple[str | None, list[str]]:
+    """What is wrong with a URL, and the lines of [egress] that would allow it."""
     allow_http, allow_networks = egress.allow_http, egress.allow_networks
     mistake = url_mistake(url, allow_http)
     if mistake and (allow_http or url_mistake(url, True)):
-        return mistake  # no line would allow it
+        return mistake, []  # no line would allow it
     host = urlsplit(url).hostname or ""
     if not mistake and egress.proxy and host != "localhost" and (denied := host_mistake(host, 1, allow_networks)):
-        return denied
+        return denied, []
     needed: list[str] = []
     if host == "localhost":
         if denied := address_mistake("127.0.0.1", 1, allow_networks):
             needed = ["127.0.0.0/8", "::1/128"]  # both, as one refused address refuses the resolver's whole answer
     elif denied := _literal_mistake(host, allow_networks):
         if "%" in host:
-            return denied
+            return denied, []
         address = ipaddress.ip_address(host)
         address = getattr(address, "ipv4_mapped", None) or address
         needed = (
             ["127.0.0.0/8"] if address.version == 4 and address.is_loopback else [f"{address}/{address.max_prefixlen}"]
         )
     if not mistake and not denied:
-        return None
-    lines = ["[egress]"]
-    if mistake:
-        lines.append("allow_http = true")
+        return None, []
+    lines = ["allow_http = true"] if mistake else []
     if needed:
         lines.append(f"allow_networks = {json.dumps([str(network) for network in allow_networks] + needed)}")
-    return f"{mistake or denied}; if that is meant, allow it with\n" + "\n".join(lines)
+    return mistake or denied, lines
 
 
 def _literal_mistake(host: str, allow_networks: tuple[Network, ...]) -> str | None:

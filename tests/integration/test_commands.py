@@ -135,8 +135,8 @@ def test_the_first_endpoint_is_refused_with_the_lines_that_allow_it(tmp_path: Pa
     hook = endpoint("mine", url="http://localhost:3000")
     found = webhookd("check", "--offline", "-c", written(tmp_path, hook))
     fails(found, 78, "[endpoint.mine] url: the URL must start with https://, because http is not allowed; if that is")
-    *lines, last = [line.strip() for line in found.stderr.splitlines()[1:]]
-    assert last == "webhookd: with --dev, as `webhookd run --dev` has it, there is no mistake"
+    first, *lines = [line.strip() for line in found.stderr.splitlines()]
+    assert first.endswith("; if that is meant, use --dev, on this machine only, or allow it with")
     assert lines == ["[egress]", "allow_http = true", 'allow_networks = ["127.0.0.0/8", "::1/128"]']
     allowed = webhookd("check", "--offline", "-c", written(tmp_path, hook, more="\n".join(lines)))
     assert (allowed.returncode, allowed.stderr) == (0, "")
@@ -190,9 +190,10 @@ async def test_a_daemon_that_runs_the_same_files_with_dev_or_without_is_called_s
 
 def test_dev_allows_http_wherever_the_files_are_read(dsn: str, tmp_path: Path) -> None:
     config = written(tmp_path, endpoint("a", url="http://127.0.0.1:9/", events=["a"]), dsn=dsn)
+    fails(webhookd("run", "-c", config), 78, "if that is meant, use --dev, on this machine only, or allow")
+    assert webhookd("maintain", "-c", config).returncode == 0, "it sends nothing"
     for command in (("check",), ("reload",), ("explain", "--type", "a")):
-        last = webhookd(*command, "-c", config).stderr.splitlines()[-1]
-        assert last == "webhookd: with --dev, as `webhookd run --dev` has it, there is no mistake"
+        fails(webhookd(*command, "-c", config), 78, "if that is meant, use --dev, on this machine only, or allow")
         found = webhookd(*command, "--dev", "-c", config)
         assert (found.returncode, found.stderr) == (0, "")
     assert webhookd("explain", "--url", "http://127.0.0.1:9/", cwd=tmp_path).returncode == 1
@@ -399,7 +400,7 @@ async def test_a_reader_has_all_that_people_ask_with_nothing_of_what_application
             1,
             [
                 "refused: the URL must start with https://, because http is not allowed; "
-                "if that is meant, allow it with",
+                "if that is meant, use --dev, on this machine only, or allow it with",
                 "[egress]",
                 "allow_http = true",
                 'allow_networks = ["127.0.0.0/8", "::1/128"]',
@@ -477,7 +478,7 @@ async def test_emit_says_when_nobody_gets_it(dsn: str, tmp_path: Path) -> None:
     assert found.returncode == 0
     assert found.stderr == (
         "webhookd: no endpoint of the configuration gets it; ask "
-        f"`webhookd explain --type bill.paid -c {config} --tenant 'a b'` why\n"
+        f"`webhookd explain --type bill.paid --tenant 'a b' -c {config}` why\n"
     )
     assert len(found.stdout.strip()) == 36
     config.write_text("broken")  # which is nothing to emit

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from webhookd import loader
-from webhookd.cli.options import AsJson, ConfigFile, Dev, loaded, other_hash, other_way, ran
+from webhookd.cli.options import AsJson, ConfigFile, Dev, loaded, other_hash, other_way, ran, spelled
 from webhookd.cli.tables import counted, show_json, tell
 from webhookd.config import Config
 from webhookd.difference import Difference, difference, refusal
@@ -52,7 +52,8 @@ def check(
     exposed: list[Path] = []
     file, found = loaded(config, dev, exposed)
     deployed = None if offline else ran(_ask(_where(found, file), found.daemon.environment))
-    against = None if deployed is None else _against(file, found, dev, deployed)
+    command = spelled("reload", "--accept-removals", config=config, dev=dev)
+    against = None if deployed is None else _against(file, found, dev, deployed, command)
     if as_json:
         show_json(_document(file, found, against) | {"exposed": list(map(str, exposed))})
     else:
@@ -77,12 +78,12 @@ async def _ask(dsn: str, environment: str) -> Deployed:
         return deployed
 
 
-def _against(file: Path, found: Config, dev: bool, deployed: Deployed) -> _Against:
+def _against(file: Path, found: Config, dev: bool, deployed: Deployed, command: str) -> _Against:
     change = difference(deployed.specs, found.specs)
     others = tuple(each for each in deployed.daemons if each.config_hash != found.config_hash)
     other = other_hash(file, dev) if others else ""
     twins = frozenset(each.id for each in others if each.config_hash == other)
-    return _Against(change, refusal(change, len(deployed.specs)), others, len(deployed.daemons), twins)
+    return _Against(change, refusal(change, len(deployed.specs), command), others, len(deployed.daemons), twins)
 
 
 def _document(file: Path, found: Config, against: _Against | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from webhookd import loader
-from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
+from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, environment, ran
 from webhookd.cli.tables import counted, say, show_json
 from webhookd.errors import ConfigError, WebhookdError
 from webhookd.shapes import Daemon, Retention
@@ -145,7 +145,8 @@ def _retention(config: Path | None) -> Retention:
             return Retention()  # no configuration, only a database
         raise
     # Where a file has a mistake it may be in what is to be kept for how long, and what went too early is gone.
-    return loader.load(file, os.environ, may_be_empty=True).retention
+    # What may be called is nothing to it, so that it goes without --dev on files that need it.
+    return loader.load(file, environment(True), may_be_empty=True).retention
 
 
 async def _maintain(dsn: str, keep: Retention, large: bool, tell: Callable[[str], object]) -> list[tuple[str, str]]:

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import sys
 from datetime import UTC, datetime, timedelta
 from json import JSONDecodeError, JSONDecoder
@@ -13,7 +12,7 @@ from typing import Annotated, Never
 import typer
 
 from webhookd.checks import type_mistake
-from webhookd.cli.options import AsJson, ConfigFile, Dev, Usage, dsn_for, environment, ran
+from webhookd.cli.options import AsJson, ConfigFile, Dev, Usage, dsn_for, environment, ran, spelled
 from webhookd.cli.tables import say, show_json
 from webhookd.errors import StoreRefused, WebhookdError
 from webhookd.matching import OWN_TYPES, why_not
@@ -98,16 +97,12 @@ def supposed(type_: str, tenant: str, metadata: bytes | None) -> Event:
 
 def _explanation(event: NewEvent, config: Path | None, dev: bool) -> str:
     """The command that tells why."""
-    parts = ["webhookd", "explain", "--type", event.type]
-    if config is not None:
-        parts += ["-c", str(config)]
-    if dev:
-        parts.append("--dev")
+    words = ["explain", "--type", event.type]
     if event.tenant:
-        parts += ["--tenant", event.tenant]
+        words += ["--tenant", event.tenant]
     if event.metadata is not None:
-        parts += ["--metadata", event.metadata.decode()]
-    return shlex.join(parts)
+        words += ["--metadata", event.metadata.decode()]
+    return spelled(*words, config=config, dev=dev)
 
 
 async def _emit(dsn: str, event: NewEvent) -> str:

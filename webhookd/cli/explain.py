@@ -16,9 +16,9 @@ from webhookd.cli.options import AsJson, ConfigFile, Dev, Usage, dsn_for, enviro
 from webhookd.cli.tables import counted, inert, show_json, span, tell
 from webhookd.config import Config, egress_of, section
 from webhookd.errors import ConfigError, WebhookdError
-from webhookd.guard import address_mistake
+from webhookd.guard import DEV_NETWORKS, address_mistake
 from webhookd.matching import WHY_NOT, why_not
-from webhookd.mistakes import egress_mistake
+from webhookd.mistakes import WITH_DEV, egress_mistake
 from webhookd.model import Egress, Endpoint, Event
 from webhookd.shapes import EgressTable
 from webhookd.store.database import Database
@@ -227,12 +227,13 @@ def _url(url: str, egress: Egress) -> tuple[dict[str, Any], list[str], bool]:
     if not refused:
         return document, [f"allowed: {host} is", *lines], True
     networks = [*map(str, egress.allow_networks), *(f"{each}/{128 if ':' in each else 32}" for each in refused)]
+    with_dev = "" if any(address_mistake(each, port, DEV_NETWORKS) for each in refused) else f"{WITH_DEV}, or "
     return (
         document,
         [
             f"refused: {host} has an address that may not be called, and one refuses them all",
             *lines,
-            "if that is meant, allow it with",
+            f"if that is meant, {with_dev}allow it with",
             "[egress]",
             f"allow_networks = {orjson.dumps(networks).decode()}",
         ],

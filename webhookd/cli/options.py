@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shlex
 import signal
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import closing
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import typer
 
 from webhookd.errors import ConfigError, WebhookdError
+from webhookd.guard import DEV_NETWORKS
 
 if TYPE_CHECKING:
     from webhookd.config import Config
@@ -35,8 +37,7 @@ Dev = Annotated[
 DEV: Final = MappingProxyType(
     {
         "WEBHOOKD_EGRESS__ALLOW_HTTP": "true",
-        # Not link-local addresses: those of clouds give out credentials.
-        "WEBHOOKD_EGRESS__ALLOW_NETWORKS": "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7",
+        "WEBHOOKD_EGRESS__ALLOW_NETWORKS": ",".join(map(str, DEV_NETWORKS)),
     }
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -77,21 +78,14 @@ def environment(dev: bool) -> Mapping[str, str]:
 
 
 def loaded(config: Path | None, dev: bool, exposed: list[Path] | None = None) -> tuple[Path, "Config"]:
-    """The main file, and the configuration that it begins. ConfigError says so where --dev would mend it.
+    """The main file, and the configuration that it begins.
 
     `exposed` gets the files with secrets that every user of this machine can read.
     """
     from webhookd import loader
 
     file = loader.find(config, os.environ)
-    try:
-        return file, loader.load(file, environment(dev), exposed=exposed)
-    except ConfigError as error:
-        if not dev and other_hash(file, dev):
-            raise ConfigError(
-                [*error.mistakes, "with --dev, as `webhookd run --dev` has it, there is no mistake"]
-            ) from None
-        raise
+    return file, loader.load(file, environment(dev), exposed=exposed)
 
 
 def other_hash(file: Path, dev: bool) -> str:
@@ -107,6 +101,12 @@ def other_hash(file: Path, dev: bool) -> str:
 def other_way(dev: bool) -> str:
     """The end of a sentence about a daemon that has this other hash."""
     return "without --dev: leave it out here, too" if dev else "with --dev: give it here, too"
+
+
+def spelled(*words: str, config: Path | None, dev: bool) -> str:
+    """A command for a shell that reads the same files in the same way."""
+    named = () if config is None else ("-c", str(config))
+    return shlex.join(["webhookd", *words, *named, *(["--dev"] if dev else [])])
 
 
 def ran(main: Coroutine[Any, Any, T]) -> T:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from webhookd import loader
-from webhookd.cli.options import AsJson, ConfigFile, Dev, loaded, other_hash, other_way, ran
+from webhookd.cli.options import AsJson, ConfigFile, Dev, loaded, other_hash, other_way, ran, spelled
 from webhookd.cli.tables import show_json, tell
 from webhookd.config import Config
 from webhookd.difference import Difference, difference, refusal
@@ -40,7 +40,15 @@ def reload(
     configuration.
     """
     file, found = loaded(config, dev)
-    change, answers, live = ran(_reload(file, found, accept_removals, (lambda _: None) if as_json else _tell))
+    change, answers, live = ran(
+        _reload(
+            file,
+            found,
+            accept_removals,
+            spelled("reload", "--accept-removals", config=config, dev=dev),
+            (lambda _: None) if as_json else _tell,
+        )
+    )
     if as_json:
         show_json(_document(change, answers, live))
     elif live:
@@ -54,7 +62,7 @@ def reload(
 
 
 async def _reload(
-    file: Path, config: Config, accept: bool, tell: Callable[[Difference], None]
+    file: Path, config: Config, accept: bool, command: str, tell: Callable[[Difference], None]
 ) -> tuple[Difference, list[Reload], int]:
     """What changes, which is told before it does; what the daemons made of it; and how many are alive."""
     async with Database(loader.dsn(config.database, file) or None, size=1) as database:
@@ -64,7 +72,7 @@ async def _reload(
         if change.removed:
             if accept:
                 await registry.accept_removals(change.removed)
-            elif why := refusal(change, len(deployed.specs)):
+            elif why := refusal(change, len(deployed.specs), command):
                 raise Refused(why)
         tell(change)
         live = len(deployed.daemons)

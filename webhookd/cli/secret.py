@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from webhookd import loader
-from webhookd.cli.options import AsJson, ConfigFile, Usage, ran
+from webhookd.cli.options import AsJson, ConfigFile, Usage, environment, ran
 from webhookd.cli.tables import counted, document, say, show_json
 from webhookd.sealing import Keyring, new_key
 from webhookd.signing import new_keypair, new_secret
@@ -98,7 +98,7 @@ def rekey(config: ConfigFile = None, as_json: AsJson = False) -> None:
     That is the first one of [encryption] keys. Exit code 1 when a secret cannot be opened.
     """
     file = loader.find(config, os.environ)
-    loaded = loader.load(file, os.environ, may_be_empty=True)
+    loaded = loader.load(file, environment(True), may_be_empty=True)  # what may be called is nothing to it
     keyring = Keyring(loaded.encryption.keys)
     if not keyring.first:
         raise Usage("[encryption] has no keys; make one with `webhookd secret key`")
