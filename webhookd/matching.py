@@ -7,6 +7,7 @@ An event reaches only the endpoints of exactly its tenant, and those whose tenan
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 from webhookd.labels import labels_of
 from webhookd.model import Endpoint, Event
@@ -20,6 +21,21 @@ CACHED_BYTES = (
 CACHED_NAME = 256  # characters of a tenant and a type together; a longer one is looked up each time
 
 
+class Subscriber(Protocol):
+    """What matching looks at of an endpoint."""
+
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def events(self) -> tuple[str, ...]: ...
+    @property
+    def filter(self) -> Mapping[str, tuple[str, ...]]: ...
+    @property
+    def active(self) -> bool: ...
+    @property
+    def label(self) -> str: ...
+
+
 def matches_type(pattern: str, type_: str) -> bool:
     """True when an endpoint that subscribes to `pattern` wants events of `type_`."""
     if pattern == "*":
@@ -29,7 +45,7 @@ def matches_type(pattern: str, type_: str) -> bool:
     return pattern == type_
 
 
-def passes_filter(endpoint: Endpoint, metadata: bytes | None) -> bool:
+def passes_filter(endpoint: Subscriber, metadata: bytes | None) -> bool:
     """True when every key of the endpoint's filter has one of its values in the event's metadata.
 
     Strings are compared as they are; numbers, booleans and null by their JSON text. Metadata that is no object passes
@@ -41,7 +57,7 @@ def passes_filter(endpoint: Endpoint, metadata: bytes | None) -> bool:
     return labels is not None and _failing_key(endpoint, labels) is None
 
 
-def why_not(endpoint: Endpoint, event: Event) -> str | None:
+def why_not(endpoint: Subscriber, event: Event) -> str | None:
     """What keeps the event from the endpoint, as `kind: reason` with a kind of WHY_NOT, or None when it is owed it."""
     if endpoint.tenant not in (event.tenant, ANY_TENANT):
         return f"tenant: it gets those of {json.dumps(endpoint.tenant)}, the event is of {json.dumps(event.tenant)}"
@@ -55,7 +71,7 @@ def why_not(endpoint: Endpoint, event: Event) -> str | None:
     return None if endpoint.active else "inactive: it is switched off with active = false"
 
 
-def is_about(endpoint: Endpoint, event: Event) -> bool:
+def is_about(endpoint: Subscriber, event: Event) -> bool:
     """True for an event of our own about this very endpoint, which could not get it, or would without end."""
     if not event.type.startswith(OWN_TYPES):
         return False
@@ -63,7 +79,7 @@ def is_about(endpoint: Endpoint, event: Event) -> bool:
     return labels is not None and labels.get("endpoint") == endpoint.label
 
 
-def _filter_mistake(endpoint: Endpoint, metadata: bytes | None) -> str:
+def _filter_mistake(endpoint: Subscriber, metadata: bytes | None) -> str:
     if metadata is None:
         return f"the event has no metadata, and {_any_of(endpoint.filter)} is asked for"
     labels = labels_of(metadata)
@@ -74,7 +90,7 @@ def _filter_mistake(endpoint: Endpoint, metadata: bytes | None) -> str:
     return f"{json.dumps(key)} {found}, it wants {_any_of(endpoint.filter[key])}"
 
 
-def _failing_key(endpoint: Endpoint, labels: Mapping[str, object]) -> str | None:
+def _failing_key(endpoint: Subscriber, labels: Mapping[str, object]) -> str | None:
     """The first key of the filter that the labels do not satisfy."""
     for key, values in endpoint.filter.items():
         if key not in labels or _text(labels[key]) not in values:

@@ -239,7 +239,7 @@ def test_json_of_what_is_done(empty_dsn: str, tmp_path: Path) -> None:
     taken = {"environment": "production", "owed": "drop", "events": 0, "batches": 0, "deliveries": 0, "later": 0}
     assert said_by("migrate", "--rebase", "--owed=drop") == {"applied": [], "rebased": taken}
     assert said_by("migrate", "--rebase", "--owed=drop") == {"applied": [], "rebased": None}
-    assert said_by("emit", "order.created", "{}").keys() == {"event_id"}
+    assert said_by("emit", "order.created", "{}").keys() == {"event_id", "endpoints", "explain"}
     assert said_by("maintain") == {"done": [], "problems": []}
     assert said_by("reload") == {
         "added": ["orders"], "removed": [], "changed": [], "daemons": [], "unanswered": 0,

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import pytest
@@ -198,8 +198,9 @@ def test_dev_allows_http_wherever_the_files_are_read(dsn: str, tmp_path: Path) -
         assert (found.returncode, found.stderr) == (0, "")
     assert webhookd("explain", "--url", "http://127.0.0.1:9/", cwd=tmp_path).returncode == 1
     assert webhookd("explain", "--url", "http://127.0.0.1:9/", "--dev", cwd=tmp_path).returncode == 0
-    found = webhookd("emit", "b", "{}", "--dev", "-c", config)
-    assert f"ask `webhookd explain --type b -c {config} --dev` why" in found.stderr
+    for given in ((), ("--dev",)):  # without it the files could not be read
+        found = webhookd("emit", "b", "{}", *given, "-c", config)
+        assert f"`webhookd explain {found.stdout.strip()} -c {config} --dev` says why" in found.stderr
 
 
 def test_check_without_the_database_is_69_and_without_the_schema_too(tmp_path: Path, empty_dsn: str) -> None:
@@ -476,14 +477,52 @@ async def test_emit_says_when_nobody_gets_it(dsn: str, tmp_path: Path) -> None:
     config = written(tmp_path, endpoint("orders", events=["order.*"]), dsn=dsn)
     found = webhookd("emit", "-c", config, "bill.paid", "{}", "--tenant", "a b")
     assert found.returncode == 0
+    event_id = found.stdout.strip()
+    assert len(event_id) == 36
     assert found.stderr == (
-        "webhookd: no endpoint of the configuration gets it; ask "
-        f"`webhookd explain --type bill.paid --tenant 'a b' -c {config}` why\n"
+        "webhookd: accepted, but it goes to nobody: no live endpoint subscribes to it. "
+        f"`webhookd explain {event_id} -c {config}` says why\n"
     )
-    assert len(found.stdout.strip()) == 36
+    shown = webhookd("explain", event_id, "-c", config)
+    assert shown.returncode == 1
+    assert "no endpoint gets it" in shown.stdout
     config.write_text("broken")  # which is nothing to emit
     found = webhookd("emit", "bill.paid", "{}", env={"WEBHOOKD_DSN": dsn, "WEBHOOKD_CONFIG": str(config)})
     assert (found.returncode, found.stderr) == (0, "")
+
+
+async def test_emit_asks_what_runs_and_the_files_only_where_nothing_does(
+    dsn: str, sql: "asyncpg.Connection[asyncpg.Record]", tmp_path: Path
+) -> None:
+    running = [
+        endpoint("orders", events=["order.*"], tenant="acme", filter={"region": ["eu"]}),
+        endpoint("all", events=["*"], tenant="acme"),
+        endpoint("off", events=["off"], active=False),
+        endpoint("gone", events=["gone"]),
+        endpoint("paused", events=["paused"]),
+    ]
+    await deploy(sql, load(written(tmp_path, *running), {}))
+    await sql.execute("UPDATE webhookd.endpoint SET disabled_at = now() WHERE name = 'gone'")
+    await sql.execute("UPDATE webhookd.endpoint SET paused_at = now() WHERE name = 'paused'")
+    config = written(tmp_path, endpoint("of_files", events=["files"]), dsn=dsn)
+
+    def count(type_: str, *more: str, **how: Any) -> int | None:
+        found = webhookd("emit", type_, "{}", "--json", *more, **how)
+        assert (found.returncode, found.stderr) == (0, "")
+        said = json.loads(found.stdout)
+        assert (said["explain"] is None) == (said["endpoints"] != 0)
+        assert said["explain"] in (None, f"webhookd explain {said['event_id']} -c {config}")
+        return cast(int | None, said["endpoints"])
+
+    here = ("-c", str(config))
+    acme = (*here, "--tenant", "acme")
+    assert count("order.a", *acme) == 1
+    assert count("order.a", *acme, "--metadata", '{"region": "eu"}') == 2
+    assert [count(each, *here) for each in ("order.a", "off", "gone", "paused", "files")] == [0, 0, 0, 1, 0]
+    await sql.execute("UPDATE webhookd.daemon SET beat_at = now() - interval '1 minute'")
+    assert [count(each, *here) for each in ("paused", "files")] == [0, 1]
+    nowhere = {"env": {"WEBHOOKD_DSN": dsn}, "cwd": tmp_path}
+    assert count("order.a", **nowhere) is None, "nobody knows of any endpoint"
 
 
 # secret

@@ -4,22 +4,28 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
-from typing import Annotated, Never
+from typing import TYPE_CHECKING, Annotated, Never
 
 import typer
 
 from webhookd.checks import type_mistake
-from webhookd.cli.options import AsJson, ConfigFile, Dev, Usage, dsn_for, environment, ran, spelled
+from webhookd.cli.options import DEAD_AFTER, AsJson, ConfigFile, Dev, Usage, dsn_for, environment, ran, spelled
 from webhookd.cli.tables import say, show_json
 from webhookd.errors import StoreRefused, WebhookdError
-from webhookd.matching import OWN_TYPES, why_not
+from webhookd.matching import OWN_TYPES, Subscriber, why_not
 from webhookd.model import Event
+from webhookd.store import reports
 from webhookd.store.database import Database
-from webhookd.store.reports import NewEvent, Producer
+from webhookd.store.reports import NewEvent
 from webhookd.units import duration, quoted
+
+if TYPE_CHECKING:
+    from webhookd.config import Config
 
 _EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
@@ -38,7 +44,11 @@ def emit(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add an event to the outbox and print its event_id."""
+    """Add an event to the outbox and print its event_id.
+
+    It also says so when no live endpoint gets the event: of those that run, or, when no daemon is alive, of those in
+    the files.
+    """
     _check_type(type_)
     if event_id is not None and not _EVENT_ID.fullmatch(event_id):
         raise Usage("--event-id: write 1 to 128 of A-Z, a-z, 0-9, '_' and '-'")
@@ -51,14 +61,17 @@ def emit(
         event_id,
         None if deliver_after is None else _moment(deliver_after),
     )
-    emitted = ran(_emit(dsn_for(config), event))
+    event_id, subscribers = ran(_emit(dsn_for(config), event))
+    files, dev = _files(config, dev)
+    of_files = None if files is None else files.endpoints
+    count = _count(event, of_files if subscribers is None else subscribers)
+    why = spelled("explain", event_id, config=config, dev=dev) if count == 0 else None
     if as_json:
-        show_json({"event_id": emitted})
-    else:
-        say(emitted)
-    if _nobody_wants(event, config, dev):
-        why = _explanation(event, config, dev)
-        say(f"webhookd: no endpoint of the configuration gets it; ask `{why}` why", err=True)
+        show_json({"event_id": event_id, "endpoints": count, "explain": why})
+        return
+    say(event_id)
+    if why:
+        say(f"webhookd: accepted, but it goes to nobody: no live endpoint subscribes to it. `{why}` says why", err=True)
 
 
 def _check_type(type_: str) -> None:
@@ -78,16 +91,22 @@ def _labels(content: bytes) -> bytes:
     return content
 
 
-def _nobody_wants(event: NewEvent, config: Path | None, dev: bool) -> bool:
-    """True when there is a configuration, and in it no endpoint that is owed the event."""
-    from webhookd import loader  # after the event is in the outbox
-
-    try:
-        files = loader.load(loader.find(config, os.environ), environment(dev), may_be_empty=True)
-    except WebhookdError:
-        return False  # the event is in the outbox, which is all that was asked for
+def _count(event: NewEvent, among: Iterable[Subscriber] | None) -> int | None:
+    """How many of these are owed the event; None when nobody knows of any."""
+    if among is None:
+        return None
     about = supposed(event.type, event.tenant, event.metadata)
-    return all(why_not(endpoint, about) for endpoint in files.endpoints)
+    return sum(why_not(each, about) is None for each in among)
+
+
+def _files(config: Path | None, dev: bool) -> tuple["Config | None", bool]:
+    """The configuration, if there is one without a mistake, and whether that is so with --dev."""
+    from webhookd import loader  # after the event is in the outbox, which is all that was asked for
+
+    for way in (dev, not dev):
+        with suppress(WebhookdError):
+            return loader.load(loader.find(config, os.environ), environment(way), may_be_empty=True), way
+    return None, dev
 
 
 def supposed(type_: str, tenant: str, metadata: bytes | None) -> Event:
@@ -95,22 +114,16 @@ def supposed(type_: str, tenant: str, metadata: bytes | None) -> Event:
     return Event(0, "", datetime.now(UTC), type_, tenant, None, metadata, None, 0)
 
 
-def _explanation(event: NewEvent, config: Path | None, dev: bool) -> str:
-    """The command that tells why."""
-    words = ["explain", "--type", event.type]
-    if event.tenant:
-        words += ["--tenant", event.tenant]
-    if event.metadata is not None:
-        words += ["--metadata", event.metadata.decode()]
-    return spelled(*words, config=config, dev=dev)
-
-
-async def _emit(dsn: str, event: NewEvent) -> str:
+async def _emit(dsn: str, event: NewEvent) -> tuple[str, list[reports.Subscriber] | None]:
+    """The event_id, and who is owed new events, if a daemon is alive and this role may know it."""
     async with Database(dsn or None, size=1) as database:
         try:
-            return await Producer(database).emit(event)
+            event_id = await reports.Producer(database).emit(event)
         except StoreRefused as error:
             raise WebhookdError(f"the outbox does not take this event: {error}") from error
+        with suppress(WebhookdError):  # such as a producer's
+            return event_id, await reports.Reports(database).subscribers(DEAD_AFTER)
+        return event_id, None
 
 
 def _text(payload: str) -> bytes:

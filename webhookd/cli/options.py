@@ -40,6 +40,7 @@ DEV: Final = MappingProxyType(
         "WEBHOOKD_EGRESS__ALLOW_NETWORKS": ",".join(map(str, DEV_NETWORKS)),
     }
 )
+DEAD_AFTER: Final = 15.0  # seconds without a heartbeat
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

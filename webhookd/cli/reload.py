@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from webhookd import loader
-from webhookd.cli.options import AsJson, ConfigFile, Dev, loaded, other_hash, other_way, ran, spelled
+from webhookd.cli.options import DEAD_AFTER, AsJson, ConfigFile, Dev, loaded, other_hash, other_way, ran, spelled
 from webhookd.cli.tables import show_json, tell
 from webhookd.config import Config
 from webhookd.difference import Difference, difference, refusal
@@ -17,7 +17,6 @@ from webhookd.store.database import Database
 from webhookd.store.registry import Registry, Reload
 from webhookd.store.reports import Reports
 
-DEAD_AFTER = 15.0  # seconds without a heartbeat
 LOOK_SECONDS, LOOKS = 0.2, 75  # 15 s for the daemons to answer
 
 

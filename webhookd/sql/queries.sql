@@ -598,6 +598,11 @@ SELECT c.relname, CASE WHEN row_security_active(c.oid) THEN current_user ELSE o.
 -- The endpoints of the files that run.
 SELECT tenant, name, spec FROM webhookd.endpoint WHERE source = 'file' AND removed_at IS NULL;
 
+-- name: subscribers
+-- What the endpoints that are owed new events subscribe to; paused ones are owed them, too.
+SELECT tenant, name, spec -> 'events', spec -> 'filter' FROM webhookd.endpoint
+ WHERE source = 'file' AND removed_at IS NULL AND disabled_at IS NULL AND spec ->> 'active' IS DISTINCT FROM 'false';
+
 -- name: events_of
 -- The events of an id: one, unless the application gave it twice. Moments that a datetime cannot be are shown as the nearest that one can, here and
 -- in listings.

@@ -1,6 +1,6 @@
 """What people ask of the database, and the events that they put into it."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -39,6 +39,21 @@ class Producer:
     async def insert(self, type_: str, payload: bytes) -> str:
         """The plain INSERT that every application starts with; the event_id."""
         return str((await self._database.fetch_row(QUERIES["insert"], type_, payload))[0])
+
+
+class Subscriber(NamedTuple):
+    """What an endpoint that is owed new events subscribes to."""
+
+    tenant: str
+    name: str
+    events: tuple[str, ...]
+    filter: Mapping[str, tuple[str, ...]]
+    active: bool = True
+
+    @property
+    def label(self) -> str:
+        """As that of an Endpoint."""
+        return f"{self.tenant}/{self.name}" if self.tenant else self.name
 
 
 class Waiting(NamedTuple):
@@ -190,6 +205,23 @@ class Reports:
             rows = await connection.fetch(QUERIES["deployed"])
             daemons = await connection.fetch(QUERIES["status_daemons"], dead_after)
         return Deployed({(row[0], row[1]): orjson.loads(row[2]) for row in rows}, tuple(map(Alive._make, daemons)))
+
+    async def subscribers(self, dead_after: float) -> list[Subscriber] | None:
+        """The endpoints that are owed new events, or None when no daemon is alive to hand any out."""
+        async with self._database.snapshot() as connection:
+            rows = await connection.fetch(QUERIES["subscribers"])
+            daemons = await connection.fetch(QUERIES["status_daemons"], dead_after)
+        if not daemons:
+            return None
+        return [
+            Subscriber(
+                tenant,
+                name,
+                tuple(orjson.loads(events)),
+                {key: tuple(values) for key, values in orjson.loads(filter_).items()},
+            )
+            for tenant, name, events, filter_ in rows
+        ]
 
     async def fates(self, event_id: str) -> list[tuple[Event, list[Fate]]]:
         """The events of this id, in order, usually one, and what became of each.
