@@ -61,4 +61,5 @@ class Behind:
 
     def forget(self, batch: Batch) -> None:
         """It has been read."""
-        self._hindered.pop(batch.id, None)
+        if hindered := self._hindered.pop(batch.id, None):
+            hindered.setbacks.over()

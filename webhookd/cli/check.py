@@ -11,12 +11,14 @@ from webhookd.cli.options import AsJson, ConfigFile, Dev, loaded, other_hash, ot
 from webhookd.cli.tables import counted, show_json, tell
 from webhookd.config import Config
 from webhookd.difference import Difference, difference, refusal
+from webhookd.errors import StoreForbidden
 from webhookd.janitor import BEAT_SECONDS, DEAD_AFTER_BEATS
 from webhookd.reference import json_schema
 from webhookd.store.database import Database
 from webhookd.store.dial import ignored, target
 from webhookd.store.registry import Registry
 from webhookd.store.reports import Alive, Deployed, Reports
+from webhookd.store.rights import Rights, rights
 
 SHOWN = 20  # endpoints of a kind; --json has all
 
@@ -29,6 +31,7 @@ class _Against(NamedTuple):
     others: tuple[Alive, ...]  # live daemons with another configuration
     daemons: int
     twins: frozenset[int]  # of the others, those that run these very files with --dev, when we read them without
+    rights: Rights = Rights("", (), only_reads=False)
 
 
 def check(
@@ -51,9 +54,11 @@ def check(
         return
     exposed: list[Path] = []
     file, found = loaded(config, dev, exposed)
-    deployed = None if offline else ran(_ask(_where(found, file), found.daemon.environment))
-    command = spelled("reload", "--accept-removals", config=config, dev=dev)
-    against = None if deployed is None else _against(file, found, dev, deployed, command)
+    against = None
+    if not offline:
+        deployed, mine = ran(_ask(_where(found, file), found.daemon.environment))
+        command = spelled("reload", "--accept-removals", config=config, dev=dev)
+        against = _against(file, found, dev, deployed, command)._replace(rights=mine)
     if as_json:
         show_json(_document(file, found, against) | {"exposed": list(map(str, exposed))})
     else:
@@ -70,12 +75,15 @@ def _where(found: Config, file: Path) -> str:
     return loader.dsn(found.database, file)
 
 
-async def _ask(dsn: str, environment: str) -> Deployed:
+async def _ask(dsn: str, environment: str) -> tuple[Deployed, Rights]:
     async with Database(dsn or None, size=1) as database:
+        mine = await rights(database)
+        if mine.lacking and not mine.only_reads:
+            raise StoreForbidden("\n".join(mine.sentences()))
         await database.expect_all_rows()
         deployed = await Reports(database).deployed(BEAT_SECONDS * DEAD_AFTER_BEATS)
         await Registry(database).expect_ours(environment)
-        return deployed
+        return deployed, mine
 
 
 def _against(file: Path, found: Config, dev: bool, deployed: Deployed, command: str) -> _Against:
@@ -98,6 +106,7 @@ def _document(file: Path, found: Config, against: _Against | None) -> dict[str, 
             **against.change._asdict(),
             "refusal": against.refusal,
             "daemons": against.daemons,
+            "role_only_reads": against.rights.only_reads,
             "daemons_that_differ": [
                 {"id": each.id, "host": each.host, "config_hash": each.config_hash} for each in against.others
             ],
@@ -109,6 +118,15 @@ def _inactive(found: Config) -> int:
     return sum(not endpoint.active for endpoint in found.endpoints)
 
 
+def _notes(found: Config, file: Path, against: _Against) -> Iterator[str]:
+    yield from ignored(loader.dsn(found.database, file))
+    if against.rights.only_reads:
+        yield (
+            f"{against.rights.role} only reads: that is enough for `webhookd status` and listings, and no daemon can "
+            "run as it"
+        )
+
+
 def _lines(file: Path, found: Config, dev: bool, against: _Against | None) -> Iterator[str]:
     inactive, with_dev = _inactive(found), " with --dev" if dev else ""
     yield (
@@ -117,7 +135,7 @@ def _lines(file: Path, found: Config, dev: bool, against: _Against | None) -> It
     )
     if against is None:
         return
-    yield from (f"note: {sentence}" for sentence in ignored(loader.dsn(found.database, file)))
+    yield from (f"note: {each}" for each in _notes(found, file, against))
     if not any(against.change):
         yield "database: it knows the same endpoints"
     for kind, labels in against.change._asdict().items():

@@ -80,7 +80,8 @@ def translated() -> Iterator[None]:
         if error.server_source_function == "check_enable_rls":
             raise StoreForbidden(f"Row security would hide events: {_sentence(error)}. {NO_ROW_SECURITY}") from error
         raise StoreForbidden(
-            f"The database refuses us: {_sentence(error)}. Grant the daemon's role what sql/grants.sql lists."
+            f"The database refuses us: {_sentence(error)}. Grant the daemon's role what it lacks: `webhookd check` "
+            "names it."
         ) from error
     except (asyncpg.ReadOnlySQLTransactionError, asyncpg.TargetServerAttributeNotMatched) as error:
         raise StoreUnavailable(
