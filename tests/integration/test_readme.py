@@ -90,6 +90,53 @@ async def test_the_columns_are_those_of_a_producer(shop: Sql) -> None:
     assert written == {row["column_name"] for row in granted}
 
 
+async def test_the_types_and_bounds_of_the_columns_are_those_of_the_table(shop: Sql) -> None:
+    page = PRODUCING.read_text()
+    types = await shop.fetch(
+        """SELECT attname, format_type(atttypid, NULL) FROM pg_attribute
+            WHERE attrelid = 'webhookd.outbox'::regclass AND attnum > 0"""
+    )
+    short = {"timestamp with time zone": "timestamptz"}
+    there = {name: short.get(type_, type_) for name, type_ in types}
+    written = dict(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", page, re.MULTILINE))
+    assert len(written) == 8
+    assert written.items() <= there.items()
+    bounds = await shop.fetch(
+        """SELECT conname FROM pg_constraint WHERE conrelid = 'webhookd.outbox'::regclass AND contype = 'c'
+              AND conname NOT LIKE 'created_at %'"""  # which producers do not write
+    )
+    table = page.split("| refused |")[1].split("\n\n")[0]
+    told = re.findall(r"^\| [^|]* \| `([^`|]*)`", table, re.MULTILINE)
+    assert {row[0] for row in bounds} < set(told)
+
+
+@pytest.mark.parametrize(
+    ("values", "state", "sentence"),
+    [
+        ("repeat('t', 513), '{}'", "23514", "type may have 512 characters at most"),
+        ("'webhookd.x', '{}'", "23514", "types that begin with webhookd. are those of our own events"),
+        ("'t', '{}', event_id => 'a b'", "23514", "outbox_event_id_check"),
+        ("'t', '{}', metadata => to_json(repeat('m', 16384))", "23514", "metadata may have 16 KiB at most"),
+        ("'t', '{}', deliver_after => 'infinity'", "23514", "deliver_after must lie in the years 1 to 9999"),
+        ("NULL, '{}'", "23502", "null value in column"),
+        ("'t', '{}', tenant => NULL", "23502", "null value in column"),
+        ("'t', '{'", "22P02", "invalid input syntax for type json"),
+    ],
+)
+async def test_what_the_page_says_is_refused_is(shop: Sql, values: str, state: str, sentence: str) -> None:
+    assert sentence in PRODUCING.read_text()
+    assert state in PRODUCING.read_text()
+    with pytest.raises(asyncpg.PostgresError) as caught:
+        await shop.execute(f"SELECT webhookd.emit({values})")
+    assert caught.value.sqlstate == state
+    assert sentence in str(caught.value)
+
+
+async def test_what_the_page_says_is_taken_is(shop: Sql) -> None:
+    for values in ("'a b', '{}'", "'order.*', '{}'", "'t', '{}', tenant => '*'", "'t', '{}', metadata => '[1]'"):
+        await shop.execute(f"SELECT webhookd.emit({values})")
+
+
 # Another outbox
 
 
