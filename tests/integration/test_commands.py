@@ -19,7 +19,7 @@ import pytest
 
 from tests.integration.conftest import as_user
 from tests.integration.test_cli import NOWHERE, PLAIN, fails, webhookd
-from webhookd.cli.init import MODES, template
+from webhookd.cli.init import MODES, _first_walk, template
 from webhookd.cli.options import environment
 from webhookd.cli.reload import _judge
 from webhookd.config import Config
@@ -81,10 +81,7 @@ def test_init_writes_a_configuration_that_is_right_and_has_a_secret_of_its_own(t
         "wrote config/endpoints.d/example.toml\n"
         "\n"
         "config/endpoints.d/example.toml has a fresh secret and an endpoint that is inactive until active = true.\n"
-        "Next:\n"
-        "  export WEBHOOKD_DSN=postgresql:///app && webhookd migrate\n"
-        "  webhookd check --dev\n"
-        "  webhookd run --dev\n"
+        f"Next, as in README:\n\n{_first_walk(Path('config'))}\n"
     )
     file = tmp_path / "config/endpoints.d/example.toml"
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
@@ -97,7 +94,7 @@ def test_init_writes_a_configuration_that_is_right_and_has_a_secret_of_its_own(t
 
 def test_init_elsewhere_names_the_file_in_what_comes_next(tmp_path: Path) -> None:
     found = webhookd("init", "my hooks", cwd=tmp_path)
-    assert "  webhookd check --dev -c 'my hooks/webhookd.toml'\n" in found.stdout
+    assert "\nexport WEBHOOKD_CONFIG='my hooks/webhookd.toml' WEBHOOKD_DSN=" in found.stdout
     assert (tmp_path / "my hooks/webhookd.toml").exists()
 
 

