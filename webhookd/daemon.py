@@ -107,6 +107,7 @@ class Daemon:
         self._dead_after = pace.beat * janitor.DEAD_AFTER_BEATS
         self._stopped = asyncio.Event()
         self._reload_wanted = asyncio.Event()
+        self._refused = ""  # why the files were not taken, over all lives
         self._user_agent = f"webhookd/{__version__}"
 
     def stop(self) -> None:
@@ -208,6 +209,14 @@ class Daemon:
         if self._config.empty and await registry.has_endpoints():
             raise ConfigError([self._config.empty])
 
+    def _status(self, endpoints: int) -> str:
+        old = f" on the old configuration: {self._refused.splitlines()[0]}" if self._refused else ""
+        return f"delivering to {endpoints} endpoints{old}"
+
+    def _keep_the_old(self, why: str, endpoints: int) -> None:
+        self._refused = why
+        self._notifier.ready(self._status(endpoints))
+
     def _neighbours(self, registry: Registry, on_buried: Callable[[], None] = lambda: None) -> neighbours.Neighbours:
         return neighbours.Neighbours(
             registry,
@@ -302,7 +311,8 @@ class Daemon:
             pages.configure(matcher.endpoints_for)
             following.changed()
             keeping.retention = config.retention
-            self._notifier.ready(f"delivering to {len(active)} endpoints")
+            self._refused = reloading.refused
+            self._notifier.ready(self._status(len(active)))
             await asyncio.sleep(0)
             del old  # which takes a moment, too
 
@@ -354,7 +364,8 @@ class Daemon:
             self._reload_wanted,
             dead_after=self._dead_after,
             on_reload=self._notifier.reloading,
-            on_refused=lambda why: self._notifier.ready(f"delivering on the old configuration: {why}"),
+            on_refused=lambda why: self._keep_the_old(why, len(own)),
+            refused=self._refused,
             look_seconds=pace.look * 2,
         )
         with reloader.long_lived():

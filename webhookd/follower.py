@@ -21,6 +21,7 @@ from webhookd.members import alone
 from webhookd.model import Endpoint
 from webhookd.pages import Pages
 from webhookd.parking import Parking, without_sender
+from webhookd.pauses import Pauses
 from webhookd.queues import SPILLED_MOST, Fed, Feed
 from webhookd.tasks import Setbacks, decided, in_slices, wait_for
 from webhookd.windows import Recorder, Windows
@@ -106,6 +107,7 @@ class Follower:
         self._seen_to = True  # what was taken of them is in our parking
         self._restraint = 0.0
         self._given_up = GivenUp()
+        self._pauses = Pauses(endpoint)
         self._catching_up = asyncio.Lock()
         self._wake = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -210,7 +212,10 @@ class Follower:
         keys: set[tuple[int, int]] = set()
         fed: dict[int, Fed] = {}
         parked: set[int] = set()
+        paused: list[int] = []
         async for row in in_slices(parking.rows, AT_A_TIME):
+            if row.paused and not row.disabled and row.to_batch is None:
+                paused.append(row.endpoint_id)
             ours = row.owner == self._owner and self._endpoint(row.endpoint_id) is not None
             if row.to_batch is None:
                 feed = Feed.CURSOR if ours and not row.is_still else Feed.NONE
@@ -232,6 +237,7 @@ class Follower:
         for since in range(0, len(live), AT_A_TIME):
             self._feed(dict.fromkeys(live[since : since + AT_A_TIME], Fed()))
             await asyncio.sleep(0)
+        self._pauses.now(paused)
         self._noted = {
             id_: fails for id_, fails in self._noted.items() if id_ in known and known[id_].feed is Feed.CURSOR
         }

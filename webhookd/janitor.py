@@ -28,6 +28,11 @@ SKEW_WARNING = 2.0  # receivers reject timestamps that are off by minutes; two s
 log = structlog.get_logger("webhookd.janitor")
 
 
+def since_boot() -> float:
+    """Seconds, also of those in which the machine slept, where the system counts them."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 class Beat(Protocol):
     """What a heartbeat learns."""
 
@@ -95,6 +100,7 @@ class Janitor:
         listen_pid: Callable[[], int | None] = lambda: None,
         problem: Callable[[], str] = lambda: "",
         beat_seconds: float = BEAT_SECONDS,
+        since_boot: Callable[[], float] = since_boot,
     ) -> None:
         self._store = registry
         self._daemon = daemon
@@ -112,6 +118,8 @@ class Janitor:
         self._silence: asyncio.TimerHandle | None = None  # falls when we have not been heard for too long
         self.beating = Setbacks("heartbeat")
         self.minding = Setbacks("look at the others")  # what comes with a heartbeat and does not make it
+        self._since_boot = since_boot
+        self._awake_at = since_boot()
         self._minded = True
         self._shown: tuple[str, int | None] = "", None  # our problem and who listens for us, as our row has them
         self._beats_askew = 0  # in a row
@@ -142,6 +150,7 @@ class Janitor:
     async def _beats(self) -> None:
         while True:
             pause = self._beat_seconds
+            self._was_frozen()
             try:
                 async with asyncio.timeout(self._beat_seconds):  # a silent database must not keep us from noticing
                     await self._beat()
@@ -159,8 +168,21 @@ class Janitor:
             left, step = due - time.monotonic(), self._beat_seconds * EARLY
             if await wait_for(self._stopped, min(max(left, 0.0), step)):
                 return True
-            if left <= step or (self._problem(), self._listen_pid()) != self._shown:
+            if left <= step or self._was_frozen() or (self._problem(), self._listen_pid()) != self._shown:
                 return False
+
+    def _was_frozen(self) -> bool:
+        """Whether we have stood still for so long that the others have taken us for dead; then nothing more is started.
+
+        What happened meanwhile nobody here has seen: of a machine that sleeps, other clocks than this do not tell.
+        """
+        before, self._awake_at = self._awake_at, self._since_boot()
+        seconds = self._awake_at - before
+        if seconds <= self.dead_after:
+            return False
+        log.warning("was_frozen", seconds=round(seconds, 1))
+        self._fall_silent()
+        return True
 
     async def _missed(self, error: Exception) -> None:
         if isinstance(error, TimeoutError):

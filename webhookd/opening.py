@@ -11,8 +11,9 @@ from typing import Final, Protocol
 import structlog
 
 from webhookd.hand import Pairs, weight
-from webhookd.matching import Matcher
+from webhookd.matching import OWN_TYPES, Matcher
 from webhookd.model import Batch, Endpoint, Event
+from webhookd.unmatched import Unmatched
 
 LOOKED_AT: Final = 500  # pairs that turn out to be no deliveries, before others have their turn on the loop
 MATCHING: Final = 0.003  # seconds of looking for endpoints, the same
@@ -52,6 +53,7 @@ class Opening:
         self._store = batches
         self._parking = parking
         self.endpoints_for: Callable[[Event], tuple[Endpoint, ...]] = Matcher(()).endpoints_for
+        self.unmatched = Unmatched()
         self.broken: dict[int, str] = {}  # why, by the event's number
 
     async def read(self, batch: Batch, *, next_up: bool) -> dict[str, tuple[int, Pairs]]:
@@ -96,8 +98,11 @@ class Opening:
 
     def _matched(self, event: Event) -> tuple[Endpoint, ...]:
         try:
-            return self.endpoints_for(event)
+            found = self.endpoints_for(event)
         except Exception as error:  # which must cost no other event its turn
             log.exception("matching_broke", event_id=event.event_id)
             self.broken[event.id] = f"a bug of webhookd in matching: {type(error).__name__}"
             return ()
+        if not found and not event.type.startswith(OWN_TYPES):  # what we say ourselves, few want to hear
+            self.unmatched.add(event.type)
+        return found

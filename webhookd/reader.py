@@ -179,6 +179,7 @@ class Reader:
                 await wait_for(self._stopped, pause)
             else:
                 self._setbacks.over()
+        self.opening.unmatched.close()
 
     async def _turn(self) -> None:
         await self._wait_for_room()

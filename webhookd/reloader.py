@@ -82,7 +82,8 @@ class Registry(Protocol):
 class Reloader:
     """Runs beside the other parts. `apply(config, own, matcher)` is awaited with every change.
 
-    `wanted` is set by whoever wants the files read again; asking a thousand times is asking once.
+    `wanted` is set by whoever wants the files read again; asking a thousand times is asking once. `refused` says why
+    the files were not taken, also when that was in a life before this one.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Reloader:
         dead_after: float,
         on_reload: Callable[[], None],
         on_refused: Callable[[str], None],
+        refused: str = "",
         look_seconds: float = LOOK_SECONDS,
     ) -> None:
         self._store = registry
@@ -108,6 +110,8 @@ class Reloader:
         self._on_reload = on_reload
         self._on_refused = on_refused
         self._look_seconds = look_seconds
+        self.refused = refused  # why the files were not taken, as long as they are not
+        self._is_shown = not refused
         self._wanted = wanted
         self._versions: tuple[int, int] | None = None
         self.setbacks = Setbacks("reloader", look_seconds)
@@ -126,6 +130,8 @@ class Reloader:
                         await self._reload()
                 looks += 1
                 await self._look(self._versions, again=bool(self._foreign) and looks % REMOVE_EVERY == 0)
+                if not self._is_shown:
+                    await self._show()
                 self.setbacks.over()
             except ConfigError as error:
                 await self._refuse(error.mistakes)
@@ -186,9 +192,9 @@ class Reloader:
             raise ConfigError(["a bug of webhookd keeps it from reading these files; the log has more"]) from None
 
     async def _write(self, config: Config) -> None:
-        await self.take_over(
-            config, await self._store.sync_endpoints(self._daemon, config.specs, config.config_hash, self._dead_after)
-        )
+        known = await self._store.sync_endpoints(self._daemon, config.specs, config.config_hash, self._dead_after)
+        self.refused, self._is_shown = "", True  # our row does not say it any longer
+        await self.take_over(config, known)
 
     async def take_over(self, config: Config, known: Known) -> None:
         """Go on with this configuration and these endpoints."""
@@ -198,13 +204,18 @@ class Reloader:
 
     async def _refuse(self, mistakes: Sequence[str]) -> None:
         log.error("reload_refused", mistakes=list(mistakes))
-        self._on_refused(mistakes[0])
         # A file's name need not be UTF-8, and what is quoted of a file may have a NUL: Postgres takes neither.
-        text = "\n".join(mistakes).replace("\0", "").encode("utf-8", "backslashreplace").decode()
+        self.refused = "\n".join(mistakes).replace("\0", "").encode("utf-8", "backslashreplace").decode()
+        self._is_shown = False
+        self._on_refused(self.refused)
         try:
-            await self._store.reload_refused(self._daemon, text)
+            await self._show()
         except (StoreUnavailable, StoreRefused, SchemaMismatch):
             log.warning("refusal_not_shown")
+
+    async def _show(self) -> None:
+        await self._store.reload_refused(self._daemon, self.refused)
+        self._is_shown = True
 
 
 @contextmanager

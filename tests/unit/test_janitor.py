@@ -96,6 +96,7 @@ async def running(
     beat_seconds: float = 0.05,
     problem: Callable[[], str] = lambda: "",
     listen_pid: Callable[[], int | None] = lambda: None,
+    since_boot: Callable[[], float] = lambda: 0.0,
 ) -> AsyncIterator[Janitor]:
     """`said` is what it tells the daemon, in that order."""
     telling = [] if said is None else said
@@ -110,6 +111,7 @@ async def running(
         beat_seconds=beat_seconds,
         problem=problem,
         listen_pid=listen_pid,
+        since_boot=since_boot,
     )
     async with asyncio.TaskGroup() as group:
         group.create_task(made.run())
@@ -263,3 +265,20 @@ async def test_a_refused_heartbeat_is_told_by_its_name() -> None:
     async with running(tables, beat_seconds=0.02, problem=lambda: made.beating.sentence) as made:
         await until(lambda: tables.told, "its row to say it")
     assert tables.told[0] == "its heartbeat waits: broken"
+
+
+async def test_who_stood_still_until_the_others_took_it_for_dead_says_so_and_starts_nothing_before_it_is_heard() -> (
+    None
+):
+    """By a clock that goes on while the machine sleeps, as the others have it."""
+    tables, said, boot = Tables(), list[str](), 1000.0
+    with capture_logs() as logs:
+        async with running(tables, said=said, beat_seconds=10.0, since_boot=lambda: boot) as made:
+            await until(lambda: said == ["beat"], "the first beat")
+            boot += made.dead_after  # not longer than that
+            await asyncio.sleep(0)
+            made._was_frozen()
+            boot += made.dead_after + 5.0
+            await until(lambda: len(said) > 2, "it is heard again")
+    assert said == ["beat", "silence", "beat"]
+    assert [line["seconds"] for line in logs if line["event"] == "was_frozen"] == [35.0]

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,11 +16,14 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
+from tests.endpoints import HOOK
 from tests.waiting import until
 from webhookd.cli.logging import configure
 from webhookd.given_up import GivenUp
+from webhookd.pauses import Pauses
 from webhookd.recorder import Recorder
 from webhookd.tasks import Setbacks, is_worth_a_line
+from webhookd.unmatched import Unmatched
 
 REPOSITORY = Path(__file__).parents[2]
 LEVELS = {name: name for name in ("debug", "info", "warning", "error", "critical")} | {"exception": "error"}
@@ -137,6 +141,43 @@ async def test_at_the_end_what_is_left_is_told() -> None:
             await until(lambda: lines, "the first is told")
         given_up.close()
         assert [line["event_id"] for line in lines] == ["evt_1", "evt_2"]
+
+
+async def test_events_that_nobody_gets_are_a_line_now_and_then() -> None:
+    unmatched = Unmatched(0.1)
+    with capture_logs() as lines:
+        for number in range(1_000):
+            unmatched.add(f"{number}." + "x" * 200)
+        await until(lambda: lines, "they are told at once")
+        unmatched.add("late")
+        await asyncio.sleep(0)
+        assert len(lines) == 1
+        await until(lambda: len(lines) == 2, "the rest is told when its time has come")
+        unmatched.add("last")
+        unmatched.close()
+    assert [line["events"] for line in lines] == [1_000, 1, 1]
+    assert lines[0]["types"] == [f"{number}." + "x" * 98 for number in range(5)]
+    assert lines[1]["types"] == ["late"]
+
+
+def test_who_is_paused_is_told_once_and_only_of_ours() -> None:
+    ours = {id_: replace(HOOK, id=id_, name=f"e{id_:02}") for id_ in range(1, 40)}
+    pauses = Pauses(ours.get)
+    with capture_logs() as lines:
+        pauses.now([])
+        pauses.now([1, 2, 99])
+        pauses.now([1, 2, 99])
+        pauses.now([2, *range(10, 40)])
+        del ours[2]  # gone from our files: neither here nor there
+        pauses.now([*range(10, 40)])
+        ours[2] = replace(HOOK, id=2, name="e02")
+        pauses.now([])
+    assert [(line["event"], line["count"], line["names"]) for line in lines] == [
+        ("endpoints_paused", 2, ["e01", "e02"]),
+        ("endpoints_paused", 30, [f"e{id_}" for id_ in range(10, 20)]),
+        ("endpoints_resumed", 1, ["e01"]),
+        ("endpoints_resumed", 30, [f"e{id_}" for id_ in range(10, 20)]),
+    ]
 
 
 # How it looks
