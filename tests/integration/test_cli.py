@@ -242,7 +242,7 @@ def test_json_of_what_is_done(empty_dsn: str, tmp_path: Path) -> None:
     assert said_by("emit", "order.created", "{}").keys() == {"event_id", "endpoints", "explain"}
     assert said_by("maintain") == {"done": [], "problems": []}
     assert said_by("reload") == {
-        "added": ["orders"], "removed": [], "changed": [], "daemons": [], "unanswered": 0,
+        "added": ["orders"], "removed": [], "changed": [], "kept_by_others": [], "daemons": [], "unanswered": 0,
     }  # fmt: skip
     fails(webhookd("migrate", "--sql", "--json"), 2, "--json goes neither with --sql nor with --sql-files")
 

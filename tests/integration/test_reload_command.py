@@ -1,6 +1,7 @@
 """Changing files under `webhookd run`, as people, tools and Kubernetes change them (acceptance 46, 47, 63)."""
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -127,3 +128,32 @@ async def test_webhookd_reload_tells_what_the_daemons_made_of_it(dsn: str, sql: 
         config.write_text(config.read_text().split("[endpoint.orders]")[0])
         fails(webhookd("reload", "-c", config, "--accept-removals"), 78, "has no endpoint")
         assert await names(sql) == {"orders", *NAMES[:10]}
+
+
+async def test_what_another_daemon_has_in_its_files_is_kept_and_by_whom_is_told(
+    dsn: str, sql: Sql, tmp_path: Path
+) -> None:
+    here, there = (tmp_path / name for name in ("here", "there"))
+    for folder in (here, there):
+        folder.mkdir()
+        config = configuration(folder, dsn)
+        config.write_text("[daemon]\nwatch = false\n" + config.read_text() + endpoint("goes"))
+    mine, theirs = here / "webhookd.toml", there / "webhookd.toml"
+    async with serving(mine), serving(theirs):
+        other = await sql.fetchval("SELECT max(id) FROM webhookd.daemon")
+        before = mine.read_text()
+        mine.write_text(before.replace(endpoint("goes"), ""))
+        found = webhookd("reload", "-c", mine)
+        assert found.returncode == 0, found.stderr
+        assert "removed  goes\n" in found.stdout
+        (line,) = [line for line in found.stdout.splitlines() if line.startswith("kept by others: ")]
+        assert line.startswith(f"kept by others: goes, which daemon {other} on ")
+        assert line.endswith(" still has in the files")
+        assert "goes" in await names(sql)
+        document = json.loads(webhookd("reload", "-c", mine, "--json").stdout)
+        assert document["kept_by_others"] == [{"endpoint": "goes", "daemons": [other]}]
+
+        theirs.write_text(theirs.read_text().replace(endpoint("goes"), ""))
+        found = webhookd("reload", "-c", mine)
+        assert "kept by others" not in found.stdout
+        assert await names(sql) == {"orders"}

@@ -1,7 +1,7 @@
 """`webhookd reload`: every daemon reads its files again, and says what it made of them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,9 +14,10 @@ from webhookd.config import Config
 from webhookd.difference import Difference, difference, refusal
 from webhookd.errors import WebhookdError
 from webhookd.store.database import Database
-from webhookd.store.registry import Registry, Reload
+from webhookd.store.registry import Kept, Registry, Reload
 from webhookd.store.reports import Reports
 
+SHOWN = 10  # endpoints of a kind; --json has all
 LOOK_SECONDS, LOOKS = 0.2, 75  # 15 s for the daemons to answer
 
 
@@ -39,7 +40,7 @@ def reload(
     configuration.
     """
     file, found = loaded(config, dev)
-    change, answers, live = ran(
+    change, answers, live, kept = ran(
         _reload(
             file,
             found,
@@ -49,9 +50,10 @@ def reload(
         )
     )
     if as_json:
-        show_json(_document(change, answers, live))
+        show_json(_document(change, answers, live, kept))
     elif live:
         _judge(answers, file, found, dev)
+        _tell_kept(kept)
     else:
         tell("no daemon is running; the next one reads these files when it starts")
     if any(answer.problem is not None for answer in answers):
@@ -62,8 +64,8 @@ def reload(
 
 async def _reload(
     file: Path, config: Config, accept: bool, command: str, tell: Callable[[Difference], None]
-) -> tuple[Difference, list[Reload], int]:
-    """What changes, which is told before it does; what the daemons made of it; and how many are alive."""
+) -> tuple[Difference, list[Reload], int, list[Kept]]:
+    """What changes, told before it does; what the daemons made of it; how many live; what of it others keep."""
     async with Database(loader.dsn(config.database, file) or None, size=1) as database:
         registry = Registry(database)
         deployed = await Reports(database).deployed(DEAD_AFTER)
@@ -76,7 +78,7 @@ async def _reload(
         tell(change)
         live = len(deployed.daemons)
         if live == 0:
-            return change, [], 0
+            return change, [], 0, []
         since = await registry.ask_for_reload()
         answers: list[Reload] = []
         for _ in range(LOOKS):
@@ -84,22 +86,40 @@ async def _reload(
             if len(answers) >= live:
                 break
             await asyncio.sleep(LOOK_SECONDS)
-    return change, answers, live
+        kept = await registry.kept(change.removed, DEAD_AFTER) if change.removed else []
+    return change, answers, live, kept
 
 
-def _document(change: Difference, answers: list[Reload], live: int) -> dict[str, Any]:
+def _document(change: Difference, answers: list[Reload], live: int, kept: list[Kept]) -> dict[str, Any]:
     daemons = [
         {"id": each.daemon, "host": each.host, "config_hash": each.config_hash, "config_problem": each.problem}
         for each in answers
     ]
-    return {**change._asdict(), "daemons": daemons, "unanswered": max(live - len(answers), 0)}
+    by_others = [{"endpoint": each.label, "daemons": each.daemons} for each in kept]
+    unanswered = max(live - len(answers), 0)
+    return {**change._asdict(), "kept_by_others": by_others, "daemons": daemons, "unanswered": unanswered}
 
 
 def _tell(change: Difference) -> None:
     for word, labels in (("added", change.added), ("removed", change.removed), ("changed", change.changed)):
         if labels:
-            more = f" and {len(labels) - 10} more" if len(labels) > 10 else ""
-            tell(f"{word:8} {', '.join(labels[:10])}{more}")
+            tell(f"{word:8} {_some(labels)}")
+
+
+def _tell_kept(kept: list[Kept]) -> None:
+    """What counts as before although these files have it no longer, by who has it."""
+    by_daemons: dict[tuple[tuple[int, str], ...], list[str]] = {}
+    for each in kept:
+        by_daemons.setdefault(tuple(zip(each.daemons, each.hosts, strict=True)), []).append(each.label)
+    for daemons, labels in by_daemons.items():
+        who = _some([f"daemon {daemon} on {host}" for daemon, host in daemons])
+        tell(
+            f"kept by others: {_some(labels)}, which {who} still {'has' if len(daemons) == 1 else 'have'} in the files"
+        )
+
+
+def _some(things: Sequence[str]) -> str:
+    return ", ".join(things[:SHOWN]) + (f" and {len(things) - SHOWN} more" if len(things) > SHOWN else "")
 
 
 def _judge(answers: list[Reload], file: Path, config: Config, dev: bool) -> None:

@@ -464,6 +464,14 @@ UPDATE webhookd.config_version SET reload = reload + 1 RETURNING clock_timestamp
 SELECT id, host, config_hash, config_problem FROM webhookd.daemon
  WHERE stopped_at IS NULL AND beat_at > now() - $2 * interval '1 s' AND config_at >= $1 ORDER BY id;
 
+-- name: kept_endpoints
+-- Of these labels, which still count, and the live daemons that have them: one that does not tell what it has may have any.
+SELECT k.label, array_agg(d.id ORDER BY d.id), array_agg(d.host ORDER BY d.id)
+  FROM (SELECT e.id, concat_ws('/', NULLIF(e.tenant, ''), e.name) AS label FROM webhookd.endpoint e WHERE e.source = 'file' AND e.removed_at IS NULL) k
+  JOIN webhookd.daemon d ON d.endpoint_ids IS NULL OR k.id = ANY (d.endpoint_ids || d.inactive_ids)
+ WHERE k.label = ANY ($1::text[]) AND d.stopped_at IS NULL AND d.beat_at > now() - $2 * interval '1 s'
+ GROUP BY k.label ORDER BY k.label;
+
 -- name: sleep
 -- 'sleep': the sleep lock is ours, so producers notify. 'listen': another daemon sleeps, so they notify too. 'poll': a transaction
 -- that inserted is open, and will not.

@@ -62,6 +62,14 @@ class Reload(NamedTuple):
     problem: str | None
 
 
+class Kept(NamedTuple):
+    """An endpoint, by its label, that these daemons still have in their files."""
+
+    label: str
+    daemons: Sequence[int]
+    hosts: Sequence[str]
+
+
 class Registry:
     """What the janitor and the daemon ask about daemons, partitions and endpoints."""
 
@@ -222,6 +230,10 @@ class Registry:
     async def reloads(self, since: datetime, dead_after: float) -> list[Reload]:
         """The live daemons that have read their files since then."""
         return [Reload._make(row) for row in await self._database.fetch(QUERIES["reloads"], since, dead_after)]
+
+    async def kept(self, labels: Sequence[str], dead_after: float) -> list[Kept]:
+        """Those of these endpoints that count as before, since live daemons have them."""
+        return [Kept._make(row) for row in await self._database.fetch(QUERIES["kept_endpoints"], labels, dead_after)]
 
     @asynccontextmanager
     async def _locked(self) -> AsyncIterator[Any]:
