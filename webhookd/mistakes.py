@@ -93,7 +93,7 @@ def read(model: type[M], table: object, place: Place, mistakes: list[Mistake], a
             if error["type"] == "extra_forbidden":
                 sentence = unknown((*place.path[:1], *keys), "key here", _keys(model, keys[:-1]))
             else:
-                sentence = _sentence(error)
+                sentence = sentence_of(error)
             mistakes.append(place.mistake(sentence, *keys, item=item))
         mistakes += [UNTOLD] * (invalid.error_count() - room)
         return None
@@ -122,7 +122,7 @@ def table_in(annotation: object) -> type[BaseModel] | None:
     return next((each for each in choices if isinstance(each, type) and issubclass(each, BaseModel)), None)
 
 
-def _sentence(error: Any) -> str:
+def sentence_of(error: Any) -> str:
     """What is wrong, as the end of a sentence that begins with the key. Never shows the value that was given."""
     context = error.get("ctx", {})
     match error["type"]:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -112,6 +113,26 @@ def test_version_help_and_what_does_not_exist() -> None:
     fails(webhookd("migrat"), 2, "No such command 'migrat'")
     fails(webhookd("status", "--jsn"), 2, "--jsn")
     fails(webhookd("emit", "order.created"), 2, "PAYLOAD")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("listen", "--port", "70000"), "Invalid value for '--port': must be at most 65535"),
+        (("listen", "--port", "-1"), "Invalid value for '--port': must be at least 0"),
+        (("listen", "--status", "abc"), "Invalid value for '--status': wants a whole number"),
+        (("events", "--limit", "1.5"), "Invalid value for '--limit': wants a whole number"),
+        (("demo", "--rate", "fast"), "Invalid value for '--rate': wants a number"),
+        (("demo", "--rate", "nan"), "Invalid value for '--rate': "),
+        (("migrate", "--rebase", "--owed", "x"), "Invalid value for '--owed': 'x' is not one of 'deliver', 'drop'"),
+        (("deliveries", "--state", "x"), "Invalid value for '--state': 'x' is not one of "),
+        (("endpoints", "show"), "Missing argument"),
+    ],
+)
+def test_options_are_scolded_in_plain_words(arguments: tuple[str, ...], sentence: str) -> None:
+    found = webhookd(*arguments)
+    fails(found, 2, sentence)
+    assert not re.search(r"Input|error,|pydantic|[Vv]alidat|unable to parse|[Tt]yper|[Cc]lick", found.stderr)
 
 
 @pytest.mark.parametrize("group", [(), ("secret",), ("endpoints",)], ids=" ".join)

@@ -2,10 +2,11 @@
 
 import base64
 import json
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import FrozenInstanceError
-from datetime import date, datetime, timedelta, timezone
+from datetime import date, datetime, time, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from webhookd.formats import FORMATS
 from webhookd.locator import lines
 from webhookd.model import Egress, Grant, Proxy
 from webhookd.sealing import SealingKey
+from webhookd.shapes import SECTIONS, Auth, EndpointTable, Hmac, Retry, Tls
 from webhookd.signing import SCHEMES, parse_secret
 from webhookd.units import duration, size, written_duration, written_size
 
@@ -893,3 +895,36 @@ def test_of_thousands_of_mistakes_the_first_are_told_and_only_these_are_thought_
 def test_one_mistake_more_than_are_told_is_told_as_one() -> None:
     assert len(mistakes({"daemon": {f"k{n}": 1 for n in range(100)}})) == 100
     assert mistakes({"daemon": {f"k{n}": 1 for n in range(101)}})[100:] == ["and 1 more mistake"]
+
+
+ODD = [
+    True, -5, 10**30, 1e400, float("nan"), 0.5, "x", "", [], ["x"], [3], [[1]], [{"a": 1}], {}, {"x": 1},
+    {"x": {"y": [1]}}, date(2026, 1, 1), datetime(2026, 1, 1), time(1),
+]  # fmt: skip
+
+
+def odd_documents() -> Iterator[dict[str, Any]]:
+    """A value of each kind that TOML has, as each section and each key."""
+    for value in ODD:
+        for section, model in SECTIONS.items():
+            yield {section: value}
+            yield from ({section: {key: value}} for key in model.model_fields)
+        for key in EndpointTable.model_fields:
+            yield {"endpoint": {"a": {**ORDERS, key: value}}}
+        for table, inner in (("hmac", Hmac), ("tls", Tls), ("auth", Auth), ("retry", Retry)):
+            yield from ({"endpoint": {"a": {**ORDERS, table: {key: value}}}} for key in inner.model_fields)
+        for table in ("endpoint", "formats", "event_types"):
+            yield from ({table: value}, {table: {"a": value}}, {table: {"a": {"body": value, "description": value}}})
+
+
+def test_no_mistake_is_in_the_words_of_a_library() -> None:
+    told: set[str] = set()
+    for document in odd_documents():
+        try:
+            made(document)
+        except ConfigError as error:
+            told.update(error.mistakes)
+    assert len(told) > 300
+    assert [
+        each for each in told if re.search(r"Input|error,|pydantic|[Vv]alidat|instance|should be|unable", each)
+    ] == []

@@ -91,6 +91,24 @@ class _Commands(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = _in_our_words(error)
+            raise
+
+
+def _in_our_words(error: typer.BadParameter) -> str:
+    """What is wrong with the value of an option, which typer leaves to pydantic to say."""
+    from pydantic import ValidationError
+
+    if not isinstance(error.__cause__, ValidationError):
+        return error.message
+    from webhookd.mistakes import sentence_of
+
+    return sentence_of(error.__cause__.errors()[0])
+
 
 app = typer.Typer(
     cls=_Commands,
