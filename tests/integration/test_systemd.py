@@ -93,13 +93,19 @@ def test_a_python_of_another_place_may_be_executed_too(monkeypatch: pytest.Monke
     ],
 )
 def test_what_the_service_could_not_run_is_not_installed(
-    prefix: str, base: str, why: str, monkeypatch: pytest.MonkeyPatch
+    prefix: str, base: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, prefix, base)
-    found = CliRunner().invoke(app, ["systemd", "install", "--dry-run"])
+    places = {name: f"{tmp_path}{place}" for name, place in PLACES.items()}
+    monkeypatch.setattr("webhookd.cli.systemd.PLACES", places)
+    found = CliRunner().invoke(app, ["systemd", "install"])
     assert isinstance(found.exception, WebhookdError)
     assert str(found.exception).startswith(f"{why}")
     assert found.stdout == ""
+    shown = CliRunner().invoke(app, ["systemd", "install", "--dry-run"])
+    assert str(shown.exception).startswith(f"install would refuse that:\n{why}"), "but it is shown"
+    assert all(f"# {place}: new\n" in shown.stdout for place in places.values())
+    assert not any(tmp_path.iterdir())
 
 
 def test_install_writes_what_dry_run_shows_and_only_what_is_not_so(
@@ -112,7 +118,8 @@ def test_install_writes_what_dry_run_shows_and_only_what_is_not_so(
     assert shown.exit_code == 0
     assert not any(tmp_path.iterdir())
     for name, place in places.items():
-        assert f"# {place}\n{(FOLDER / name).read_text()}\n" in shown.stdout
+        assert f"# {place}: new\n{(FOLDER / name).read_text()}\n" in shown.stdout
+    assert "\nNext:\n  systemd-sysusers webhookd.conf\n  systemd-tmpfiles --create webhookd.conf\n" in shown.stdout
 
     monkeypatch.setattr("webhookd.cli.systemd.os.geteuid", lambda: 1000)
     refused = CliRunner().invoke(app, ["systemd", "install"])
@@ -128,11 +135,34 @@ def test_install_writes_what_dry_run_shows_and_only_what_is_not_so(
         assert Path(place).stat().st_mode & 0o777 == 0o644
     unit = Path(places["webhookd.service"])
     unit.write_text("[Service]\nExecStart=/bin/old\n")
-    again = CliRunner().invoke(app, ["systemd", "install"])
+    shown = CliRunner().invoke(app, ["systemd", "install", "--dry-run"])
     first, *others = places.values()
+    assert f"# {first}: changed\n--- {first}\n+++ as it would be\n" in shown.stdout
+    assert "\n-ExecStart=/bin/old\n" in shown.stdout
+    assert "\n+ExecStart=/opt/webhookd/bin/webhookd run\n" in shown.stdout
+    assert all(f"# {place}: unchanged\n" in shown.stdout for place in others)
+    again = CliRunner().invoke(app, ["systemd", "install"])
     assert again.stdout.splitlines()[:3] == [f"wrote {first}", *(f"unchanged {place}" for place in others)]
     assert unit.read_text() == UNIT.read_text()
     assert [each.name for each in unit.parent.iterdir()] == [unit.name]
+
+
+def test_what_is_to_be_run_and_is_not_here_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, "/opt/webhookd")
+    programs, booted = tmp_path / "bin", tmp_path / "booted"
+    programs.mkdir()
+    monkeypatch.setattr("webhookd.cli.systemd.SEARCHED", str(programs))
+    monkeypatch.setattr("webhookd.cli.systemd.BOOTED", booted)
+
+    def told() -> str:
+        return CliRunner().invoke(app, ["systemd", "install", "--dry-run"]).stdout.splitlines()[-1]
+
+    assert told() == "not found on this machine: systemd-sysusers, systemd-tmpfiles, systemctl"
+    for name in ("systemd-sysusers", "systemd-tmpfiles", "systemctl"):
+        (programs / name).touch(0o755)
+    assert told().startswith("systemd does not run on this machine")
+    booted.mkdir()
+    assert told() == "  systemctl enable --now webhookd"
 
 
 @analyzed
