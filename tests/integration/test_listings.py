@@ -111,7 +111,7 @@ async def test_events_and_what_became_of_them(ask: Ask, sql: "Sql[asyncpg.Record
     assert [line[1] for line in shown] == ids[::-1]
     assert [line[-1] for line in shown] == ["waiting", "sending", "unmatched", "1 delivered, 1 retrying"]
     (first,) = (await asked(ask, "events", "--type", "a.*"))["events"]
-    assert first["deliveries"] == {"delivered": 1, "retrying": 1, "held": 0, "exhausted": 0, "rejected": 0}
+    assert first["deliveries"] == {key: int(key in ("delivered", "retrying")) for key in STATES}
     assert {key: first[key] for key in ("event_id", "type", "tenant", "size", "state")} == {
         "event_id": "a",
         "type": "a.b",
@@ -234,12 +234,12 @@ async def test_endpoints(ask: Ask, sql: "Sql[asyncpg.Record]") -> None:
         ["acme/off", "inactive", "https://example.com/hook", "*", "0", "0"],
     ]
     shown = await ask("endpoints", "show", "on")
-    assert "owed         1 retrying, 1 rejected\n" in shown
+    assert "owed         1 retrying\nfailed       1 rejected\n" in shown
     assert re.search(r"last answer  500 in 12 ms, \d s ago", shown)
     assert rows(shown[shown.index("last attempt") :])[1][1:] == ["a", "order.created", "1", "500", "12"]
     printed = await ask("endpoints", "show", "on", "--json")
     assert json.loads(printed)["backlog"] == {
-        "waiting": 0, "retrying": 1, "held": 0, "exhausted": 0, "rejected": 1
+        "waiting": 0, "retrying": 1, "held": 0, "parked": 0, "exhausted": 0, "rejected": 1, "missed": 0
     }  # fmt: skip
     listed = await ask("endpoints", "list", "--json")
     assert [each["state"] for each in json.loads(listed)["endpoints"]] == ["removed", "active", "inactive"]

@@ -355,7 +355,7 @@ async def test_three_times_410_disables_and_resume_says_what_was_missed(
         new = await insert(sql)
         await settled(sql, new, {"hook": "delivered"})
         await settled(sql, owed, {"hook": "delivered"})
-        await settled(sql, missed[0], {None: "missed"})
+        await settled(sql, missed[0], {"hook": "missed"})
         assert set(receiver.events("hook")[asked:]) == {owed, new}
         await live(sql)
     assert await told(sql) == ["endpoint.disabled"]
@@ -433,7 +433,7 @@ async def test_what_waits_too_long_behind_a_dead_endpoint_is_a_range(
         async def over() -> bool:
             """One or another was probed with, and has a row."""
             found = {state for event in events for state in (await states(sql, event)).values()}
-            return found <= {"missed", "exhausted"} and await states(sql, events[-1]) == {None: "missed"}
+            return found <= {"missed", "exhausted"} and await states(sql, events[-1]) == {"hook": "missed"}
 
         await eventually(over, "their time to be over")
         ranges = await sql.fetch("SELECT reason FROM webhookd.missed WHERE endpoint_id = 1")

@@ -1,6 +1,6 @@
 """`webhookd endpoints`: who receives, what they are owed, and what they answered last."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,11 +12,11 @@ from rich.text import Text
 from webhookd.cli.completion import endpoint_names
 from webhookd.cli.listings import answer, chosen, event_id
 from webhookd.cli.options import AsJson, ConfigFile, dsn_for, ran
-from webhookd.cli.status import COUNTS, STYLES
+from webhookd.cli.status import COUNTS, STYLES, some
 from webhookd.cli.tables import Table, cell, show, show_json, span
 from webhookd.model import EndpointState
 from webhookd.store.database import Database
-from webhookd.store.listings import Asked, AttemptLine, EndpointLine, Listings
+from webhookd.store.listings import ASIDE, Asked, AttemptLine, EndpointLine, Listings
 from webhookd.store.reports import SENT_TO
 
 app = typer.Typer(help="Show endpoints.", no_args_is_help=True, rich_markup_mode=None)
@@ -26,6 +26,7 @@ NOT_SENT_TO = {
     EndpointState.INACTIVE: "nothing is sent, and what arrives is not owed: active = false in its file",
     EndpointState.REMOVED: "nothing is sent, and what arrives is not owed: no live daemon's files have it",
 }
+OWED, FAILED = ("waiting", "retrying", "held", "parked"), ("exhausted", "rejected", "missed")
 LAST = 10  # attempts that `show` shows
 
 
@@ -113,17 +114,16 @@ def _age(at: datetime | None) -> str | None:
 def _row(row: EndpointLine) -> tuple[object, ...]:
     spec, state = _spec(row), _state(row)
     last = Text("") if row.at is None else Text.assemble(_answer(row), f", {_age(row.at)} ago")
-    owed, failed = row.waiting + row.retrying + row.held, row.exhausted + row.rejected
+    owed = row.waiting + row.retrying + row.held + row.parked
+    failed = row.exhausted + row.rejected + row.missed
     events = ", ".join(spec.get("events", ()))
-    # What a cursor has not read is owed, too, but how much of the log that is only reading it would tell.
-    count = f"{owed}+" if row.behind else owed
     return (
         cell(_label(row), most=None),
         cell(state, STYLES[state]),
         spec["url"],
         events,
-        count,
-        failed,
+        f"{owed}{'+' if row.parked_more else ''}",
+        f"{failed}{'+' if row.missed_more else ''}",
         _age(_oldest(row)),
         last,
     )
@@ -143,16 +143,19 @@ def _facts(row: EndpointLine) -> Iterator[tuple[str, object]]:
     for key in ("format", "signature"):
         if spec.get(key):
             yield key, spec[key]
-    counts = {key: getattr(row, key) for key in COUNTS}
     rate = spec.get("rate_limit")
     yield "slots", f"{spec.get('max_in_flight', '')}{f', at most {rate:g} requests a second' if rate else ''}"
-    owed = [f"{number} {key}" for key, number in counts.items() if number]
-    if row.behind is not None:
-        owed.append(f"what it subscribes to in the log since {_moment(row.behind)}")
-    yield "owed", ", ".join(owed) or "nothing"
+    yield "owed", ", ".join(_counts(row, OWED)) or "nothing"
+    if failed := ", ".join(_counts(row, FAILED)):
+        why = ", ".join(dict.fromkeys([*(row.why_missed or ()), *(["disabled"] if row.disabled_at else [])]))
+        yield "failed", f"{failed} ({why})" if row.missed or row.missed_more else failed
     if (oldest := _oldest(row)) is not None:
         yield "oldest owed", f"{_moment(oldest)}, {_age(oldest)} ago"
     yield "last answer", "none yet" if row.at is None else f"{_answer(row)} in {row.ms} ms, {_age(row.at)} ago"
+
+
+def _counts(row: EndpointLine, keys: Sequence[str]) -> Iterator[str]:
+    return (f"{number} {key}" for key in keys if (number := some(row, key)) != "0")
 
 
 def _parking(row: EndpointLine) -> Iterator[tuple[str, object]]:
@@ -165,11 +168,11 @@ def _parking(row: EndpointLine) -> Iterator[tuple[str, object]]:
     if state not in SENT_TO:
         yield "fed", NOT_SENT_TO[state]
         return
-    if row.parked is None or row.parked_at is None:
+    if row.why_parked is None or row.parked_at is None:
         yield "fed", "live, from memory"
         return
     sender = "no daemon has it" if row.owner is None else f"daemon {row.owner} sends to it"
-    yield "fed", f"parked since {_moment(row.parked_at)} ({row.parked}), {sender}"
+    yield "fed", f"parked since {_moment(row.parked_at)} ({row.why_parked}), {sender}"
     if row.fails and row.probe_at is not None:
         wait = (row.probe_at - datetime.now(UTC)).total_seconds()
         yield "breaker", f"open, {row.fails} in a row, next probe {f'in {span(wait)}' if wait > 0 else 'now'}"
@@ -193,8 +196,9 @@ def _document(row: EndpointLine) -> dict[str, Any]:
         "url": spec["url"],
         "events": spec.get("events", []),
         "backlog": {key: getattr(row, key) for key in COUNTS},
+        "more": {key: getattr(row, f"{key}_more") for key in ASIDE},
         "oldest_owed": _oldest(row),
-        "parked": row.parked,
+        "parked": row.why_parked,
         "owner": row.owner,
         "breaker": {"failures": row.fails, "probe_at": row.probe_at} if row.fails else None,
         "paused_at": row.paused_at,

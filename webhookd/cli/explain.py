@@ -22,6 +22,7 @@ from webhookd.mistakes import WITH_DEV, egress_mistake
 from webhookd.model import Egress, Endpoint, Event
 from webhookd.shapes import EgressTable
 from webhookd.store.database import Database
+from webhookd.store.listings import ASIDE
 from webhookd.store.reports import Fate, Reports
 
 UNKNOWN = "filter: this role may not read metadata, so that it may pass or not"
@@ -184,6 +185,8 @@ def _fate(fate: Fate) -> str:
             "unmatched": "unmatched: when it was handled, no endpoint was owed it",
             "unreadable": f"unreadable: {fate.error}",
         }.get(fate.state, fate.state)
+    if fate.state in ASIDE:
+        return f"{fate.endpoint}: {fate.state} ({fate.error})"
     last = f", last {fate.code or fate.error}" if fate.code or fate.error else ""
     due = "" if fate.due_in is None else f", next try {'now' if fate.due_in <= 0 else f'in {span(fate.due_in)}'}"
     return f"{fate.endpoint}: {fate.state} after {counted(fate.attempts, 'attempt')}{last}{due}"

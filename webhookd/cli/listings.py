@@ -32,9 +32,13 @@ T = TypeVar("T")
 Names = Mapping[int, tuple[str, str]]
 
 CENTURY = 100 * 365 * 86400.0
-STYLES = {"delivered": "green", "retrying": "yellow", "held": "yellow", "exhausted": "red", "rejected": "red"}
+STYLES = {
+    "delivered": "green",
+    **dict.fromkeys(("retrying", "held", "parked"), "yellow"),
+    **dict.fromkeys(("exhausted", "rejected", "missed"), "red"),
+}
 
-FAILED = ("exhausted", "rejected")
+FAILED = ("exhausted", "rejected", "missed")
 
 
 class State(StrEnum):
@@ -42,8 +46,10 @@ class State(StrEnum):
 
     RETRYING = "retrying"
     HELD = "held"
+    PARKED = "parked"
     EXHAUSTED = "exhausted"
     REJECTED = "rejected"
+    MISSED = "missed"
     DELIVERED = "delivered"
     FAILED = "failed"
 
@@ -58,7 +64,7 @@ OfEndpoint = Annotated[
 OfEvent = Annotated[str | None, typer.Option("--event", metavar="EVENT_ID", help="Only of this event.")]
 OfState = Annotated[
     State | None,
-    typer.Option("--state", help="How they stand; failed: exhausted or rejected."),
+    typer.Option("--state", help="How they stand; failed: exhausted, rejected or missed."),
 ]
 
 
@@ -96,7 +102,7 @@ def deliveries(
 ) -> None:
     """List deliveries, the newest event first.
 
-    Those that were attempted, and those that are owed.
+    Those that were attempted, those that are owed, and those that were missed.
     """
     asked = _asked(limit, before, since, 2)
     states = STATES if state is None else FAILED if state is State.FAILED else (state.value,)

@@ -15,6 +15,7 @@ from webhookd.cli.watch import drawn, printed, watch
 from webhookd.janitor import BEAT_SECONDS, DEAD_AFTER_BEATS
 from webhookd.model import EndpointState
 from webhookd.store.database import Database
+from webhookd.store.listings import ASIDE, EndpointLine
 from webhookd.store.reports import Health, Owed, Reports, Status
 
 DAYS_ALARM = 7  # of partitions ahead, when 30 are made
@@ -33,9 +34,9 @@ STYLES = {
 NONE = "no endpoint is known yet: the first `webhookd run` makes those of the configuration known"
 NAMED = 3  # endpoints in a line about some
 DAEMONS = 10  # that have a line
-COUNTS = ("waiting", "retrying", "held", "exhausted", "rejected")
+COUNTS = ("waiting", "retrying", "held", "parked", "exhausted", "rejected", "missed")  # of a backlog, and of the log
 HEADS = ("endpoint", "state", *(f">{each}" for each in ("behind", *COUNTS, "next try", "delivered/min", "failed/min")))
-LEAST = ("held", "rejected", "behind", "delivered/min", "exhausted")  # for a narrow terminal
+LEAST = ("held", "missed", "rejected", "behind", "delivered/min", "exhausted")  # for a narrow terminal
 
 
 def status(
@@ -109,8 +110,9 @@ def _document(found: Status) -> dict[str, Any]:
                 "name": owed.name,
                 "state": owed.state,
                 "backlog": {key: getattr(owed, key) for key in COUNTS},
+                "more": {key: getattr(owed, f"{key}_more") for key in ASIDE},
                 "next_try_seconds": owed.due_in,
-                "fed": "parked" if owed.parked else "live",
+                "fed": "parked" if owed.has_cursor else "live",
                 "behind_seconds": owed.behind,
                 "last_minute": {"delivered": owed.delivered, "failed": owed.failed},
             }
@@ -138,10 +140,11 @@ def _headline(line: str) -> Text:
 
 def _line(found: Status) -> str:
     delivered, failed = _last_minute(found)
-    owed = sum(each.waiting + each.retrying + each.held for each in found.endpoints)
+    owed = sum(each.waiting + each.retrying + each.held + each.parked for each in found.endpoints)
+    more = "+" if any(each.parked_more for each in found.endpoints) else ""
     return (
         f"{datetime.now():%H:%M:%S}  {counted(len(found.daemons), 'daemon')}, {found.waiting.events} waiting, "
-        f"{found.open.events} in hand, {owed} owed; last minute {delivered} delivered, "
+        f"{found.open.events} in hand, {owed}{more} owed; last minute {delivered} delivered, "
         f"{counted(failed, 'failed attempt')}{''.join(f'; {problem}' for problem in _problems(found))}"
     )
 
@@ -229,9 +232,14 @@ def _label(owed: Owed) -> str:
 def _row(owed: Owed) -> tuple[object, ...]:
     due = "" if owed.due_in is None else "now" if owed.due_in <= 0 else f"in {span(owed.due_in)}"
     behind = "" if owed.behind is None else span(owed.behind)
-    counts = (cell(number, "" if number else "dim") for number in (getattr(owed, key) for key in COUNTS))
+    counts = (cell(number, "dim" if number == "0" else "") for number in (some(owed, key) for key in COUNTS))
     last = (cell(number, "" if number else "dim") for number in (owed.delivered, owed.failed))
     return (cell(_label(owed), most=None), cell(owed.state, STYLES[owed.state]), behind, *counts, due, *last)
+
+
+def some(row: Owed | EndpointLine, key: str) -> str:
+    """A number of deliveries, with a plus where not all of the log was looked at."""
+    return f"{getattr(row, key)}{'+' if key in ASIDE and getattr(row, f'{key}_more') else ''}"
 
 
 def _since(words: str, seconds: float | None) -> str:

@@ -17,7 +17,8 @@ GRANT SELECT (id, created_at, xid, event_id, type, tenant, ordering_key, occurre
 GRANT SELECT ON webhookd.schema_version, webhookd.batch, webhookd.remainder, webhookd.surplus, webhookd.scheduled, webhookd.backlog, webhookd.attempt,
       webhookd.binding, webhookd.endpoint, webhookd.config_version, webhookd.consent, webhookd.parked, webhookd.missed, webhookd.replay, webhookd.daemon,
       webhookd.downtime, webhookd.unreadable, webhookd.health, webhookd.lock_log, webhookd.lock_tables, webhookd.lock_endpoints TO webhookd_reader;
-GRANT EXECUTE ON FUNCTION webhookd.event_status(text), webhookd.passes(jsonb, json), webhookd.place() TO webhookd_reader;
+GRANT EXECUTE ON FUNCTION webhookd.event_status(text), webhookd.aside(bigint[], timestamptz, timestamptz, int), webhookd.count_aside(int, int),
+      webhookd.passes(jsonb, json), webhookd.place() TO webhookd_reader;
 
 -- `webhookd run`. Events and attempts are facts, which it cannot change; partitions go through functions of the owner.
 GRANT SELECT ON ALL TABLES IN SCHEMA webhookd TO webhookd_daemon;

@@ -590,11 +590,13 @@ SELECT id, host, version, config_hash, extract(epoch FROM now() - beat_at)::floa
  ORDER BY id DESC LIMIT 10;
 
 -- name: status_endpoints
--- The backlog by endpoint and state, and the attempts of the last minute, which the index of each endpoint leads to. What has never been tried waits.
+-- The backlog by endpoint and state, what of the log it has parked and missed, and the attempts of the last minute, which the index of each endpoint leads to.
+-- What has never been tried waits.
 SELECT p.tenant, p.name,
        COALESCE(b.waiting, 0), COALESCE(b.retrying, 0), COALESCE(b.held, 0), COALESCE(b.exhausted, 0), COALESCE(b.rejected, 0),
        CASE WHEN k.fails > 0 THEN extract(epoch FROM k.retry_at - now())::float8 ELSE b.due_in END,
        m.delivered, m.failed, k.endpoint_id IS NOT NULL, extract(epoch FROM now() - c.cut_at)::float8,
+       COALESCE(s.parked, 0), COALESCE(s.parked_more, false), COALESCE(s.missed, 0), COALESCE(s.missed_more, false),
        p.spec ->> 'active' IS DISTINCT FROM 'false', p.removed_at IS NOT NULL, p.disabled_at IS NOT NULL, p.paused_at IS NOT NULL, COALESCE(k.fails > 0, false)
   FROM webhookd.endpoint p
   LEFT JOIN webhookd.parked k ON k.endpoint_id = p.id AND k.to_batch IS NULL
@@ -607,10 +609,11 @@ SELECT p.tenant, p.name,
                     count(*) FILTER (WHERE state = 'rejected') AS rejected,
                     extract(epoch FROM min(due) FILTER (WHERE state = 'retry') - now())::float8 AS due_in
                FROM webhookd.backlog GROUP BY endpoint_id) b ON b.endpoint_id = p.id
+  LEFT JOIN webhookd.count_aside($1) s ON s.endpoint_id = p.id
  CROSS JOIN LATERAL (SELECT count(*) FILTER (WHERE a.ok) AS delivered, count(*) FILTER (WHERE NOT a.ok) AS failed
                        FROM webhookd.attempt a
                       WHERE a.endpoint_id = p.id AND a.at > now() - interval '1 minute') m
- WHERE p.removed_at IS NULL OR b.endpoint_id IS NOT NULL
+ WHERE p.removed_at IS NULL OR b.endpoint_id IS NOT NULL OR s.parked > 0 OR s.parked_more
  ORDER BY p.tenant, p.name;
 
 -- name: hidden
@@ -722,14 +725,21 @@ WITH page AS MATERIALIZED (
   SELECT id, event_id, created_at, type, tenant, size, deliver_after FROM webhookd.outbox
    WHERE id >= $1 AND id < $2 AND ($3::timestamptz IS NULL OR created_at >= $3) AND ($4::text IS NULL OR type ~ $4)
      AND ($5::text IS NULL OR tenant = $5)
-   ORDER BY id DESC LIMIT $6)
-SELECT e.id, e.event_id, LEAST(GREATEST(e.created_at, '0001-01-02 00:00:00+00'), '9999-12-30 00:00:00+00'), e.type, e.tenant, e.size, d.delivered, b.retrying, b.held, b.exhausted, b.rejected,
-       CASE WHEN EXISTS (SELECT FROM webhookd.unreadable u WHERE u.outbox_id = e.id) THEN 'unreadable' WHEN d.delivered + b.rows > 0 THEN NULL
+   ORDER BY id DESC LIMIT $6),
+aside AS MATERIALIZED (
+  SELECT a.outbox_id, count(*) FILTER (WHERE a.state = 'parked') AS parked, count(*) FILTER (WHERE a.state = 'missed') AS missed
+    FROM webhookd.aside((SELECT array_agg(id) FROM page), (SELECT min(created_at) FROM page), (SELECT max(created_at) FROM page)) a GROUP BY a.outbox_id)
+SELECT e.id, e.event_id, LEAST(GREATEST(e.created_at, '0001-01-02 00:00:00+00'), '9999-12-30 00:00:00+00'), e.type, e.tenant, e.size, d.delivered, b.retrying, b.held, COALESCE(s.parked, 0), b.exhausted, b.rejected,
+       COALESCE(s.missed, 0),
+       CASE WHEN EXISTS (SELECT FROM webhookd.unreadable u WHERE u.outbox_id = e.id) THEN 'unreadable' WHEN d.delivered + b.rows > 0 OR s.outbox_id IS NOT NULL THEN NULL
             WHEN EXISTS (SELECT FROM webhookd.scheduled s WHERE s.due = e.deliver_after AND s.outbox_id = e.id) THEN 'scheduled'
-            ELSE COALESCE((SELECT CASE WHEN c.done_at IS NULL THEN 'sending' ELSE 'unmatched' END FROM webhookd.batch c
+            ELSE COALESCE((SELECT CASE WHEN c.done_at IS NULL THEN 'sending'
+                                         WHEN EXISTS (SELECT FROM webhookd.missed m WHERE c.id >= m.from_batch AND c.id < m.to_batch AND m.reason IN ('discarded', 'retention'))
+                                           THEN 'missed' ELSE 'unmatched' END FROM webhookd.batch c
                             WHERE c.hi >= e.created_at AND c.lo <= e.created_at AND e.id = ANY (c.outbox_ids)
                             ORDER BY c.hi LIMIT 1), 'waiting') END
   FROM page e
+  LEFT JOIN aside s ON s.outbox_id = e.id
  CROSS JOIN LATERAL (SELECT count(DISTINCT a.endpoint_id) AS delivered FROM webhookd.attempt a
                       WHERE a.outbox_id = e.id AND a.ok AND a.at >= e.created_at - interval '1 min') d
  CROSS JOIN LATERAL (SELECT count(*) AS rows,
@@ -759,6 +769,17 @@ SELECT b.outbox_id, b.endpoint_id, CASE b.state WHEN 'retry' THEN 'retrying' ELS
            AND ($5::int IS NULL OR endpoint_id = $5) AND ($6::bigint[] IS NULL OR outbox_id = ANY($6)) AND state = ANY($8::text[])
          ORDER BY outbox_id DESC, endpoint_id DESC LIMIT $7) b
  ORDER BY 1 DESC, 2 DESC;
+
+-- name: list_aside
+-- Deliveries that have no row, since they stand in the log before a cursor, or were missed.
+WITH page AS MATERIALIZED (
+  SELECT id, created_at FROM webhookd.outbox
+   WHERE EXISTS (SELECT FROM webhookd.parked UNION ALL SELECT FROM webhookd.missed)
+     AND id >= $1 AND id <= $2 AND ($4::timestamptz IS NULL OR created_at >= $4) AND ($6::bigint[] IS NULL OR id = ANY($6)))
+SELECT a.outbox_id, a.endpoint_id, a.state, 0, NULL::int, a.reason, NULL::timestamptz, NULL::timestamptz
+  FROM webhookd.aside((SELECT array_agg(id) FROM page), (SELECT min(created_at) FROM page), (SELECT max(created_at) FROM page), $5::int) a
+ WHERE (a.outbox_id, a.endpoint_id) < ($2, $3::bigint) AND a.state = ANY($8::text[])
+ ORDER BY 1 DESC, 2 DESC LIMIT $7;
 
 -- name: list_tried
 -- Deliveries that were attempted; only those that ended well when $8. The backlog knows better than the last attempt.
@@ -808,7 +829,8 @@ SELECT id, tenant, name FROM webhookd.endpoint;
 -- Endpoints, or one of them, with their part of the backlog and what they answered last.
 SELECT p.id, p.tenant, p.name, p.spec, p.removed_at, p.paused_at, p.disabled_at, p.disabled_why, k.reason, k.since, k.owner,
        COALESCE(k.fails, 0), CASE WHEN k.fails > 0 THEN k.retry_at END, c.cut_at,
-       COALESCE(b.waiting, 0), COALESCE(b.retrying, 0), COALESCE(b.held, 0), COALESCE(b.exhausted, 0), COALESCE(b.rejected, 0), b.oldest,
+       COALESCE(b.waiting, 0), COALESCE(b.retrying, 0), COALESCE(b.held, 0), COALESCE(b.exhausted, 0), COALESCE(b.rejected, 0),
+       COALESCE(s.parked, 0), COALESCE(s.parked_more, false), COALESCE(s.missed, 0), COALESCE(s.missed_more, false), m.reasons, b.oldest,
        l.at, l.ok, l.code, l.error, l.ms
   FROM webhookd.endpoint p
   LEFT JOIN webhookd.parked k ON k.endpoint_id = p.id AND k.to_batch IS NULL
@@ -821,6 +843,8 @@ SELECT p.id, p.tenant, p.name, p.spec, p.removed_at, p.paused_at, p.disabled_at,
                     count(*) FILTER (WHERE state = 'rejected') AS rejected,
                     min(outbox_at) FILTER (WHERE state IN ('retry', 'held')) AS oldest
                FROM webhookd.backlog GROUP BY endpoint_id) b ON b.endpoint_id = p.id
+  LEFT JOIN webhookd.count_aside($2, $1) s ON s.endpoint_id = p.id
+  LEFT JOIN LATERAL (SELECT array_agg(DISTINCT m.reason ORDER BY m.reason) AS reasons FROM webhookd.missed m WHERE m.endpoint_id = p.id) m ON true
   LEFT JOIN LATERAL (SELECT a.at, a.ok, a.code, a.error, a.ms FROM webhookd.attempt a
                       WHERE a.endpoint_id = p.id ORDER BY a.at DESC LIMIT 1) l ON true
  WHERE $1::int IS NULL OR p.id = $1

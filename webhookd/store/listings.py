@@ -16,13 +16,15 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 from webhookd.errors import WebhookdError
 from webhookd.sql import QUERIES
 from webhookd.store.database import Database
+from webhookd.store.reports import LOOKED_AT
 from webhookd.units import quoted
 
 Row = TypeVar("Row")
 Cursor = tuple[int, ...]
 Connection = Any
 
-STATES: Final = ("delivered", "retrying", "held", "exhausted", "rejected")  # of deliveries
+STATES: Final = ("delivered", "retrying", "held", "parked", "exhausted", "rejected", "missed")  # of deliveries
+ASIDE: Final = ("parked", "missed")  # of those without a row: the log has them
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 DAY: Final = 86_400_000_000
 GROWTH, GROWN = 8, 6  # of the windows; after so many, all the rest
@@ -60,9 +62,11 @@ class EventLine(NamedTuple):
     delivered: int
     retrying: int
     held: int
+    parked: int
     exhausted: int
     rejected: int
-    state: str | None  # scheduled | waiting | sending | unmatched
+    missed: int
+    state: str | None  # scheduled | waiting | sending | unmatched | missed | unreadable
 
 
 class Head(NamedTuple):
@@ -75,7 +79,7 @@ class Head(NamedTuple):
 
 
 class DeliveryLine(NamedTuple):
-    """One event for one endpoint; code and error are those of the last attempt."""
+    """One event for one endpoint; code and error are those of the last attempt, or why it is parked or was missed."""
 
     event: Head
     endpoint_id: int
@@ -112,7 +116,7 @@ class EndpointLine(NamedTuple):
     paused_at: datetime | None
     disabled_at: datetime | None
     disabled_why: str | None
-    parked: str | None  # why it reads the log with a cursor; None when it is live
+    why_parked: str | None  # why it reads the log with a cursor; None when it is live
     parked_at: datetime | None
     owner: int | None  # the daemon that sends to it
     fails: int  # in a row, that its breaker has seen; 0 when it is closed
@@ -123,6 +127,11 @@ class EndpointLine(NamedTuple):
     held: int
     exhausted: int
     rejected: int
+    parked: int  # events of the log before its cursors; of `parked_more` the first
+    parked_more: bool
+    missed: int  # of its ranges that were missed
+    missed_more: bool
+    why_missed: Sequence[str] | None
     oldest: datetime | None  # event of those that wait, are retrying or held
     at: datetime | None
     ok: bool | None
@@ -151,7 +160,9 @@ class Listings:
     async def endpoints(self, endpoint_id: int | None = None) -> list[EndpointLine]:
         """All endpoints by name, or the one of this number."""
         async with self._snapshot() as connection:
-            return list(map(EndpointLine._make, await connection.fetch(QUERIES["list_endpoints"], endpoint_id)))
+            return list(
+                map(EndpointLine._make, await connection.fetch(QUERIES["list_endpoints"], endpoint_id, LOOKED_AT))
+            )
 
     async def events(self, asked: Asked, regex: str | None, tenant: str | None) -> Page[EventLine]:
         """Events whose type matches and whose tenant it is."""
@@ -172,7 +183,8 @@ class Listings:
         async with self._snapshot() as connection:
             since, newest, floor = await _bounds(connection, asked)
             ids = await _ids(connection, event_id)
-            owed = ["retry" if state == "retrying" else state for state in states]
+            owed = ["retry" if state == "retrying" else state for state in states if state not in ("delivered", *ASIDE)]
+            aside = [state for state in states if state in ASIDE]
             delivered = "delivered" in states
 
             async def look(lo: int, top: Cursor, limit: int) -> list[DeliveryLine]:
@@ -182,8 +194,8 @@ class Listings:
                     only_delivered = len(states) < len(STATES)
                     for row in await connection.fetch(QUERIES["list_tried"], *window, only_delivered):
                         found[row[0], row[1]] = row
-                if owed != ["delivered"]:
-                    for row in await connection.fetch(QUERIES["list_owed"], *window, owed):
+                for name, wanted in (("list_owed", owed), ("list_aside", aside)):
+                    for row in await connection.fetch(QUERIES[name], *window, wanted) if wanted else ():
                         found[row[0], row[1]] = row
                 keys = sorted(found, reverse=True)[:limit]
                 return [DeliveryLine(Head(key[0]), *tuple(found[key])[1:]) for key in keys]

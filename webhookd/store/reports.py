@@ -11,6 +11,7 @@ from webhookd.model import EndpointState, Event
 from webhookd.sql import QUERIES
 from webhookd.store.database import Database
 
+LOOKED_AT: Final = 10_000  # events of the log at most, to count what is parked and was missed
 SENT_TO: Final = (EndpointState.ACTIVE, EndpointState.FAILING)  # states of endpoints
 
 
@@ -96,8 +97,12 @@ class Owed(NamedTuple):
     due_in: float | None  # seconds until the next attempt; negative when it is overdue; None when none is to come
     delivered: int
     failed: int
-    parked: bool  # it reads the log with a cursor
+    has_cursor: bool  # it reads the log with one
     behind: float | None  # seconds by which that lags
+    parked: int  # events of the log that it has not come to; of `parked_more` the first
+    parked_more: bool
+    missed: int
+    missed_more: bool
     state: EndpointState
 
 
@@ -195,7 +200,7 @@ class Reports:
                 Batches._make((await connection.fetch(QUERIES["status_open"]))[0]),
                 Health._make((await connection.fetch(QUERIES["status_health"]))[0]),
                 tuple(map(Alive._make, await connection.fetch(QUERIES["status_daemons"], dead_after))),
-                tuple(map(_owed, await connection.fetch(QUERIES["status_endpoints"]))),
+                tuple(map(_owed, await connection.fetch(QUERIES["status_endpoints"], LOOKED_AT))),
                 tuple(map(Alive._make, await connection.fetch(QUERIES["status_silent"], dead_after))),
             )
 
