@@ -73,7 +73,10 @@ def postgres(
             options = {**settings, "listen_addresses": "", "unix_socket_directories": f'"{runtime}"', "port": "5432"}
             stack.enter_context(_running(data, programs, account, options))
         except OSError as error:
-            raise EmbeddedUnavailable(f"cannot run PostgreSQL in {directory}: {error}") from error
+            where = "" if error.filename in (None, str(directory)) else f"{error.filename}: "
+            raise EmbeddedUnavailable(
+                f"cannot run PostgreSQL in {directory}: {where}{error.strerror or error}"
+            ) from error
         yield f"postgresql://postgres@/postgres?host={quote(str(runtime), safe='')}&port=5432"
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -84,6 +85,29 @@ def test_every_event_is_accounted_for_and_the_folder_serves_again(folder: Path) 
     assert not servers(folder)
 
 
+def test_what_it_prints_fits_80_columns_and_explains_its_words(folder: Path) -> None:
+    found = subprocess.run(
+        [*COMMAND, folder, "--seconds", "3"],
+        capture_output=True, text=True, timeout=90, check=True, env={**PLAIN, "COLUMNS": "80"},
+    )  # fmt: skip
+    assert [line for line in found.stdout.splitlines() if len(line) > 80 and "postgresql://" not in line] == []
+    assert re.search(r"\nowed +the deliveries that \d+ events meant for an endpoint\n", found.stdout)
+    assert re.search(r"\n\d+ events; every delivery is accounted for(; \d+ still owed)?\.\n", found.stdout)
+
+
+def test_a_file_is_no_folder_for_it(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for place in (file, file / "below"):
+        found = demo(place)
+        assert (found.returncode, found.stdout) == (2, "")
+        wanted = f"{file} is no folder: name one, which is made if it is not there\n"
+        assert found.stderr == f"webhookd: --directory: {wanted}"
+        run = [sys.executable, "-m", "webhookd", "run", "--dev", "--embedded", str(place)]
+        again = subprocess.run(run, capture_output=True, text=True, check=False, env=PLAIN, timeout=60)
+        assert (again.returncode, again.stderr) == (2, f"webhookd: --embedded: {wanted}")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_ends_it_cleanly(folder: Path, number: signal.Signals) -> None:
     running = await asyncio.create_subprocess_exec(*COMMAND, folder, stdout=PIPE, stderr=PIPE, env=PLAIN)
@@ -99,7 +123,8 @@ async def test_a_signal_ends_it_cleanly(folder: Path, number: signal.Signals) ->
 
 async def test_what_it_prints_can_be_used_from_another_terminal(folder: Path) -> None:
     running = await asyncio.create_subprocess_exec(*COMMAND, folder, "--rate", "0.1", stdout=PIPE, env=PLAIN)
-    command = await line_with(running, "INSERT INTO webhookd.outbox")
+    command = "".join([await line_with(running, "psql "), *[await line_with(running, "") for _ in range(3)]])
+    assert "INSERT INTO webhookd.outbox" in command
     second = await asyncio.to_thread(demo, folder, "--json")
     assert (second.returncode, second.stdout) == (69, "")
     assert second.stderr.count("\n") == 1

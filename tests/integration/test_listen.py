@@ -42,10 +42,11 @@ class Listening:
 
 
 @asynccontextmanager
-async def listening(*arguments: object) -> AsyncIterator[tuple[Listening, str]]:
+async def listening(*arguments: object, columns: str = "") -> AsyncIterator[tuple[Listening, str]]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "webhookd", "listen", *map(str, arguments), stdout=PIPE, stderr=PIPE, env=PLAIN
-    )
+        sys.executable, "-m", "webhookd", "listen", *map(str, arguments), stdout=PIPE, stderr=PIPE,
+        env={**PLAIN, **({"COLUMNS": columns} if columns else {})},
+    )  # fmt: skip
     there = Listening(process)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(there.read(process.stdout, there.out))
@@ -74,20 +75,21 @@ async def test_listen_prints_what_to_paste_and_each_request() -> None:
     async with listening("--secret", SECRET) as (there, url):
         assert await post(url) == (200, "")
         assert (await post(f"{url}other", b"\x1b[2J", OTHER))[0] == 401
-        await until(lambda: len(there.out) >= 23, "both are printed")
+        await until(lambda: len(there.out) >= 24, "both are printed")
     start = there.out.index("[endpoint.listen]")
-    assert there.out[start : start + 9] == [
+    assert there.out[start : start + 10] == [
         "[endpoint.listen]",
         f'url = "{url}"',
         'events = ["*"]',
         f'secret = "{SECRET}"',
         "",
-        "# into webhookd.toml, for a receiver on this machine; `webhookd run --dev` needs no such lines",
+        "# into webhookd.toml, for a receiver on this machine;",
+        "# `webhookd run --dev` needs no such lines",
         "[egress]",
         "allow_http = true",
         'allow_networks = ["127.0.0.0/8"]',
     ]
-    first, *rest = there.out[start + 10 :]
+    first, *rest = there.out[start + 11 :]
     assert first.endswith("  POST /  order.created  evt_1  attempt 1  verified  answered 200")
     assert rest[:7] == ["  {", '    "type": "order.created",', '    "data": {', '      "n": 1.10', "    }", "  }", ""]
     assert rest[7].endswith(
@@ -95,6 +97,13 @@ async def test_listen_prints_what_to_paste_and_each_request() -> None:
         "NOT VERIFIED: no signature matches: another secret, or not the exact bytes that were sent  answered 401"
     )
     assert rest[8] == r"  \x1b[2J"
+
+
+async def test_what_listen_prints_fits_the_terminal() -> None:
+    async with listening("--secret", SECRET, columns="80") as (there, url):
+        assert (await post(url, b"x" * 100, OTHER))[0] == 401
+        await until(lambda: any("answered 401" in line for line in there.out), "it is printed")
+    assert [line for line in there.out if len(line) > 80 and "xxx" not in line] == [], "but for what was received"
 
 
 async def test_what_listen_prints_is_a_configuration_that_reaches_it(dsn: str, tmp_path: Path) -> None:
@@ -216,7 +225,7 @@ async def test_listen_on_a_port_that_is_taken() -> None:
     async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         found = await asyncio.to_thread(webhookd, "listen", "--port", port)
-    fails(found, 1, f"webhookd: port {port} cannot be opened (")
+    fails(found, 1, f"webhookd: port {port} of 127.0.0.1 is taken by another process: choose another with --port")
     assert found.stderr.count("\n") == 1
 
 

@@ -22,9 +22,9 @@ import typer
 from webhookd import wheel
 from webhookd.cli import demo_files, logging
 from webhookd.cli.demo_accounts import Receipts, Summary, summarize
-from webhookd.cli.demo_view import Seen, summary_text, view
-from webhookd.cli.options import STOP_SIGNALS, AsJson, on_stop_signals, ran
-from webhookd.cli.tables import say, show_json
+from webhookd.cli.demo_view import Seen, summary_table, summary_text, view
+from webhookd.cli.options import STOP_SIGNALS, AsJson, folder, on_stop_signals, ran
+from webhookd.cli.tables import say, show_json, tell
 from webhookd.config import Config
 from webhookd.daemon import Daemon
 from webhookd.embedded import postgres
@@ -41,8 +41,9 @@ LOOK_SECONDS = 0.5
 SETTLE_SECONDS = 30.0  # for the last retries to succeed
 AWAY_SECONDS = 0.5
 INSERT = (
-    r"""INSERT INTO webhookd.outbox (type, payload) VALUES ('order.created', '{\"hello\": \"world\"}')"""  # for a shell
-)
+    "INSERT INTO webhookd.outbox (type, payload)",
+    r"""VALUES ('order.created', '{\"hello\": \"world\"}')""",
+)  # for a shell
 
 
 def demo(
@@ -59,11 +60,12 @@ def demo(
 
     That is a Postgres, a receiver with three endpoints, the daemon and a stream of events.
     """
+    folder("--directory", directory)
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
     )  # until the loop takes over: Postgres must not be left behind
     if not as_json:
-        say(f"starting PostgreSQL in {directory}, which takes some seconds the first time")
+        tell(f"starting PostgreSQL in {directory}, which takes some seconds the first time")
     try:
         with postgres(directory) as dsn:
             try:
@@ -76,7 +78,8 @@ def demo(
     if as_json:
         show_json(summary.document())
     else:
-        say(f"{summary_text(summary)}; the data stays in {directory}")
+        say(summary_table(summary))
+        tell(f"{summary_text(summary)}\nThe data stays in {directory}.")
     raise typer.Exit(1 if summary.unaccounted else 0)
 
 
@@ -123,7 +126,7 @@ class _Demo:
             endpoints = {ids[each.tenant, each.name]: each for each in config.endpoints}
             if not self._quiet:
                 with self._shown():
-                    say(_introduction(self._directory, self._dsn))
+                    say(introduction(self._directory, self._dsn))
             producing = tasks.create_task(self._produce(Producer(database)))
             watching = tasks.create_task(self._watch(reports, endpoints, config, since))
             await _either(self._stopped, self._seconds)
@@ -200,15 +203,20 @@ async def _either(stopped: asyncio.Event, seconds: float | None) -> None:
         await wait_for(stopped, seconds)
 
 
-def _introduction(directory: Path, dsn: str) -> str:
+def introduction(directory: Path, dsn: str) -> str:
+    """Where everything is, and a command to paste."""
     return f"""
-configuration  {directory / "webhookd.toml"} and {directory / "endpoints.d"}
+configuration  {directory / "webhookd.toml"}
+endpoints      {directory / "endpoints.d"}
 log            {directory / "webhookd.log"}
 database       {dsn}
 
 Send an event of your own, from another terminal:
 
-  {_psql()} {shlex.quote(dsn)} -c "{INSERT}"
+  {_psql()} \\
+    {shlex.quote(dsn)} \\
+    -c "{INSERT[0]} \\
+        {INSERT[1]}"
 
 Ctrl-C stops.
 """

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from webhookd.cli.demo_accounts import Line, Summary
-from webhookd.cli.tables import counted, lines, say
+from webhookd.cli.tables import counted, lines, tell
 from webhookd.store.reports import Pulse
 
 LINE_SECONDS = 2.0  # between two plain lines
@@ -93,23 +93,43 @@ def _lines() -> View:
             return
         shown = seen.seconds
         parts = [f"{label} {p.delivered}/{p.failed}/{p.retrying}" for label, _, p in seen.endpoints]
-        say(f"{_headline(seen).rstrip()}  delivered/failed/retrying: {', '.join(parts)}")
+        tell(_headline(seen).rstrip())
+        tell(f"  delivered/failed/retrying: {', '.join(parts)}")
 
     return show
 
 
-_RARE = ("exhausted", "rejected", "waiting", "unverified")  # shown only where there is something to show
+_RARE = {
+    "retrying": "failed so far, and tried again by the next start",
+    "waiting": "not tried yet: the next start does",
+    "exhausted": "failed until its time was over",
+    "rejected": "never to be sent, such as one that is too large",
+    "unverified": "requests whose signature the receiver could not verify",
+    "duplicates": "events that the receiver got once more, as it may",
+}  # shown only where there is something to show, with what it means
+
+
+def summary_table(summary: Summary) -> str:
+    """A line for each endpoint, on 80 columns unless much went wrong."""
+    rows = [(label, *(str(getattr(line, key)) for key in _keys(summary))) for label, line in summary.endpoints.items()]
+    heads = ("endpoint", *(f">{key.removesuffix('_attempts')}" for key in _keys(summary)))
+    return "\n".join(["", *lines(heads, rows), ""])
 
 
 def summary_text(summary: Summary) -> str:
-    """The summary for people."""
+    """What the table's words mean, as far as it has them, and whether it adds up."""
+    still = sum(line.retrying + line.waiting for line in summary.endpoints.values())
+    told = [f"owed         the deliveries that {counted(summary.events, 'event')} meant for an endpoint"]
+    told += [f"{key:<13}{_RARE[key]}" for key in _keys(summary) if key in _RARE]
+    if summary.unaccounted:
+        said = f"{summary.unaccounted} unaccounted for: this is a bug of webhookd, please report it"
+    else:
+        said = f"{counted(summary.events, 'event')}; every delivery is accounted for"
+    if still:
+        said += f"; {still} still owed"
+    return "\n".join([*told, "", f"{said}."])
+
+
+def _keys(summary: Summary) -> list[str]:
     found = summary.endpoints.values()
-    keys = [key.name for key in fields(Line) if key.name not in _RARE or any(getattr(line, key.name) for line in found)]
-    rows = [(label, *(str(getattr(line, key)) for key in keys)) for label, line in summary.endpoints.items()]
-    heads = ("endpoint", *(f">{key.removesuffix('_attempts')}" for key in keys))
-    said = (
-        "every delivery is accounted for"
-        if not summary.unaccounted
-        else f"{summary.unaccounted} unaccounted for: this is a bug of webhookd, please report it"
-    )
-    return "\n".join(["", *lines(heads, rows), "", f"{counted(summary.events, 'event')}; {said}"])
+    return [key.name for key in fields(Line) if key.name not in _RARE or any(getattr(line, key.name) for line in found)]

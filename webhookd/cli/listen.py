@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from errno import EADDRINUSE
 from pathlib import Path
 from random import Random
 from typing import Annotated
@@ -14,7 +15,7 @@ import typer
 from webhookd.cli.listen_forward import client, passing
 from webhookd.cli.listen_view import Seen, described, lines
 from webhookd.cli.options import Usage, on_stop_signals, ran
-from webhookd.cli.tables import document, say, show_json
+from webhookd.cli.tables import document, say, show_json, tell
 from webhookd.errors import WebhookdError
 from webhookd.guard import url_mistake
 from webhookd.signing import new_secret, parse_verifier
@@ -72,11 +73,16 @@ def listen(
                     say("\n".join(introduction(url, text, secret_file)), err=as_json)
                     await stopped.wait()
             except OSError as error:
-                raise WebhookdError(
-                    f"port {port} cannot be opened ({error.strerror or error}): choose another with --port"
-                ) from None
+                raise WebhookdError(_no_port(port, error)) from None
 
     ran(serve())
+
+
+def _no_port(port: int, error: OSError) -> str:
+    why = "is taken by another process" if error.errno == EADDRINUSE else "cannot be opened"
+    if error.errno not in (None, EADDRINUSE):
+        why += f" ({os.strerror(error.errno)})"
+    return f"port {port} of 127.0.0.1 {why}: choose another with --port, or any free one with --port 0"
 
 
 def introduction(url: str, secret: str, secret_file: Path | None) -> Iterator[str]:
@@ -93,7 +99,8 @@ def introduction(url: str, secret: str, secret_file: Path | None) -> Iterator[st
     yield 'events = ["*"]'
     yield given
     yield ""
-    yield "# into webhookd.toml, for a receiver on this machine; `webhookd run --dev` needs no such lines"
+    yield "# into webhookd.toml, for a receiver on this machine;"
+    yield "# `webhookd run --dev` needs no such lines"
     yield "[egress]"
     yield "allow_http = true"
     yield 'allow_networks = ["127.0.0.0/8"]'
@@ -139,7 +146,9 @@ def _printer(stopped: asyncio.Event, *, as_json: bool) -> Callable[[Received], N
             if as_json:
                 show_json(described(seen), indent=False)
             else:
-                say("\n".join(lines(seen)))
+                headline, *body = lines(seen)
+                tell(headline)
+                say("\n".join(body))
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             stopped.set()

@@ -110,6 +110,13 @@ def spelled(*words: str, config: Path | None, dev: bool) -> str:
     return shlex.join(["webhookd", *words, *named, *(["--dev"] if dev else [])])
 
 
+def folder(option: str, path: Path) -> None:
+    """Raise Usage where something else than a folder stands in its place, or in that of one above it."""
+    found = next((each for each in (path, *path.absolute().parents) if os.path.lexists(each)), path)
+    if os.path.lexists(found) and not found.is_dir():
+        raise Usage(f"{option}: {found} is no folder: name one, which is made if it is not there")
+
+
 def ran(main: Coroutine[Any, Any, T]) -> T:
     """What `main` returns, run on the loop we ship."""
     with closing(main):  # it never begins when Ctrl-C comes before the loop

@@ -15,7 +15,7 @@ import typer
 
 from webhookd import loader
 from webhookd.cli import logging
-from webhookd.cli.options import DEV, STOP_SIGNALS, ConfigFile, Dev, on_stop_signals, ran
+from webhookd.cli.options import DEV, STOP_SIGNALS, ConfigFile, Dev, folder, on_stop_signals, ran
 from webhookd.cli.tables import say, tell
 from webhookd.config import Config
 from webhookd.daemon import Daemon
@@ -41,6 +41,8 @@ def run(
     ] = None,
 ) -> None:
     """Deliver events until SIGTERM or Ctrl-C."""
+    if embedded is not None:
+        folder("--embedded", embedded)
     if dev:
         _allow_all()
     if embedded is None:
@@ -72,7 +74,7 @@ def _postgres(directory: Path) -> Iterator[None]:
     """A migrated Postgres of our own for the block, and for every load in it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop takes over: it must not be left behind
     try:
-        with postgres(directory, tell=lambda why: say(f"webhookd: {why}", err=True)) as dsn:
+        with postgres(directory, tell=lambda why: tell(f"webhookd: {why}", err=True)) as dsn:
             try:
                 ran(migrate(dsn))
                 for name in DATABASE:
