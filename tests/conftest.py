@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -28,6 +29,8 @@ from webhookd.store.migrations import migrate
 T = TypeVar("T")
 hypothesis.settings.register_profile("webhookd", deadline=None)  # on a busy machine any single example may take long
 hypothesis.settings.load_profile("webhookd")
+# A shell lets what runs in its background ignore Ctrl-C, and so would the commands that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("COLUMNS", None)  # pytest-xdist says 80 in it, and commands would keep to that
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 SETTINGS = {"max_connections": "200", "fsync": "off", "full_page_writes": "off"}  # nothing here outlives the session
