@@ -86,6 +86,12 @@ async def test_what_a_parked_endpoint_is_owed_is_counted_and_listed(ask: Ask, sq
     assert line[4] == "4"
     assert rows(await ask("deliveries", "--event", "c"))[0][2:4] == ["well", "delivered"]
     assert rows(await ask("deliveries", "--event", "c"))[1][2:4] == ["dead", "parked"]
+    await attempt(sql, "c", dead)  # and its cursor is to come to that
+    assert [line[2:4] for line in rows(await ask("deliveries", "--event", "c"))] == [
+        ["well", "delivered"],
+        ["dead", "delivered"],
+    ]
+    assert len(await sql.fetch("SELECT FROM webhookd.event_status('c')")) == 2
 
 
 async def test_what_the_cursor_has_passed_is_not_parked(ask: Ask, sql: "Sql[asyncpg.Record]") -> None:

@@ -64,6 +64,27 @@ def test_where_the_rest_is_too_wide_a_row_takes_several_lines_and_has_all() -> N
     ]
 
 
+def test_a_few_cells_that_are_too_wide_have_lines_of_their_own_and_the_others_stay_a_table() -> None:
+    rows = [("short", "active", 1), ("a-team-with-a-long-name/orders", "paused", 22), ("日本", "failing", 333)]
+    assert printed(Table(("endpoint", "state", ">owed"), rows), 30) == [
+        "endpoint  state    owed",
+        "short     active      1",
+        "a-team-with-a-long-name/orders",
+        "          paused     22",
+        "日本      failing   333",
+    ]
+    second = [(number, name, state) for name, state, number in rows]
+    assert printed(Table((">owed", "endpoint", "state", "more"), [(*row, "x") for row in second], ("more",)), 30) == [
+        "owed  endpoint  state    more",
+        "   1  short     active   x",
+        "  22            paused   x",
+        "    a-team-with-a-long-name/orders",
+        " 333  日本      failing  x",
+    ]
+    two = [rows[1], (*rows[1][:2], 3), rows[0]]  # most are
+    assert len(printed(Table(("endpoint", "state", ">owed"), two), 30)) == 2 + 3 * 2
+
+
 @given(st.lists(st.tuples(words, words, words, words), max_size=8), st.integers(1, 200))
 def test_no_cell_is_ever_broken(rows: list[tuple[str, ...]], width: int) -> None:
     table = Table(("a", "b", ">c", "d"), rows, ("d", "b"))

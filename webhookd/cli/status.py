@@ -36,7 +36,7 @@ NAMED = 3  # endpoints in a line about some
 DAEMONS = 10  # that have a line
 COUNTS = ("waiting", "retrying", "held", "parked", "exhausted", "rejected", "missed")  # of a backlog, and of the log
 HEADS = ("endpoint", "state", *(f">{each}" for each in ("behind", *COUNTS, "next try", "delivered/min", "failed/min")))
-LEAST = ("held", "missed", "rejected", "behind", "delivered/min", "exhausted")  # for a narrow terminal
+LEAST = ("held", "missed", "rejected", "behind", "delivered/min", "exhausted", "failed/min")  # for a narrow terminal
 
 
 def status(

@@ -104,56 +104,75 @@ class Table:
     """Rows under heads; a head that begins with ">" is of a column of numbers.
 
     No cell is ever broken, since it may be an id that somebody copies. Of the columns named in `least`, the least
-    important first, those are left out for which a terminal has no room; where the others alone are too wide, all are
-    there and a row takes several lines.
+    important first, those are left out for which a terminal has no room. Where the others alone are too wide, a few
+    cells that are have lines of their own; where those are many, all columns are there and a row takes several lines.
     """
 
     def __init__(self, heads: Sequence[str], rows: Iterable[Sequence[object]], least: Sequence[str] = ()) -> None:
         self._right = [head.startswith(">") for head in heads]
         self._heads = [Text(head.removeprefix(">"), "bold") for head in heads]
         self._rows = [[each if isinstance(each, Text) else cell(each) for each in row] for row in rows]
-        self._widths: list[int] = [
-            max(text.cell_len for text in column) for column in zip(self._heads, *self._rows, strict=True)
-        ]
+        self._columns = [
+            [text.cell_len for text in column] for column in zip(self._heads, *self._rows, strict=True)
+        ]  # how wide their cells are
         names = [head.plain for head in self._heads]
         self._least = [names.index(name) for name in least]
 
     def layout(self, width: int) -> Layout:
         """How it looks on a terminal so wide."""
         kept = [column for column in range(len(self._heads)) if column not in self._least]
-        if self._wide(kept) > width:
-            lines, kept = self._lines(width), list(range(len(self._heads)))
+        widths = self._lowered(kept, width)
+        if widths is None:
+            widths, kept = list(map(max, self._columns)), list(range(len(self._heads)))
+            lines = self._lines(widths, width)
         else:
             for column in reversed(self._least):
-                if self._wide([*kept, column]) <= width:
+                if _wide(widths, [*kept, column]) <= width:
                     kept.append(column)
             lines = [sorted(kept)]
         left_out = [head.plain for column, head in enumerate(self._heads) if column not in kept]
-        return Layout(self._row(self._heads, lines), [self._row(row, lines) for row in self._rows], left_out)
+        heads, *rows = (self._row(row, lines, widths) for row in (self._heads, *self._rows))
+        return Layout(heads, rows, left_out)
 
-    def _wide(self, columns: Sequence[int]) -> int:
-        return sum(self._widths[column] for column in columns) + len(GAP) * (len(columns) - 1)
+    def _lowered(self, kept: Sequence[int], width: int) -> list[int] | None:
+        """How wide columns are so that these fit, and few rows have a cell that is wider; or None."""
+        widths = list(map(max, self._columns))
+        while _wide(widths, kept) > width:
+            widest = max(kept, key=lambda column: widths[column])
+            lower = [each for each in self._columns[widest] if each < widths[widest]]
+            if not lower or widths[widest] == self._columns[widest][0]:  # its head would have no room
+                return None
+            widths[widest] = max(*lower, self._columns[widest][0])
+        spilled = sum(
+            any(cells[column] > widths[column] for column in kept) for cells in zip(*self._columns, strict=True)
+        )
+        return widths if spilled * 2 < max(len(self._rows), 1) else None
 
-    def _lines(self, width: int) -> list[list[int]]:
+    def _lines(self, widths: Sequence[int], width: int) -> list[list[int]]:
         """The columns, so many to a line as fit."""
         lines: list[list[int]] = [[]]
         for column in range(len(self._heads)):
-            if lines[-1] and self._wide([*lines[-1], column]) + (len(INDENT) if lines[1:] else 0) > width:
+            if lines[-1] and _wide(widths, [*lines[-1], column]) + (len(INDENT) if lines[1:] else 0) > width:
                 lines.append([])
             lines[-1].append(column)
         return lines
 
-    def _row(self, cells: Sequence[Text], lines: Sequence[Sequence[int]]) -> list[Text]:
-        row = []
+    def _row(self, cells: Sequence[Text], lines: Sequence[Sequence[int]], widths: Sequence[int]) -> list[Text]:
+        row: list[Text] = []
         for number, line_columns in enumerate(lines):
-            padded = []
+            padded, spilled = [], []
             for column in line_columns:
-                text, blanks = cells[column], " " * (self._widths[column] - cells[column].cell_len)
+                text = cells[column]
+                if text.cell_len > widths[column]:
+                    spilled.append(text if column == 0 else Text(INDENT) + text)
+                    text = Text()
+                blanks = " " * (widths[column] - text.cell_len)
                 padded.append(Text.assemble(blanks, text) if self._right[column] else Text.assemble(text, blanks))
             line = Text(INDENT if number else "") + Text(GAP).join(padded)
             line.rstrip()
-            row.append(line)
-        return row
+            above = [spilled.pop(0)] if spilled and cells[0].cell_len > widths[0] else []
+            row += [*above, line, *spilled]
+        return [line for line in row if line] or row[:1]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         heads, rows, left_out = self.layout(options.max_width)
@@ -162,6 +181,10 @@ class Table:
             yield from row
         if left_out:
             yield from folded(Text(hint(left_out), "dim"), options.max_width)
+
+
+def _wide(widths: Sequence[int], kept: Sequence[int]) -> int:
+    return sum(widths[column] for column in kept) + len(GAP) * (len(kept) - 1)
 
 
 class Fitted:
