@@ -392,7 +392,10 @@ async def test_run_delivers_shows_in_status_and_ends_on_sigterm(dsn: str, tmp_pa
                 "tenant": "",
                 "name": "orders",
                 "state": "active",
-                "backlog": {"waiting": 0, "retrying": 0, "held": 0, "exhausted": 0, "rejected": 0},
+                "backlog": dict.fromkeys(
+                    ("waiting", "retrying", "held", "parked", "exhausted", "rejected", "missed"), 0
+                ),
+                "more": {"parked": False, "missed": False},
                 "next_try_seconds": None,
                 "fed": "live",
                 "behind_seconds": None,

@@ -160,4 +160,4 @@ async def test_status_tells_who_is_live_and_how_far_a_cursor_is_behind(prompt: P
     assert 3599 < found["/orders"]["behind_seconds"] < 3700
     assert (found["/stock"]["fed"], found["/stock"]["behind_seconds"]) == ("live", None)
     shown = await prompt("endpoints", "show", "orders")
-    assert "owed         what it subscribes to in the log since" in shown
+    assert "owed         1 parked" in shown
