@@ -198,6 +198,7 @@ class Daemon:
                 told = setbacks.problem
                 await asyncio.sleep(pause)
             else:
+                setbacks.over()
                 log.info("started", daemon=joined.daemon_id, endpoints=len(config.endpoints), version=__version__)
                 return _Joined(joined.daemon_id, joined.low, beat, joined.known, parking, clock)
 
@@ -355,6 +356,7 @@ class Daemon:
             beat_seconds=pace.beat,
         )
         around = self._neighbours(registry, reading.rescue)
+        bell.setbacks.is_alone = keepers.setbacks.is_alone = lambda: reading.connected
         reloading = reloader.Reloader(
             registry,
             daemon_id,

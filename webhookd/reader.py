@@ -22,7 +22,7 @@ import structlog
 
 from webhookd import opening
 from webhookd.behind import Behind
-from webhookd.errors import SchemaMismatch, StoreUnavailable
+from webhookd.errors import SchemaMismatch, StoreForbidden, StoreUnavailable
 from webhookd.hand import Hand, Portion
 from webhookd.model import Batch, Cut, Delivery, Endpoint, Event, Postponed, Result, Share
 from webhookd.opening import Opening
@@ -44,6 +44,7 @@ ANOTHER_CUTS = 0.003  # seconds after which the log is looked at again that anot
 CUT_AGAIN = 0.02  # the same when the last cut has not come to the end of the log
 NO_ROOM = 0.02  # seconds after which a full memory is looked at again, whether or not anything left it
 AWAY_FIRST, AWAY_MOST = 0.1, 5.0
+MOST_TOLD = 10  # reasons why the database is away, of one outage
 ONE_BY_ONE = 3  # claims beyond which a batch is opened event by event, since it may have killed its daemons
 ALL_TO_BACKLOG = 5  # claims beyond which nothing of it is tried from memory
 FOREVER = float("inf")
@@ -144,6 +145,7 @@ class Reader:
         self.steady_until = 0.0  # until then, on the database's clock, we may call others dead: the janitor's word
         self.connected = False  # the last question was answered
         self._away_since: float | None = None
+        self._told: set[str] = set()  # why it is away, each reason once
         self._setbacks = Setbacks("reader", AWAY_FIRST, AWAY_MOST)
         self.asked = asyncio.Event()  # the database has been asked once, whatever it said
 
@@ -173,9 +175,9 @@ class Reader:
             try:
                 await self._turn()
             except Exception as error:
-                known, pause = self._setbacks.problem, self._setbacks.met(error)
+                pause = self._setbacks.met(error)
                 if isinstance(error, (StoreUnavailable, SchemaMismatch)):
-                    self._lost(known)
+                    self._lost(error)
                 await wait_for(self._stopped, pause)
             else:
                 self._setbacks.over()
@@ -342,6 +344,7 @@ class Reader:
         elif not self.connected:
             log.info("reading")
         self.connected, self._away_since = True, None
+        self._told.clear()
         self._setbacks.over()
         if unsure:
             self._next_rescue = 0.0
@@ -349,10 +352,14 @@ class Reader:
             self._next_rescue = time.monotonic() + min(self._rescue_seconds, AWAY_MOST)
         self.asked.set()
 
-    def _lost(self, known: str) -> None:
-        if self.connected or not known:
-            log.warning("database_away", reason=self._setbacks.problem)
+    def _lost(self, error: Exception) -> None:
+        self.asked.set()
+        if isinstance(error, StoreForbidden):
+            return  # it is there, and `part_failed` says what it refuses
+        reason = self._setbacks.problem
+        if reason not in self._told and len(self._told) < MOST_TOLD:  # what it says first is rarely what lasts
+            self._told.add(reason)
+            log.warning("database_away", reason=reason)
         if self._away_since is None:
             self._away_since = time.monotonic()
         self.connected = False
-        self.asked.set()

@@ -29,15 +29,14 @@ class Setbacks:
     """What a part of the daemon meets while it works, and how long it then waits, so that no error ends the others.
 
     `problem` says what it was until the part works again. A bug is told with its traceback, each time; a database that
-    is away by the reader alone, for all that share its connections. A part that is `apart` has one of its own, and
-    tells of that as well, once it has lasted for some tries.
+    is away by the reader alone, for all; by a part with a connection of its own where `is_alone()`, after some tries.
     """
 
-    def __init__(self, part: str, first: float = AGAIN_FIRST, most: float = AGAIN_MOST, *, apart: bool = False) -> None:
+    def __init__(self, part: str, first: float = AGAIN_FIRST, most: float = AGAIN_MOST) -> None:
         self._part = part
         self._first = first
         self._most = most
-        self._apart = apart
+        self.is_alone: Callable[[], bool] = lambda: False  # the database is away for this part, and not for the reader
         self._pause = first
         self._met = 0
         self._told = False  # that it cannot do its work
@@ -66,7 +65,7 @@ class Setbacks:
             problem = f"a bug of webhookd in its {self._part}: {type(error).__name__}; the log has more"
             log.error("part_broke", part=self._part, exc_info=error)
         elif isinstance(error, (StoreUnavailable, SchemaMismatch)) and not isinstance(error, StoreForbidden):
-            if self._apart and self._met == LASTS:
+            if self._met >= LASTS and not self._told and self.is_alone():
                 self._fail(problem)
         elif problem != self.problem:
             self._fail(problem)

@@ -1,12 +1,13 @@
 """A connection that is held up does not hold up others."""
 
+import asyncpg
 import pytest
 
 from tests.conftest import connected
 from tests.integration.conftest import Sql
 from webhookd.errors import StoreUnavailable
 from webhookd.store import database
-from webhookd.store.database import Database
+from webhookd.store.database import Database, translated
 
 LOCK = "UPDATE webhookd.batch SET owner = 7 WHERE id = 0"
 
@@ -35,3 +36,8 @@ async def test_only_our_own_sessions_are_bounded(dsn: str) -> None:
         assert await connection.fetchval("SHOW idle_in_transaction_session_timeout") == "10s"
     async with connected(dsn) as application:
         assert await application.fetchval("SHOW idle_in_transaction_session_timeout") == "0"
+
+
+def test_what_asyncpg_says_to_itself_is_told_to_nobody() -> None:
+    with pytest.raises(StoreUnavailable, match=r"^The database does not answer: the connection broke\.$"), translated():
+        raise asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress")

@@ -46,8 +46,8 @@ async def test_a_role_without_rights_is_69_with_some_of_them_named(dsn: str, tmp
     found = await asyncio.to_thread(webhookd, "check", "-c", file)
     fails(found, 69, "webhookd: my_app lacks USAGE on SCHEMA webhookd: GRANT USAGE ON SCHEMA webhookd TO my_app;")
     told = " ".join(found.stderr.split())
-    assert told.count("my_app lacks ") == 10
-    assert " more `webhookd grants --sql` prints all that the roles need" in told
+    assert told.count("my_app lacks ") == 3
+    assert " more of the kind `webhookd grants --sql` prints all that the roles need" in told
 
 
 async def test_a_right_that_is_missing_is_told_by_check(granted: Sql, dsn: str, tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ from structlog.testing import capture_logs
 from tests.endpoints import HOOK
 from tests.waiting import until
 from webhookd.cli.logging import configure
+from webhookd.errors import StoreUnavailable
 from webhookd.given_up import GivenUp
 from webhookd.pauses import Pauses
 from webhookd.recorder import Recorder
-from webhookd.tasks import Setbacks, is_worth_a_line
+from webhookd.tasks import LASTS, Setbacks, is_worth_a_line
 from webhookd.unmatched import Unmatched
 
 REPOSITORY = Path(__file__).parents[2]
@@ -98,6 +99,23 @@ def test_the_same_is_worth_a_line_less_and_less() -> None:
     setbacks.over()
     setbacks.met(OSError())
     assert setbacks.is_worth_a_line, "the next outage is another one"
+
+
+def test_a_database_that_is_away_for_a_part_alone_is_told_by_that_part_and_by_nobody_else() -> None:
+    setbacks, alone = Setbacks("bell"), False
+    setbacks.is_alone = lambda: alone
+    with capture_logs() as lines:
+        for _ in range(2 * LASTS):
+            setbacks.met(StoreUnavailable("gone"))
+        assert not lines, "the reader tells it"
+        alone = True
+        for _ in range(2 * LASTS):
+            setbacks.met(StoreUnavailable("gone"))
+        setbacks.over()
+        for _ in range(LASTS - 1):
+            setbacks.met(StoreUnavailable("gone"))
+        setbacks.over()
+    assert [(line["event"], line["part"]) for line in lines] == [("part_failed", "bell"), ("part_works", "bell")]
 
 
 async def test_a_flood_of_what_is_given_up_is_a_line_now_and_then() -> None:

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from tests.endpoints import HOOK
 from tests.waiting import HANGS, until
 from webhookd import behind, opening, reader, rest
-from webhookd.errors import Moved, OtherPlace, SchemaMismatch, StoreRefused, StoreUnavailable
+from webhookd.errors import Moved, OtherPlace, SchemaMismatch, StoreForbidden, StoreRefused, StoreUnavailable
 from webhookd.model import Batch, Cut, Delivery, Endpoint, Event, Postponed, Result, Share, Window
 from webhookd.reader import Reader
 from webhookd.store.bell import Bell as RealBell
@@ -494,6 +494,28 @@ async def test_it_says_once_that_the_database_is_away_and_once_that_it_is_back()
     told = [(line["event"], line["log_level"]) for line in logs]
     assert told == [("reading", "info"), *[("database_away", "warning"), ("database_back", "info")] * 2]
     assert [line["seconds"] >= 0 for line in logs if line["event"] == "database_back"] == [True, True]
+
+
+async def test_another_reason_for_the_same_outage_is_told_as_well_and_a_right_that_is_missing_is_none() -> None:
+    """What comes first, such as the end of a connection, is rarely what lasts, such as a password that is wrong."""
+    reasons = ["ended", "ended", "refused", "ended", *map(str, range(20))]
+    with capture_logs() as logs:
+        async with reading() as parts:
+            await until(lambda: parts.reader.connected, "a first answer")
+            for troubles in ([StoreUnavailable(each) for each in reasons], [StoreForbidden("no")] * 2):
+                parts.log.troubles["cut"] = list(troubles)
+                parts.reader._setbacks._most = 0.001
+                parts.bell.rung.set()
+                await until(lambda: not parts.log.troubles["cut"] and not parts.reader.problem, "that it goes on")
+    told = [(line["event"], line.get("reason")) for line in logs]
+    outage = ["ended", "refused", *map(str, range(reader.MOST_TOLD - 2))]
+    assert told == [
+        ("reading", None),
+        *(("database_away", reason) for reason in outage),
+        ("database_back", None),
+        ("part_failed", "no"),
+        ("part_works", None),
+    ]
 
 
 async def test_it_tells_which_batches_it_has_and_what_the_janitor_said() -> None:

@@ -164,7 +164,8 @@ def _problems(found: Status) -> Iterator[str]:
         if daemon.problem is not None:
             yield f"daemon {daemon.id}: {inert(daemon.problem)}"
         if daemon.config_problem is not None:
-            yield f"daemon {daemon.id} keeps an older configuration: {inert(daemon.config_problem)}"
+            why = daemon.config_problem.replace("\n", "; ")
+            yield f"daemon {daemon.id} keeps an older configuration: {inert(why)}"
     for daemon in found.silent:
         yield f"daemon {daemon.id} has not been heard for {span(daemon.seconds)}: {inert(daemon.problem or '')}"
     for state, (of_one, of_some) in TROUBLE.items():
@@ -193,7 +194,8 @@ def _of_health(health: Health) -> Iterator[str]:
 def _headlines(found: Status) -> Iterator[str]:
     waiting, scheduled, batches = found.waiting, found.scheduled, found.open
     if not found.daemons:
-        yield "daemons      none is alive: start one with `webhookd run`"
+        none = "heard: the problems below say why" if found.silent else "alive: start one with `webhookd run`"
+        yield f"daemons      none is {none}"
     for daemon in found.daemons[:DAEMONS]:
         yield (
             f"daemon {daemon.id:<5} {inert(daemon.host)}, version {daemon.version}, "

@@ -50,7 +50,7 @@ class Bell:
 
     def __init__(self, dsn: Dsn) -> None:
         self.rung = asyncio.Event()
-        self.setbacks = Setbacks("bell", apart=True)
+        self.setbacks = Setbacks("bell")
         self._dsn = dsn
         self._connection: asyncpg.Connection[Any] | None = None
         self._wanted = asyncio.Event()

@@ -111,6 +111,10 @@ def _refusal(error: Exception) -> str:
 
 
 def _sentence(error: BaseException) -> str:
+    if isinstance(error, asyncpg.InternalClientError):
+        return (
+            "the connection broke"  # as when the server ends it between two messages; its own words say nothing to us
+        )
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 

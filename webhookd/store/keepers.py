@@ -56,7 +56,7 @@ class Keepers:
     """
 
     def __init__(self, dsn: Dsn) -> None:
-        self.setbacks = Setbacks("look for who keeps locks", apart=True)
+        self.setbacks = Setbacks("look for who keeps locks")
         self.problem = ""
         self._told = False  # that somebody keeps one
         self._database = Database(dsn, size=1)

@@ -21,7 +21,8 @@ WRITTEN: Final[Mapping[str, str]] = {  # as sql/grants.sql has it; what is not h
 }
 READ: Final = ("schema_version", "lock_tables")
 NOT_OURS: Final = ("emit", "event_status", "passes", "erase", "rebase")  # functions that no daemon calls
-SHOWN: Final = 10
+MANY: Final = 10  # objects, so that nothing was granted at all, and these are but examples
+EXAMPLES: Final = 3
 
 
 class Lacking(NamedTuple):
@@ -45,9 +46,10 @@ class Rights(NamedTuple):
 
     def sentences(self) -> Iterator[str]:
         """What to grant, by the object, and how to grant all of it."""
-        yield from (each.sentence(self.role) for each in self.lacking[:SHOWN])
-        if len(self.lacking) > SHOWN:
-            yield f"and {len(self.lacking) - SHOWN} more"
+        shown = self.lacking if len(self.lacking) <= MANY else self.lacking[:EXAMPLES]
+        yield from (each.sentence(self.role) for each in shown)
+        if more := len(self.lacking) - len(shown):
+            yield f"and {more} more of the kind"
         yield "`webhookd grants --sql` prints all that the roles need, for the owner of the schema to run"
 
 
