@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 import termios
@@ -31,6 +32,9 @@ COMMANDS = (
 )
 
 
+END = b"\x04"  # behind the last that a command writes
+
+
 def on_terminal(columns: int, dsn: str, *arguments: str, code: int = 0, said: str = "") -> str:
     """What a command writes to a terminal that wide, without colours, where $COLUMNS says something."""
     terminal, there = pty.openpty()
@@ -38,14 +42,15 @@ def on_terminal(columns: int, dsn: str, *arguments: str, code: int = 0, said: st
     env = {**PLAIN, "WEBHOOKD_DSN": dsn, "TERM": "xterm", "NO_COLOR": "1"} | ({"COLUMNS": said} if said else {})
     command = [sys.executable, "-m", "webhookd", *arguments]
     process = subprocess.Popen(command, env=env, stdin=there, stdout=there, stderr=there)
+    text, ended = b"", False
+    while not text.endswith(END):
+        if select.select([terminal], [], [], 0.05)[0]:
+            text += os.read(terminal, 65536)
+        elif not ended and process.poll() is not None:
+            ended = bool(os.write(there, END))  # a terminal that is closed may lose what it has not passed on
     os.close(there)
-    text = b""
-    try:
-        while some := os.read(terminal, 65536):
-            text += some
-    except OSError:  # the other end is closed
-        pass
     os.close(terminal)
+    text = text.removesuffix(END)
     assert process.wait() == code, text.decode()
     return re.sub(r"\x1b\[[0-9;]*m", "", text.decode()).replace("\r\n", "\n")
 
