@@ -29,7 +29,7 @@ _TLS: Final = frozenset(name for name in libpq.PARAMETERS if name.startswith("ss
 
 
 class Located(str):
-    """A DSN that knows where it was read."""
+    """A text, such as a DSN, that knows where it was read."""
 
     origin: str
 

@@ -23,6 +23,7 @@ S = TypeVar("S", bound=Shape)
 _PLACES: Final = (Path("/etc/webhookd/webhookd.toml"), Path("config/webhookd.toml"))
 _MAX_FILE: Final = 8 * 1024 * 1024
 _LONG_NUMBER: Final = re.compile(r"[0-9_]{4000}")
+_NAME_OF_SECRET: Final = re.compile(r"[\w-]{1,64}\.(secret|key|pem|crt|cert|token|password|txt|json)")
 _PASSWORD: Final = re.compile(r"//[^/]*:[^/]*@|password")  # in a DSN
 _MAX_SECRET: Final = 64 * 1024  # a short-lived database token may be some KiB
 
@@ -213,13 +214,17 @@ def _number_mistake(text: str) -> str | None:
 def _read_secret(path: str, origin: str, found: dict[Path, str]) -> str:
     """The text of a secret's file, also into `found`; ValueError says why not.
 
-    It shows the path only where a file is: what stands in its place may be a secret.
+    It shows the path only where something is, or where the name is one for a file: what stands in its place may be a
+    secret.
     """
     folder = Path(origin).parent
+    file = folder / path
     try:
-        text = found[folder / path] = _text(folder / path, _MAX_SECRET)
-        return text
+        found[file] = _text(file, _MAX_SECRET)
+        return Located(found[file], str(file))
     except ValueError as error:
+        if "\0" not in path and (os.path.lexists(file) or _NAME_OF_SECRET.fullmatch(file.name)):
+            raise ValueError(f"{file} {error}") from None
         start = "" if os.path.isabs(path) else f"; a relative path starts at {folder}"
         raise ValueError(f"the file it names {error}{start}") from None
 

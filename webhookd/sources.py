@@ -6,7 +6,7 @@ all checks, no sentence says what was found.
 
 import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime, time
 from typing import Annotated, Final, TypeVar
@@ -14,6 +14,7 @@ from typing import Annotated, Final, TypeVar
 from pydantic import AfterValidator, PlainValidator, ValidationInfo
 
 from webhookd.checks import CONTROL, Around, HeaderName, Kind, Many, around_of, name_mistake
+from webhookd.dsn import Located
 from webhookd.formats import compile_header_value
 from webhookd.model import HeaderValue, Key
 from webhookd.sealing import SealingKey, parse_key
@@ -28,7 +29,17 @@ T = TypeVar("T")
 def _secret(value: object, info: ValidationInfo) -> Key:
     if not isinstance(value, str):
         raise ValueError("wants a text in quotes")
-    return around_of(info).parse_secret(value)
+    return _parsed(around_of(info).parse_secret, value)
+
+
+def _parsed(parse: Callable[[str], T], text: str) -> T:
+    """What is made of a text; a sentence about one that was elsewhere begins with that file or variable."""
+    try:
+        return parse(text)
+    except ValueError as error:
+        if isinstance(text, Located):
+            raise ValueError(f"{text.origin}: {error}") from None
+        raise
 
 
 def _one_of_several(value: object, info: ValidationInfo) -> Key:
@@ -56,7 +67,7 @@ def _one_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
 
 
 def _file_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
-    return (around_of(info).parse_secret(_of_file(value, around_of(info))),)
+    return (_parsed(around_of(info).parse_secret, _of_file(value, around_of(info))),)
 
 
 def _pem_file(value: object, info: ValidationInfo) -> str:
@@ -64,24 +75,29 @@ def _pem_file(value: object, info: ValidationInfo) -> str:
 
 
 def _environ_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
-    return (around_of(info).parse_secret(_of_environ(value, around_of(info))),)
+    return (_parsed(around_of(info).parse_secret, _of_environ(value, around_of(info))),)
 
 
 def _credential_secret(value: object, info: ValidationInfo) -> tuple[Key, ...]:
-    return (around_of(info).parse_secret(_of_credential(value, around_of(info))),)
+    return (_parsed(around_of(info).parse_secret, _of_credential(value, around_of(info))),)
 
 
 def _of_file(value: object, around: Around) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError("wants the path of a file")
-    return around.read_secret(value).strip()
+    return _stripped(around.read_secret(value))
+
+
+def _stripped(text: str) -> str:
+    """Without the blanks and newlines around it, and with the place that it was found at."""
+    return Located(text.strip(), text.origin) if isinstance(text, Located) else text.strip()
 
 
 def _of_environ(value: object, around: Around) -> str:
     if not isinstance(value, str) or not (found := around.environ.get(value, "").strip()):
         # The value is not shown: it may be a secret that was meant for another key.
         raise ValueError("the environment variable it names is not set")
-    return found
+    return Located(found, f"${value}")
 
 
 def _of_credential(value: object, around: Around) -> str:
@@ -93,7 +109,7 @@ def _of_credential(value: object, around: Around) -> str:
         text = around.read_secret(f"{folder}/{value}")
     except ValueError as error:
         raise ValueError(f"{error}; the unit needs LoadCredential= or SetCredential= of that name") from None
-    return text.strip()
+    return _stripped(text)
 
 
 _SOURCES: Final = {"file": _of_file, "env": _of_environ, "credential": _of_credential}
@@ -116,16 +132,17 @@ def _header_elsewhere(table: Mapping[str, object], around: Around) -> str:
     if len(given) != 1 or len(table) != 1 + len(texts) or len(texts) > 1:
         raise ValueError('wants one of file, env and credential, and prefix = "Bearer " or user = "NAME" beside it')
     found = _SOURCES[given[0]](table[given[0]], around)
+    place = f"{found.origin}: " if isinstance(found, Located) else ""
     if "user" in texts:
         if ":" in texts["user"]:
             raise ValueError("user must not have a colon (RFC 7617)")
         try:
             found = "Basic " + b64encode(f"{texts['user']}:{found}".encode()).decode()
         except UnicodeEncodeError:
-            raise ValueError("wants UTF-8, which what was found is not") from None
+            raise ValueError(f"{place}wants UTF-8, which what was found is not") from None
     value = texts.get("prefix", "") + found
     if not _HEADER_VALUE.fullmatch(value):
-        raise ValueError("wants one line of printable ASCII, which what was found is not")
+        raise ValueError(f"{place}wants one line of printable ASCII, which what was found is not")
     return value
 
 
@@ -149,6 +166,7 @@ def _client_secret(value: object, info: ValidationInfo) -> str:
         if len(given) != 1 or len(value) != 1:
             raise ValueError("wants a text in quotes, or one of file, env and credential")
         value = _SOURCES[given[0]](value[given[0]], around_of(info))
+        return _parsed(_client_word, value)
     return _client_word(value)
 
 
@@ -158,7 +176,7 @@ def _sealing_key(value: object, info: ValidationInfo) -> SealingKey:
         raise ValueError('wants a table such as { id = "2026", credential = "webhookd.key" }, or with file or env')
     if not isinstance(value["id"], str) or (mistake := name_mistake(value["id"])):
         raise ValueError(f"id: {mistake}" if isinstance(value["id"], str) else "id: wants a text in quotes")
-    return SealingKey(value["id"], parse_key(_SOURCES[given[0]](value[given[0]], around_of(info))))
+    return SealingKey(value["id"], _parsed(parse_key, _SOURCES[given[0]](value[given[0]], around_of(info))))
 
 
 def _different(keys: tuple[SealingKey, ...]) -> tuple[SealingKey, ...]:

@@ -179,7 +179,7 @@ async def test_a_daemon_that_runs_the_same_files_with_dev_or_without_is_called_s
     for config_hash, told in (
         (ours, "reloaded"),
         (other, f"reloaded; it runs {here}"),
-        ("0" * 16, "reloaded, from other files or another environment than yours"),
+        ("0" * 16, f"reloaded, from other files or another environment than yours ({config})"),
     ):
         _judge([Reload(7, "here", config_hash, None)], config, load(config, environment(dev)), dev)
         assert capsys.readouterr().out == f"daemon 7 on here: {told}\n"

@@ -125,7 +125,7 @@ def test_a_password_that_is_no_text_is_not_shown() -> None:
     with pytest.raises(ConfigError) as refused:
         made({"egress": {"proxy": "http://p:1", "proxy_authorization": proof}}, environ={"P": "plan\udcffted"})
     (mistake,) = refused.value.mistakes
-    assert mistake == "webhookd.toml: [egress] proxy_authorization: wants UTF-8, which what was found is not"
+    assert mistake == "webhookd.toml: [egress] proxy_authorization: $P: wants UTF-8, which what was found is not"
 
 
 @pytest.mark.parametrize("host", ["0x7f.1", "2130706433", "127.1", "a.localhost", "localhost.", "127.0.0.1."])
@@ -145,7 +145,7 @@ def test_the_keys_that_seal() -> None:
     in_a_variable = {**environ, "WEBHOOKD_ENCRYPTION__KEYS": '[{ id = "a", env = "KEY" }]'}
     assert made({}, environ=in_a_variable).encryption.keys == config.encryption.keys
     assert "kkkk" not in repr(config)
-    with pytest.raises(ConfigError, match=r"keys item 1: is no key; make one with `webhookd secret key`$"):
+    with pytest.raises(ConfigError, match=r"keys item 1: \$OTHER: is no key; make one with `webhookd secret key`$"):
         made({"encryption": {"keys": [{"id": "a", "env": "OTHER"}]}}, environ=environ)
     with pytest.raises(ConfigError, match=r'keys: "a" is the id of two keys; rename one of them$'):
         made({"encryption": {"keys": [{"id": "a", "env": "KEY"}] * 2}}, environ=environ)

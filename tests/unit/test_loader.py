@@ -77,12 +77,25 @@ def test_a_secret_file_lies_beside_the_file_that_names_it(main: Path) -> None:
     (directory / "orders.toml").write_text(ORDERS + 'secret_file = "orders.secret"\n')
     (directory / "orders.secret").write_text(SECRET + "\n")
     assert load(main, {}).endpoints[0].secrets == (parse_secret(SECRET),)
-    place = f"{directory / 'orders.toml'}:4: [endpoint.orders] secret_file: the file it names "
+    place = f"{directory / 'orders.toml'}:4: [endpoint.orders] secret_file: {directory / 'orders.secret'}"
     (directory / "orders.secret").write_text(SECRET * 5000)
-    assert mistakes(main) == [f"{place}is larger than 64 KiB; a relative path starts at {directory}"]
+    assert mistakes(main) == [f"{place} is larger than 64 KiB"]
+    (directory / "orders.secret").write_text("planted, and no secret")
+    (told,) = mistakes(main)
+    assert told == f"{place}: a secret starts with whsec_ (HMAC-SHA256) or whsk_ (ed25519)"
     (directory / "orders.secret").unlink()
+    assert mistakes(main) == [f"{place} cannot be read: No such file or directory"]
+
+
+@pytest.mark.parametrize(
+    "given", ["planted", "plant.ed", "whsec_planted", "a/planted+b=", "planted.planted.pl", ".env"]
+)
+def test_what_may_be_a_secret_in_the_place_of_a_file_is_not_shown(main: Path, given: str) -> None:
+    directory = main.parent / "endpoints.d"
+    (directory / "orders.toml").write_text(ORDERS + f'secret_file = "{given}"\n')
     assert mistakes(main) == [
-        f"{place}cannot be read: No such file or directory; a relative path starts at {directory}"
+        f"{directory / 'orders.toml'}:4: [endpoint.orders] secret_file: the file it names cannot be read: "
+        f"No such file or directory; a relative path starts at {directory}"
     ]
 
 

@@ -131,7 +131,7 @@ def _judge(answers: list[Reload], file: Path, config: Config, dev: bool) -> None
         elif answer.config_hash == other:
             told = f"reloaded; it runs {other_way(dev)}"
         elif answer.config_hash != config.config_hash:
-            told = "reloaded, from other files or another environment than yours"
+            told = f"reloaded, from other files or another environment than yours ({file})"
         else:
             told = "reloaded"
         tell(f"daemon {answer.daemon} on {answer.host}: {told}")

@@ -93,6 +93,7 @@ def _run(config: Path | None) -> None:
     file = loader.find(config, os.environ)
     loaded = _load(file)
     logging.configure(loaded.log.level, loaded.log.format)
+    log.info("starting", file=str(file))
     _raise_open_files()
     try:
         ran(_deliver(file, loaded))
