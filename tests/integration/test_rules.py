@@ -1,0 +1,77 @@
+"""What the owner of a database adds to it, such as constraints, costs no event and holds up nobody."""
+
+import pytest
+
+from tests.integration.conftest import (
+    Receiver,
+    Running,
+    Sql,
+    configuration,
+    eventually,
+    finished,
+    insert,
+    settled,
+)
+from tests.waiting import until
+from webhookd.reader import MOST_PER_CUT
+
+RULES = {
+    "a constraint": "ALTER TABLE webhookd.outbox ADD CONSTRAINT tenants CHECK (tenant <> '')",
+    "a column": "ALTER TABLE webhookd.outbox ADD COLUMN shop int, ADD CHECK (shop IS NOT NULL OR NOT own)",
+    "a trigger": """
+        CREATE FUNCTION known() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+          IF NEW.type <> 'order.created' THEN RAISE EXCEPTION 'a type that nobody knows: %', NEW.type; END IF;
+          RETURN NEW;
+        END $$;
+        CREATE TRIGGER known BEFORE INSERT ON webhookd.outbox FOR EACH ROW EXECUTE FUNCTION known()""",
+    "a trigger that lacks a setting": """
+        CREATE FUNCTION shop() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+          IF NEW.own THEN NEW.ordering_key := current_setting('my.shop'); END IF;
+          RETURN NEW;
+        END $$;
+        CREATE TRIGGER shop BEFORE INSERT ON webhookd.outbox FOR EACH ROW EXECUTE FUNCTION shop()""",
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+async def test_a_rule_that_refuses_our_own_events_costs_them_alone(
+    rule: str, sql: Sql, receiver: Receiver, daemon: Running
+) -> None:
+    await sql.execute(RULES[rule])
+    receiver.answers("bad", 500)
+    config = configuration({name: {"url": receiver.url(name), "tenant": "*"} for name in ("good", "bad")})
+    async with daemon(config):
+
+        async def parked() -> bool:
+            await insert(sql, tenant="a")
+            return bool(await sql.fetchval("SELECT count(*) FROM webhookd.parked WHERE reason = 'failing'"))
+
+        await eventually(parked, "it is parked")
+        before = len(set(receiver.events("good")))
+        count = MOST_PER_CUT + 700  # of which some wait in the surplus
+        await sql.execute(
+            """INSERT INTO webhookd.outbox (type, payload, tenant)
+               SELECT 'order.created', '{}', 'b' FROM generate_series(1, $1)""",
+            count,
+        )
+        await until(lambda: len(set(receiver.events("good"))) >= before + count, "all of it has come to the other")
+        receiver.scripts.clear()
+        await finished(sql)
+        made = await sql.fetchval("SELECT count(*) FROM webhookd.outbox")
+        assert [len(set(receiver.events(name))) for name in ("good", "bad")] == [made, made]
+
+
+@pytest.mark.parametrize("rule", RULES)
+async def test_a_delivery_that_is_exhausted_costs_its_event_nothing_where_nobody_may_hear_of_it(
+    rule: str, sql: Sql, receiver: Receiver, daemon: Running
+) -> None:
+    await sql.execute(RULES[rule])
+    receiver.answers("good", 500, 200)
+    receiver.answers("bad", 500)
+    policies = {"good": {"schedule": ["4s"]}, "bad": {"schedule": ["500ms"], "give_up_after": "1s"}}
+    config = configuration(
+        {name: {"url": receiver.url(name), "tenant": "*", "retry": policies[name]} for name in policies}
+    )
+    async with daemon(config):
+        event_id = await insert(sql, tenant="a")
+        await settled(sql, event_id, {"*/good": "delivered", "*/bad": "exhausted"})
