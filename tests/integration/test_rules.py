@@ -12,9 +12,18 @@ from tests.integration.conftest import (
     insert,
     settled,
 )
+from tests.integration.test_sessions import whole_path
 from tests.waiting import until
 from webhookd.reader import MOST_PER_CUT
+from webhookd.store.database import Database
+from webhookd.store.registry import Registry
 
+WEEK = 7 * 86_400.0
+PUBLISHED = "CREATE PUBLICATION everything FOR ALL TABLES"
+WITHOUT_IDENTITY = """
+SELECT c.relname FROM pg_class c
+ WHERE c.relnamespace = 'webhookd'::regnamespace AND c.relkind = 'r' AND c.relname !~ '^lock_' AND c.relreplident = 'd'
+   AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)"""
 RULES = {
     "a constraint": "ALTER TABLE webhookd.outbox ADD CONSTRAINT tenants CHECK (tenant <> '')",
     "a column": "ALTER TABLE webhookd.outbox ADD COLUMN shop int, ADD CHECK (shop IS NOT NULL OR NOT own)",
@@ -31,6 +40,21 @@ RULES = {
         END $$;
         CREATE TRIGGER shop BEFORE INSERT ON webhookd.outbox FOR EACH ROW EXECUTE FUNCTION shop()""",
 }
+
+
+async def test_the_whole_path_works_where_a_publication_has_all_tables(dsn: str, sql: Sql, receiver: Receiver) -> None:
+    await sql.execute(PUBLISHED)
+    await whole_path(dsn, dsn, sql, receiver)
+
+
+async def test_every_table_has_what_its_rows_are_known_by(dsn: str, sql: Sql) -> None:
+    assert await sql.fetch(WITHOUT_IDENTITY) == []
+    await sql.execute("INSERT INTO webhookd.attempt_default SELECT now() + interval '50 days', 1, 1, 1, true")
+    async with Database(dsn) as database:
+        while await Registry(database).maintain(WEEK, WEEK):
+            pass
+    assert await sql.fetchval("SELECT count(*) FROM webhookd.attempt_default") == 0
+    assert await sql.fetch(WITHOUT_IDENTITY) == []
 
 
 @pytest.mark.parametrize("rule", RULES)
