@@ -12,10 +12,12 @@ from tests.integration.conftest import (
     insert,
     settled,
 )
+from tests.integration.test_place import ELSEWHERE
 from tests.integration.test_sessions import whole_path
 from tests.waiting import until
 from webhookd.reader import MOST_PER_CUT
 from webhookd.store.database import Database
+from webhookd.store.migrations import rebase
 from webhookd.store.registry import Registry
 
 WEEK = 7 * 86_400.0
@@ -99,3 +101,25 @@ async def test_a_delivery_that_is_exhausted_costs_its_event_nothing_where_nobody
     async with daemon(config):
         event_id = await insert(sql, tenant="a")
         await settled(sql, event_id, {"*/good": "delivered", "*/bad": "exhausted"})
+
+
+async def test_sequences_that_were_left_behind_give_no_number_twice(
+    dsn: str, sql: Sql, receiver: Receiver, daemon: Running
+) -> None:
+    """As logical replication leaves them: an event would be taken for an old one that is still owed."""
+    receiver.answers("hook", 500, 500)
+    slow = {"hook": {"url": receiver.url("hook"), "retry": {"schedule": ["1h"]}}}
+    async with daemon(configuration(slow)):
+        old = await insert(sql)
+        await settled(sql, old, {"hook": "retrying"})
+    sequences = [row[0] for row in await sql.fetch("SELECT oid::regclass::text FROM pg_class WHERE relkind = 'S'")]
+    for sequence in sequences:
+        await sql.execute("SELECT setval($1::text::regclass, 1, false)", sequence)
+    await sql.execute(ELSEWHERE)
+    await rebase(dsn, "production", "deliver")
+    more = {**slow, "more": {"url": receiver.url("more")}}
+    async with daemon(configuration(more)):
+        new = await insert(sql)
+        await settled(sql, new, {"hook": "retrying", "more": "delivered"})
+    assert await sql.fetchval("SELECT count(DISTINCT id) FROM webhookd.outbox") == 2
+    assert await sql.fetchval("SELECT count(*) FROM webhookd.backlog") == 2

@@ -164,3 +164,97 @@ BEGIN
     RETURN NEXT;
   END IF;
 END $$;
+
+-- Take a copy over: bind it to where it is, and begin to read the log anew, since the transaction ids of another cluster mean nothing here. What is owed is
+-- delivered, or ends, also before cursors, which nobody has then. Waits for transactions that have inserted and holds up others meanwhile, so run it before
+-- applications are let in, where that can be chosen. To write an old row anew asks again what its constraints have let pass as NOT VALID, so where one is
+-- beyond them the table goes without for the statement.
+CREATE OR REPLACE FUNCTION webhookd.rebase(environment text, owed text, OUT events bigint, OUT batches bigint, OUT deliveries bigint, OUT later bigint)
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+SET row_security = off SET DateStyle = 'ISO' SET IntervalStyle = 'postgres' SET TimeZone = 'UTC' SET standard_conforming_strings = on AS $$
+DECLARE
+  bounds text[];
+  unbounds text[];
+  dropped timestamptz := CASE owed WHEN 'drop' THEN now() END;
+  newest bigint;
+  here pg_snapshot;
+  running xid8[];
+BEGIN
+  IF owed NOT IN ('deliver', 'drop') THEN RAISE EXCEPTION 'owed is deliver or drop'; END IF;
+  PERFORM webhookd.lock_tables(), webhookd.lock_log(), webhookd.lock_endpoints();
+  LOCK TABLE webhookd.outbox IN SHARE MODE;  -- all that has been inserted is committed now, and nothing more comes until we have
+  here := pg_current_snapshot();
+  running := ARRAY(SELECT pg_snapshot_xip(here));
+  SELECT max(id) INTO newest FROM webhookd.batch;
+
+  SELECT count(*) INTO batches FROM webhookd.batch WHERE done_at IS NULL;
+  SELECT count(*) INTO deliveries FROM webhookd.backlog WHERE state IN ('retry', 'held');
+  SELECT count(*) INTO later FROM webhookd.scheduled;
+  IF dropped IS NOT NULL THEN
+    INSERT INTO webhookd.missed (endpoint_id, from_batch, to_batch, reason)
+    SELECT p.id, b.id, b.id + 1, 'discarded' FROM webhookd.batch b CROSS JOIN webhookd.endpoint p WHERE b.done_at IS NULL
+    ON CONFLICT DO NOTHING;
+    UPDATE webhookd.backlog SET state = 'rejected', last_error = 'discarded' WHERE state IN ('retry', 'held');
+    DELETE FROM webhookd.scheduled;  -- these are in no batch, so they end with those that nobody has read
+  END IF;
+  UPDATE webhookd.batch SET owner = NULL, done_at = dropped WHERE done_at IS NULL;
+  UPDATE webhookd.daemon SET stopped_at = now() WHERE stopped_at IS NULL;
+
+  -- Whether an event has been read, the batches know, whatever its transaction id says.
+  DELETE FROM webhookd.remainder;
+  DELETE FROM webhookd.surplus;
+  WITH held AS MATERIALIZED (SELECT DISTINCT u.id FROM webhookd.batch b, unnest(b.outbox_ids) u(id)),
+  unread AS MATERIALIZED (
+    SELECT o.id, o.created_at, o.deliver_after, o.tenant FROM webhookd.outbox o LEFT JOIN held h USING (id)
+     WHERE h.id IS NULL AND NOT EXISTS (SELECT FROM webhookd.scheduled z WHERE z.outbox_id = o.id)),
+  scheduled AS (
+    INSERT INTO webhookd.scheduled SELECT u.deliver_after, u.id, u.created_at, u.tenant FROM unread u
+     WHERE dropped IS NULL AND u.deliver_after > now() RETURNING outbox_id),
+  page AS (
+    SELECT (row_number() OVER (ORDER BY u.id) - 1) / 500 AS number, u.id, u.created_at FROM unread u
+     WHERE dropped IS NOT NULL OR u.deliver_after IS NULL OR u.deliver_after <= now()),
+  made AS (
+    INSERT INTO webhookd.batch (id, pos_xmax, pos_xip, outbox_ids, lo, hi, done_at)
+    SELECT newest + 2 + p.number, pg_snapshot_xmax(here), running, array_agg(p.id ORDER BY p.id), min(p.created_at), max(p.created_at), dropped
+      FROM page p GROUP BY p.number
+    UNION ALL
+    SELECT newest + 1, pg_snapshot_xmax(here), running, '{}', now(), now(), now()  -- the position, also where nothing is unread
+    RETURNING id)
+  SELECT count(*) - CASE WHEN dropped IS NULL THEN 0 ELSE later END FROM unread INTO events;
+  IF dropped IS NOT NULL THEN
+    INSERT INTO webhookd.missed (endpoint_id, from_batch, to_batch, reason)
+    SELECT p.id, newest + 2, b.last + 1, 'discarded' FROM webhookd.endpoint p, (SELECT max(id) AS last FROM webhookd.batch) b WHERE b.last > newest + 1;
+  END IF;
+
+  -- What is parked: nobody has it, and what is dropped no cursor reads.
+  SELECT max(b.id) + 1 INTO newest FROM webhookd.batch b;
+  IF dropped IS NOT NULL THEN
+    INSERT INTO webhookd.missed (endpoint_id, from_batch, to_batch, reason)
+    SELECT p.endpoint_id, p.next_batch, COALESCE(p.to_batch, newest), 'discarded' FROM webhookd.parked p WHERE p.next_batch < COALESCE(p.to_batch, newest)
+    ON CONFLICT (endpoint_id, from_batch) DO UPDATE SET to_batch = EXCLUDED.to_batch;
+    UPDATE webhookd.parked p SET next_batch = COALESCE(p.to_batch, newest), next_pos = 0 WHERE p.next_batch < COALESCE(p.to_batch, newest);
+  END IF;
+  UPDATE webhookd.parked SET owner = NULL;
+  UPDATE webhookd.config_version SET parked = parked + 1;
+
+  -- Ids of the other cluster that would look as if they were to come here.
+  BEGIN
+    UPDATE webhookd.outbox SET xid = '0' WHERE xid >= pg_snapshot_xmax(here) OR xid = ANY (running);
+  EXCEPTION WHEN check_violation THEN
+    SELECT array_agg(format('ADD CONSTRAINT %I %s', k.conname, pg_get_constraintdef(k.oid)) ORDER BY k.conname),
+           array_agg(format('DROP CONSTRAINT %I', k.conname)) INTO bounds, unbounds FROM pg_constraint k
+     WHERE k.conrelid = 'webhookd.outbox'::regclass AND k.contype = 'c' AND NOT k.convalidated;
+    EXECUTE 'ALTER TABLE webhookd.outbox ' || array_to_string(unbounds, ', ');
+    UPDATE webhookd.outbox SET xid = '0' WHERE xid >= pg_snapshot_xmax(here) OR xid = ANY (running);
+    EXECUTE 'ALTER TABLE webhookd.outbox ' || array_to_string(bounds, ', ');
+  END;
+  -- Logical replication copies rows, not how far sequences are, and no number may be given twice.
+  PERFORM setval(q.sequence, q.newest) FROM (VALUES
+    ('webhookd.outbox_id_seq'::regclass, (SELECT max(o.id) FROM webhookd.outbox o)),
+    ('webhookd.daemon_id_seq', (SELECT max(d.id) FROM webhookd.daemon d)),
+    (pg_get_serial_sequence('webhookd.endpoint', 'id')::regclass, (SELECT max(e.id) FROM webhookd.endpoint e)),
+    (pg_get_serial_sequence('webhookd.replay', 'id')::regclass, (SELECT max(r.id) FROM webhookd.replay r))) q(sequence, newest)
+   WHERE q.newest > COALESCE(pg_sequence_last_value(q.sequence), 0);
+  DELETE FROM webhookd.binding;
+  INSERT INTO webhookd.binding (system_identifier, environment) SELECT system_identifier::text, rebase.environment FROM pg_control_system();
+END $$;
