@@ -1,5 +1,7 @@
 """What the owner of a database adds to it, such as constraints, costs no event and holds up nobody."""
 
+import secrets
+
 import pytest
 
 from tests.integration.conftest import (
@@ -14,6 +16,7 @@ from tests.integration.conftest import (
 )
 from tests.integration.test_place import ELSEWHERE
 from tests.integration.test_sessions import whole_path
+from tests.integration.test_unreadable import bind, unbound
 from tests.waiting import until
 from webhookd.reader import MOST_PER_CUT
 from webhookd.store.database import Database
@@ -123,3 +126,26 @@ async def test_sequences_that_were_left_behind_give_no_number_twice(
         await settled(sql, new, {"hook": "retrying", "more": "delivered"})
     assert await sql.fetchval("SELECT count(DISTINCT id) FROM webhookd.outbox") == 2
     assert await sql.fetchval("SELECT count(*) FROM webhookd.backlog") == 2
+
+
+@pytest.mark.parametrize("wait", ["now()", "now() + interval '1 hour'"])
+async def test_a_tenant_that_is_longer_than_an_index_takes_holds_nobody_up(
+    wait: str, sql: Sql, receiver: Receiver, daemon: Running
+) -> None:
+    """Of a row that is older than the bound."""
+    bounds = await unbound(sql)
+    count = MOST_PER_CUT + 100
+    await sql.execute(
+        f"""INSERT INTO webhookd.outbox (type, payload, tenant, deliver_after)
+            SELECT 'order.created', '{{}}', $1, {wait} FROM generate_series(1, $2)""",
+        secrets.token_hex(8_000),
+        count,
+    )
+    await bind(sql, bounds)
+    async with daemon(configuration({"hook": {"url": receiver.url("hook"), "tenant": "*"}})):
+        event_id = await insert(sql)
+        await until(lambda: event_id in receiver.events("hook"), "the event of another")
+        if wait == "now()":
+            await until(lambda: len(set(receiver.events("hook"))) == count + 1, "the others, too")
+        else:
+            assert await sql.fetchval("SELECT count(*) FROM webhookd.scheduled") == count

@@ -165,6 +165,132 @@ BEGIN
   END IF;
 END $$;
 
+-- What an event waits in before it is read. Whose turn it is, the first 255 characters of a tenant tell: a row that is older than the bound may have more
+-- than an index takes.
+CREATE OR REPLACE FUNCTION webhookd.part_of_transaction(p_xid xid8, p_after bigint, p_most int)
+RETURNS TABLE (xid xid8, id bigint, created_at timestamptz, deliver_after timestamptz, tenant text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET row_security = off AS $$  -- stable: as its caller sees it, in the same snapshot
+BEGIN
+  RETURN QUERY SELECT o.xid, o.id, o.created_at, o.deliver_after, left(o.tenant, 255) FROM webhookd.outbox o WHERE o.xid = p_xid AND o.id > p_after ORDER BY o.id LIMIT p_most;
+END $$;
+
+CREATE OR REPLACE FUNCTION webhookd.cut(p_max int, p_page int, p_owner int, p_rest int DEFAULT 0, p_read int DEFAULT NULL,
+                             p_full text[] DEFAULT '{}', p_busy text[] DEFAULT '{}', p_after text DEFAULT NULL)
+RETURNS TABLE (batch_id bigint, o_nonce bigint, o_cut_at timestamptz, o_ids bigint[], o_lo timestamptz, o_hi timestamptz, o_claims smallint, o_parked bigint,
+               o_more boolean, o_after text)
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
+SET row_security = off AS $$  -- the planner cannot know that the range is tiny
+DECLARE
+  most int := COALESCE(p_read, p_max);
+  reached xid8;
+  unfinished xid8[];
+BEGIN
+  IF NOT webhookd.try_lock_log() THEN
+    IF p_read IS NOT NULL THEN  -- daemons of before take each row for a batch
+      RETURN QUERY SELECT NULL::bigint, NULL::bigint, NULL::timestamptz, NULL::bigint[], NULL::timestamptz, NULL::timestamptz, NULL::smallint, NULL::bigint, true, NULL::text;
+    END IF;
+    RETURN;
+  END IF;
+  SELECT b.pos_xmax, b.pos_xip INTO reached, unfinished FROM webhookd.batch b ORDER BY b.id DESC LIMIT 1;
+  IF EXISTS (SELECT FROM webhookd.outbox o WHERE o.xid >= reached)
+     OR cardinality(unfinished) > 0 AND EXISTS (SELECT FROM webhookd.outbox o WHERE o.xid = ANY (unfinished))
+     OR EXISTS (SELECT FROM webhookd.remainder) OR EXISTS (SELECT FROM webhookd.scheduled y WHERE y.due <= now()) THEN
+    RETURN QUERY
+    WITH RECURSIVE prev AS MATERIALIZED (SELECT b.id, b.pos_xmax, b.pos_xip FROM webhookd.batch b ORDER BY b.id DESC LIMIT 1),
+    s AS MATERIALIZED (SELECT pg_current_snapshot() AS snap),
+    next AS MATERIALIZED (
+       SELECT o.xid, o.id, o.created_at, o.deliver_after, left(o.tenant, 255) AS tenant FROM webhookd.outbox o WHERE o.xid >= (SELECT pos_xmax FROM prev) ORDER BY o.xid, o.id LIMIT most + 1),
+    lim AS MATERIALIZED (  -- whole transactions, or a piece of one that is larger
+       SELECT count(*) > most AS cut_short,
+              CASE WHEN count(*) <= most THEN (SELECT pg_snapshot_xmax(snap) FROM s) WHEN min(n.xid) < max(n.xid) THEN max(n.xid)
+                   ELSE (max(n.xid)::text::bigint + 1)::text::xid8 END AS lx FROM next n),
+    piece AS MATERIALIZED (SELECT r.xid, r.after_id, r.pages FROM webhookd.remainder r ORDER BY r.taken_at, r.xid LIMIT 1),
+    found AS MATERIALIZED (
+       SELECT f.*, row_number() OVER (PARTITION BY f.xid ORDER BY f.id) AS n FROM (
+         SELECT n.xid, n.id, n.created_at, n.deliver_after, n.tenant, NULL::int AS pages FROM next n, lim WHERE n.xid < lim.lx
+         UNION ALL
+         SELECT o.*, NULL FROM prev, unnest(prev.pos_xip) u(x) CROSS JOIN LATERAL webhookd.part_of_transaction(u.x, '-9223372036854775808', most + 1) o
+         UNION ALL
+         SELECT o.*, piece.pages FROM piece CROSS JOIN LATERAL webhookd.part_of_transaction(piece.xid, piece.after_id, most + 1) o) f),
+    fresh AS MATERIALIZED (SELECT f.* FROM found f WHERE f.n <= most),
+    more AS MATERIALIZED (SELECT f.xid, max(f.id) FILTER (WHERE f.n <= most) AS after_id, COALESCE(max(f.pages), 0) + (most - 1) / p_page + 1 AS pages
+                            FROM found f GROUP BY f.xid HAVING max(f.n) > most),
+    begun AS (INSERT INTO webhookd.remainder AS r (xid, after_id, pages) SELECT m.xid, m.after_id, m.pages FROM more m
+              ON CONFLICT (xid) DO UPDATE SET after_id = EXCLUDED.after_id, taken_at = EXCLUDED.taken_at, pages = EXCLUDED.pages),
+    ended AS (DELETE FROM webhookd.remainder r USING piece WHERE r.xid = piece.xid AND NOT EXISTS (SELECT FROM more m WHERE m.xid = r.xid)),
+    later AS (INSERT INTO webhookd.scheduled SELECT f.deliver_after, f.id, f.created_at, f.tenant FROM fresh f WHERE f.deliver_after > now()),
+    first AS MATERIALIZED (SELECT y.due, y.outbox_id FROM webhookd.scheduled y WHERE y.due <= now() ORDER BY y.due, y.outbox_id LIMIT most),
+    whose(tenant) AS (  -- when more are due than are read at a time, some of each tenant: a loose index scan
+       (SELECT y.tenant FROM webhookd.scheduled y WHERE (SELECT count(*) FROM first) = most ORDER BY y.tenant LIMIT 1)
+       UNION ALL
+       SELECT (SELECT y.tenant FROM webhookd.scheduled y WHERE y.tenant > w.tenant ORDER BY y.tenant LIMIT 1) FROM whose w WHERE w.tenant IS NOT NULL),
+    due AS (DELETE FROM webhookd.scheduled z
+             USING (SELECT f.due, f.outbox_id FROM first f
+                    UNION SELECT o.due, o.outbox_id FROM whose w CROSS JOIN LATERAL
+                      (SELECT y.due, y.outbox_id FROM webhookd.scheduled y WHERE y.tenant = w.tenant AND y.due <= now()
+                        ORDER BY y.due LIMIT (SELECT GREATEST(most / count(*), 1) FROM whose)) o) k
+             WHERE z.due = k.due AND z.outbox_id = k.outbox_id RETURNING z.tenant, z.outbox_id AS id, z.outbox_at AS created_at),
+    ready AS MATERIALIZED (
+       SELECT f.tenant, f.xid, f.id, f.created_at, f.pages IS NOT NULL AS rest,
+              (COALESCE(f.pages, 0) + (row_number() OVER (PARTITION BY f.xid, f.tenant ORDER BY f.id) - 1) / p_page)::int AS page
+         FROM fresh f WHERE f.deliver_after IS NULL OR f.deliver_after <= now()
+       UNION ALL
+       SELECT d.tenant, '0'::xid8, d.id, d.created_at, false, 0 FROM due d),
+    waits AS MATERIALIZED (  -- whoever has not had its first turn is not overtaken
+       SELECT t.tenant FROM (SELECT DISTINCT r.tenant FROM ready r) t
+        WHERE t.tenant = ANY (p_full) OR EXISTS (SELECT FROM webhookd.surplus p WHERE p.tenant = t.tenant AND p.page = 0)),
+    ranked AS MATERIALIZED (
+       SELECT r.*, NOT r.rest AND w.tenant IS NULL AND row_number() OVER (PARTITION BY r.tenant, r.rest ORDER BY r.xid, r.id) <= p_max AS taken
+         FROM ready r LEFT JOIN waits w ON w.tenant = r.tenant),
+    kept AS (
+       INSERT INTO webhookd.surplus (tenant, turn, page, ids, lo, hi)
+       SELECT q.tenant, q.at + COALESCE((SELECT p.turn FROM webhookd.surplus p WHERE p.tenant = q.tenant ORDER BY p.turn LIMIT 1), 0), min(q.page),
+              array_agg(q.id ORDER BY q.id), min(q.created_at), max(q.created_at)
+         FROM (SELECT k.*, (row_number() OVER (PARTITION BY k.tenant, k.at ORDER BY k.xid, k.id) - 1) / p_page AS part
+                 FROM (SELECT r.*, r.page - CASE WHEN r.rest THEN 0 ELSE min(r.page) OVER (PARTITION BY r.xid, r.tenant) END AS at FROM ranked r WHERE NOT r.taken) k) q
+        GROUP BY q.tenant, q.at, q.part ORDER BY q.tenant, q.at, q.part),
+    xip AS MATERIALIZED (SELECT COALESCE(array_agg(q.x), '{}') AS a FROM (
+         SELECT u.x FROM prev, s, unnest(prev.pos_xip) u(x) WHERE NOT pg_visible_in_snapshot(u.x, s.snap)
+         UNION SELECT u.x FROM prev, s, lim, pg_snapshot_xip(s.snap) u(x) WHERE u.x >= prev.pos_xmax AND u.x < lim.lx) q),
+    g AS (SELECT q.p + 1 AS n, array_agg(q.id ORDER BY q.id) ids, min(q.created_at) lo, max(q.created_at) hi
+            FROM (SELECT (row_number() OVER (ORDER BY r.id) - 1) / p_page AS p, r.id, r.created_at FROM ranked r WHERE r.taken) q GROUP BY q.p
+          UNION ALL SELECT 1, '{}'::bigint[], now(), now() WHERE NOT EXISTS (SELECT FROM ranked r WHERE r.taken) AND EXISTS (SELECT FROM fresh f WHERE f.pages IS NULL))
+    INSERT INTO webhookd.batch AS nb (id, pos_xmax, pos_xip, outbox_ids, lo, hi, owner, claims)
+    SELECT prev.id + g.n, (SELECT lx FROM lim), (SELECT a FROM xip), g.ids, g.lo, g.hi, p_owner, 1::smallint
+    FROM prev, g
+    RETURNING nb.id, nb.nonce, nb.cut_at, nb.outbox_ids, nb.lo, nb.hi, nb.claims, (SELECT v.parked FROM webhookd.config_version v),
+              (SELECT l.cut_short FROM lim l) OR EXISTS (SELECT FROM more) OR (SELECT count(*) FROM due) >= most, NULL::text;
+  END IF;
+
+  IF p_rest = 0 OR NOT EXISTS (SELECT FROM webhookd.surplus) THEN RETURN; END IF;
+  RETURN QUERY
+  WITH RECURSIVE turn(n, tenant) AS (
+     SELECT 1, COALESCE((SELECT p.tenant FROM webhookd.surplus p WHERE p.tenant > p_after ORDER BY p.tenant LIMIT 1),
+                        (SELECT p.tenant FROM webhookd.surplus p ORDER BY p.tenant LIMIT 1))
+     UNION ALL
+     SELECT t.n + 1, COALESCE((SELECT p.tenant FROM webhookd.surplus p WHERE p.tenant > t.tenant ORDER BY p.tenant LIMIT 1),
+                              (SELECT p.tenant FROM webhookd.surplus p ORDER BY p.tenant LIMIT 1))
+       FROM turn t WHERE t.n < 100),
+  free AS MATERIALIZED (SELECT min(t.n) AS n, t.tenant FROM turn t WHERE t.tenant <> ALL (p_busy) GROUP BY t.tenant),
+  ahead AS MATERIALIZED (  -- of each a page's worth, which may be many small pages
+     SELECT a.* FROM (
+       SELECT f.n, p.*, sum(cardinality(p.ids)) OVER (PARTITION BY f.n ORDER BY p.turn, p.id) - cardinality(p.ids) AS before
+         FROM free f CROSS JOIN LATERAL (SELECT p.* FROM webhookd.surplus p WHERE p.tenant = f.tenant ORDER BY p.turn, p.id LIMIT 100) p) a
+      WHERE a.before < p_page),
+  drawn AS MATERIALIZED (
+     SELECT d.* FROM (SELECT a.*, sum(cardinality(a.ids)) OVER (ORDER BY a.n, a.turn, a.id) - cardinality(a.ids) AS total FROM ahead a) d WHERE d.total < p_rest),
+  gone AS (DELETE FROM webhookd.surplus p USING drawn d WHERE p.tenant = d.tenant AND p.turn = d.turn AND p.id = d.id),
+  g AS (SELECT q.p + 1 AS n, array_agg(q.event ORDER BY q.event) ids, min(q.lo) lo, max(q.hi) hi
+          FROM (SELECT (row_number() OVER (ORDER BY d.n, d.turn, d.id, u.event) - 1) / p_page AS p, u.event, d.lo, d.hi
+                  FROM drawn d CROSS JOIN LATERAL unnest(d.ids) u(event)) q GROUP BY q.p),
+  prev AS MATERIALIZED (SELECT b.id, b.pos_xmax, b.pos_xip FROM webhookd.batch b ORDER BY b.id DESC LIMIT 1)
+  INSERT INTO webhookd.batch AS nb (id, pos_xmax, pos_xip, outbox_ids, lo, hi, owner, claims)
+  SELECT prev.id + g.n, prev.pos_xmax, prev.pos_xip, g.ids, g.lo, g.hi, p_owner, 1::smallint
+  FROM prev, g
+  RETURNING nb.id, nb.nonce, nb.cut_at, nb.outbox_ids, nb.lo, nb.hi, nb.claims, (SELECT v.parked FROM webhookd.config_version v),
+            EXISTS (SELECT FROM webhookd.remainder), (SELECT d.tenant FROM drawn d ORDER BY d.n DESC LIMIT 1);
+END $$;
+
 -- Take a copy over: bind it to where it is, and begin to read the log anew, since the transaction ids of another cluster mean nothing here. What is owed is
 -- delivered, or ends, also before cursors, which nobody has then. Waits for transactions that have inserted and holds up others meanwhile, so run it before
 -- applications are let in, where that can be chosen. To write an old row anew asks again what its constraints have let pass as NOT VALID, so where one is
@@ -205,7 +331,7 @@ BEGIN
   DELETE FROM webhookd.surplus;
   WITH held AS MATERIALIZED (SELECT DISTINCT u.id FROM webhookd.batch b, unnest(b.outbox_ids) u(id)),
   unread AS MATERIALIZED (
-    SELECT o.id, o.created_at, o.deliver_after, o.tenant FROM webhookd.outbox o LEFT JOIN held h USING (id)
+    SELECT o.id, o.created_at, o.deliver_after, left(o.tenant, 255) AS tenant FROM webhookd.outbox o LEFT JOIN held h USING (id)
      WHERE h.id IS NULL AND NOT EXISTS (SELECT FROM webhookd.scheduled z WHERE z.outbox_id = o.id)),
   scheduled AS (
     INSERT INTO webhookd.scheduled SELECT u.deliver_after, u.id, u.created_at, u.tenant FROM unread u
