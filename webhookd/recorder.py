@@ -7,6 +7,7 @@ reading.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -24,6 +25,7 @@ FLUSH_SECONDS = 0.02  # what a kill -9 resends; shorter costs a transaction for 
 RETRY_FIRST, RETRY_MOST = 0.1, 2.0
 LAST_TRIES = 10  # of one thing that cannot be written for an unknown reason: about 15 s
 ENDING = (Moved, OtherPlace, SchemaMismatch)  # what ends a daemon; a schema that a migration mends is waited for before
+TOLD_SECONDS = 60.0  # between two lines about attempts without a row, of which there may be thousands a second
 REFUSED = "internal"  # the error of an attempt whose own words are refused
 
 log = structlog.get_logger("webhookd.recorder")
@@ -87,12 +89,17 @@ class Recorder:
         self.stuck = False  # the database does not take what we have, so nothing more should be claimed
         self.setbacks = Setbacks("recorder", RETRY_FIRST, RETRY_MOST)
         self._refused = ""  # why something is not taken, while that may pass
+        self._unlogged = 0  # attempts without a row, of which nobody has been told
+        self._told_at = float("-inf")
         self.totals = {"delivered": 0, "failed": 0, "exhausted": 0, "rejected": 0, "spilled": 0}
 
     @property
     def problem(self) -> str:
-        """Why results wait, or nothing."""
-        return self.setbacks.sentence or self._refused
+        """Why results wait, or attempts have no row, or nothing."""
+        if sentence := self.setbacks.sentence or self._refused:
+            return sentence
+        is_fresh = time.monotonic() < self._told_at + TOLD_SECONDS * 2
+        return "the table webhookd.attempt refuses attempts, so they have no row: see the log" if is_fresh else ""
 
     @property
     def pending(self) -> int:
@@ -195,12 +202,41 @@ class Recorder:
             first, second = part.halves()
             await self._write(first)
             await self._write(second)
-        elif part.results and part.results[0].attempt is not None and part.results[0].attempt.error != REFUSED:
-            (result,) = part.results
-            log.error("result_refused", event_id=result.delivery.event.event_id, reason=type(error).__name__)
-            await self._write(part._replace(results=[_without_its_words(result)]))
+        elif part.results and part.results[0].attempt is not None:
+            await self._write_less(part, part.results[0], error)
         else:
             await self._give_up(part, error)
+
+    async def _write_less(self, part: Part, result: Result, error: Exception) -> None:
+        """Write what becomes of a delivery, with as much of its attempt as is taken.
+
+        Without the words of its receiver, and where the owner of the table has a rule that no attempt passes, without
+        its row: the log of attempts is no reason to owe a delivery no longer, or to hold up others.
+        """
+        for less in (_without_its_words(result), result._replace(attempt=None)):
+            try:
+                await self._insist(partial(self._store.record, self._owner, [less], part.leases, part.done), part)
+            except ENDING:
+                raise
+            except Exception as again:
+                error = again
+            else:
+                return self._tell_refused(less, error)
+            if not isinstance(error, StoreRefused):
+                break  # nobody knows why, so it may pass
+        await self._give_up(part, error)
+
+    def _tell_refused(self, written: Result, error: Exception) -> None:
+        event_id = written.delivery.event.event_id
+        if written.attempt is not None:
+            log.error("result_refused", event_id=event_id, reason=type(error).__name__)
+            return
+        self._unlogged += 1
+        now = time.monotonic()
+        if now >= self._told_at + TOLD_SECONDS:
+            self._told_at = now
+            log.error("attempts_refused", attempts=self._unlogged, event_id=event_id, reason=str(error))
+            self._unlogged = 0
 
     async def _give_up(self, part: Part, error: Exception) -> None:
         """Say of an event that what became of it cannot be written; the end of a batch is left to who adopts it.

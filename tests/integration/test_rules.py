@@ -1,6 +1,7 @@
 """What the owner of a database adds to it, such as constraints, costs no event and holds up nobody."""
 
 import secrets
+from typing import Any
 
 import pytest
 
@@ -106,12 +107,51 @@ async def test_a_delivery_that_is_exhausted_costs_its_event_nothing_where_nobody
         await settled(sql, event_id, {"*/good": "delivered", "*/bad": "exhausted"})
 
 
+ATTEMPT_RULES = {
+    "a constraint": "ALTER TABLE webhookd.attempt ADD CONSTRAINT quick CHECK (ms < 0) NOT VALID",
+    "a column": "ALTER TABLE webhookd.attempt ADD COLUMN shop int, ADD CHECK (shop IS NOT NULL) NOT VALID",
+    "a trigger": """
+        CREATE FUNCTION no_teapot() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+          IF NEW.code = 418 OR NEW.error = 'internal' THEN RAISE EXCEPTION 'no teapot'; END IF;
+          RETURN NEW;
+        END $$;
+        CREATE TRIGGER no_teapot BEFORE INSERT ON webhookd.attempt FOR EACH ROW EXECUTE FUNCTION no_teapot()""",
+}
+
+
+@pytest.mark.parametrize("rule", ATTEMPT_RULES)
+async def test_a_rule_that_refuses_attempts_costs_no_delivery(
+    rule: str, sql: Sql, receiver: Receiver, daemon: Running
+) -> None:
+    await sql.execute(ATTEMPT_RULES[rule])
+    receiver.answers("bad", 418, 418, 200)
+    config = configuration(
+        {name: {"url": receiver.url(name), "retry": {"schedule": ["500ms"]}} for name in ("good", "bad")}
+    )
+    async with daemon(config):
+        event_id = await insert(sql)
+        await until(lambda: len(receiver.events("bad")) == 3, "it to be tried again until it is taken")
+        await insert(sql)
+        await until(
+            lambda: len(set(receiver.events("good"))) == len(set(receiver.events("bad"))) == 2, "what comes next"
+        )
+        await finished(sql)
+        assert await sql.fetchval("SELECT count(*) FROM webhookd.unreadable") == 0
+
+        async def told() -> bool:
+            problems = await sql.fetchval("SELECT problems FROM webhookd.health")
+            return "refuses attempts" in (problems or "")
+
+        await eventually(told, "it to be a problem")
+    assert receiver.events("good").count(event_id) == 1
+
+
 async def test_sequences_that_were_left_behind_give_no_number_twice(
     dsn: str, sql: Sql, receiver: Receiver, daemon: Running
 ) -> None:
     """As logical replication leaves them: an event would be taken for an old one that is still owed."""
     receiver.answers("hook", 500, 500)
-    slow = {"hook": {"url": receiver.url("hook"), "retry": {"schedule": ["1h"]}}}
+    slow: dict[str, dict[str, Any]] = {"hook": {"url": receiver.url("hook"), "retry": {"schedule": ["1h"]}}}
     async with daemon(configuration(slow)):
         old = await insert(sql)
         await settled(sql, old, {"hook": "retrying"})

@@ -468,6 +468,30 @@ async def test_what_cannot_be_written_at_all_is_told_and_holds_up_nothing_else(
     ]
 
 
+@pytest.mark.parametrize("passes", [False, True])
+async def test_attempts_that_are_refused_cost_no_delivery_its_next_one(store: Store, passes: bool) -> None:
+    """As by a constraint, or a trigger, that the owner of the table has put on it."""
+
+    def refuse(flush: Flush) -> None:
+        if any(result.attempt is not None for result in flush.results):
+            raise StoreRefused("violates check constraint", passes=passes)
+
+    store.trouble = refuse
+    mine = batch()
+    with capture_logs() as logs:
+        async with running(store) as recording:
+            for number in range(20):
+                recording.put(Result(delivery(number, mine), BAD, Retry(5.0)))
+            await until(lambda: mine.recorded, "all of them")
+            assert "refuses attempts" in recording.problem
+    results = [result for flush in store.written for result in flush.results]
+    assert [(each.delivery.event.id, each.attempt, each.outcome) for each in results] == [
+        (number, None, Retry(5.0)) for number in range(20)
+    ]
+    assert store.aside == {}
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == ["attempts_refused"]  # and no line each
+
+
 async def test_an_unknown_error_that_passes_loses_nothing(store: Store) -> None:
     mine, errors = batch(), [AttributeError("a connection that broke oddly")] * 12
 

@@ -1,14 +1,14 @@
 """What the recorder writes: one transaction a flush, exactly once also when the reply to COMMIT is lost."""
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
 
-from webhookd.errors import StoreConflict, StoreUnavailable
+from webhookd.errors import StoreConflict, StoreRefused, StoreUnavailable
 from webhookd.matching import OWN_TYPES
 from webhookd.model import Batch, Delivered, Delivery, Ended, Postponed, Result, Retry, Window
 from webhookd.sql import QUERIES
@@ -51,7 +51,8 @@ class Results:
                 await transaction.start()
                 try:
                     await self._database.check_place(connection)
-                    xact = await flush.write(connection)
+                    with _refused_by_the_owner():
+                        xact = await flush.write(connection)
                 except BaseException:
                     with suppress(asyncpg.InterfaceError, asyncpg.PostgresError, OSError):  # it may be gone
                         await transaction.rollback()
@@ -76,6 +77,15 @@ class Results:
             if status != "in progress":
                 return bool(status == "committed")
             await asyncio.sleep(ASK_AGAIN)
+
+
+@contextmanager
+def _refused_by_the_owner() -> Iterator[None]:
+    """Raise StoreRefused for what a trigger raises that the owner has put on a table: nothing of ours does."""
+    try:
+        yield
+    except asyncpg.PLPGSQLError as error:
+        raise StoreRefused(f"a trigger refuses it: {str(error).splitlines()[0]}", passes=True) from error
 
 
 class _Flush:
@@ -132,7 +142,7 @@ class _Flush:
                 self._deletes.append((endpoint_id, event_id))
             return
         state, delay = (outcome.state, 0.0) if isinstance(outcome, Ended) else ("retry", outcome.delay)
-        made = 0 if attempt is None else 1
+        made = int(attempt is not None or isinstance(outcome, Retry))  # an attempt may have been refused its row
         asked = delivery.asked + (isinstance(outcome, Retry) and outcome.asked)
         if state == "exhausted" and not delivery.event.type.startswith(OWN_TYPES):
             last = None if attempt is None else attempt.error
