@@ -26,8 +26,8 @@ _PAGE: Final = """\
 
 The main file is the one that `--config` names, else `$WEBHOOKD_CONFIG`, else `/etc/webhookd/webhookd.toml`, else
 `config/webhookd.toml`. Endpoints stand in it, or in the `*.toml` files of its endpoints directory. `webhookd check`
-tells every mistake in them at once (of more than 100, the first 100), each with file, line and key; `webhookd check
---schema` prints a JSON Schema.
+tells every mistake in them at once (of more than 100, the first 100), each with file, line and key, and then what they
+change for the daemons; `webhookd check --offline` asks no database, and `webhookd check --schema` prints a JSON Schema.
 
 Times are `"500ms"`, `"20s"`, `"5m"`, `"6h"` or `"3d"`; sizes are `"512KiB"`, `"1MiB"`, `"10MB"` or a number of bytes. A
 variable of the environment replaces the key of the main file; lists have commas there,

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import resource
 import shlex
@@ -19,10 +20,13 @@ import pytest
 
 from tests.integration.conftest import as_user
 from tests.integration.test_cli import NOWHERE, PLAIN, fails, webhookd
+from webhookd.cli import exit_code
+from webhookd.cli.check import check
 from webhookd.cli.init import MODES, _first_walk, template
 from webhookd.cli.options import environment
 from webhookd.cli.reload import _judge
 from webhookd.config import Config
+from webhookd.errors import StoreUnavailable
 from webhookd.loader import load
 from webhookd.signing import parse_secret, parse_verifier
 from webhookd.store.registry import Reload
@@ -200,9 +204,41 @@ def test_dev_allows_http_wherever_the_files_are_read(dsn: str, tmp_path: Path) -
         assert f"`webhookd explain {found.stdout.strip()} -c {config} --dev` says why" in found.stderr
 
 
-def test_check_without_the_database_is_69_and_without_the_schema_too(tmp_path: Path, empty_dsn: str) -> None:
-    fails(webhookd("check", "-c", written(tmp_path, endpoint("a"))), 69, "does not answer")
-    fails(webhookd("check", "-c", written(tmp_path, endpoint("a"), dsn=empty_dsn)), 69, "`webhookd migrate`")
+@pytest.mark.parametrize("away", ["server", "schema"])
+def test_check_without_a_database_says_what_it_found_in_the_files(tmp_path: Path, empty_dsn: str, away: str) -> None:
+    dsn, why = (NOWHERE, "does not answer") if away == "server" else (empty_dsn, "`webhookd migrate`")
+    config = written(tmp_path, endpoint("a"), dsn=dsn)
+    found = webhookd("check", "--dev", "-c", config)
+    assert found.returncode == 69
+    assert why in found.stderr
+    first, told = found.stdout.splitlines()
+    assert first.startswith(f"{config}: no mistake; 1 endpoint; ")
+    _, command, _ = told.split("`")
+    assert told == f"database: it could not be asked what would change; `{command}` checks the files alone"
+    alone = webhookd(*shlex.split(command.removeprefix("webhookd ")))
+    assert (alone.returncode, alone.stdout, alone.stderr) == (0, f"{first}\n", "")
+    document = json.loads(webhookd("check", "--json", "-c", config).stdout)
+    assert why in document["database_problem"]
+    assert document["endpoints"] == 1
+
+
+def test_check_without_any_dsn_tells_the_ways_to_one_beside_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def nobody(*_: object, **__: object) -> None:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    for name in os.environ.keys() - PLAIN.keys():
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("webhookd.store.dial.asyncpg.connect", nobody)
+    config = tmp_path / "webhookd.toml"
+    config.write_text(endpoint("a"))
+    with pytest.raises(StoreUnavailable, match=r"Say where it is with WEBHOOKD_DSN=postgresql://") as problem:
+        check(config, schema=False)
+    assert exit_code(problem.value) == 69
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.startswith(f"{config}: no mistake; 1 endpoint; ")
+    assert told.endswith(f"`webhookd check --offline -c {config}` checks the files alone")
 
 
 async def test_check_shows_the_difference_to_what_runs(

@@ -11,7 +11,7 @@ from webhookd.cli.options import AsJson, ConfigFile, Dev, loaded, other_hash, ot
 from webhookd.cli.tables import counted, show_json, tell
 from webhookd.config import Config
 from webhookd.difference import Difference, difference, refusal
-from webhookd.errors import StoreForbidden
+from webhookd.errors import DsnUnusable, OtherPlace, SchemaMismatch, StoreForbidden, StoreUnavailable, WebhookdError
 from webhookd.janitor import BEAT_SECONDS, DEAD_AFTER_BEATS
 from webhookd.reference import json_schema
 from webhookd.store.database import Database
@@ -45,7 +45,8 @@ def check(
 ) -> None:
     """Find mistakes, and show what would change.
 
-    Reads the whole configuration, and compares its endpoints with those that the daemons run.
+    Reads the whole configuration, and compares its endpoints with those that the daemons run. Where the database is
+    away it says what it found in the files all the same.
     Ends with 0 when all is well, 1 when daemons would refuse it, 69 without the database or a right that they need
     there, 78 with a mistake, or where `run` would take the database for a copy.
     """
@@ -54,18 +55,35 @@ def check(
         return
     exposed: list[Path] = []
     file, found = loaded(config, dev, exposed)
-    against = None
+    against, problem = None, None
     if not offline:
-        deployed, mine = ran(_ask(_where(found, file), found.daemon.environment))
-        command = spelled("reload", "--accept-removals", config=config, dev=dev)
-        against = _against(file, found, dev, deployed, command)._replace(rights=mine)
+        try:
+            deployed, mine = ran(_ask(_where(found, file), found.daemon.environment))
+        except DsnUnusable:
+            raise  # a mistake of the configuration, which is told alone, as any is
+        except (StoreUnavailable, SchemaMismatch, OtherPlace) as error:
+            problem = error
+        else:
+            command = spelled("reload", "--accept-removals", config=config, dev=dev)
+            against = _against(file, found, dev, deployed, command)._replace(rights=mine)
     if as_json:
-        show_json(_document(file, found, against) | {"exposed": list(map(str, exposed))})
+        asked = {} if offline else {"database_problem": None if problem is None else str(problem)}
+        show_json(_document(file, found, against) | asked | {"exposed": list(map(str, exposed))})
     else:
         tell("\n".join(_lines(file, found, dev, against)))
         for each in exposed:
             tell(f'{each} has a secret that everyone on this machine can read; run "chmod o-rwx {each}"')
+        if problem and not _answered(problem):
+            command = spelled("check", "--offline", config=config, dev=dev)
+            tell(f"database: it could not be asked what would change; `{command}` checks the files alone")
+    if problem:
+        raise problem
     raise typer.Exit(1 if against and against.refusal else 0)
+
+
+def _answered(problem: WebhookdError) -> bool:
+    """True when the database is there and in order, and not for us."""
+    return isinstance(problem, (StoreForbidden, OtherPlace))
 
 
 def _where(found: Config, file: Path) -> str:
