@@ -33,6 +33,7 @@ GIVE_UP_LOOKS = 120  # looks, which is a minute: how often we see whose time is 
 LEFT_BY_OTHERS = 1 / 6  # of the time after which a daemon is dead: half a heartbeat, and anybody takes what is left
 GIVE_UP_AT_ONCE = 50  # endpoints in one statement, in one look: a pause waits for it
 AT_A_TIME = 100  # endpoints that are looked at before others have their turn on the loop
+PARKING_MOST = 5.0  # seconds for which others may have to wait while an endpoint is parked
 NEAR = 20  # batches from the end of the log at which an endpoint becomes live again
 
 log = structlog.get_logger("webhookd.follower")
@@ -105,6 +106,7 @@ class Follower:
         self._noted: dict[int, int] = {}  # failures of an endpoint's breaker, as the database has them
         self._troubles: dict[int, str] = {}
         self._seen_to = True  # what was taken of them is in our parking
+        self._parking_since = 0.0
         self._restraint = 0.0
         self._given_up = GivenUp()
         self._pauses = Pauses(endpoint)
@@ -140,8 +142,10 @@ class Follower:
 
     @property
     def is_parking(self) -> bool:
-        """True when an endpoint is about to be parked."""
-        return bool(self._troubles) or not self._seen_to
+        """True when an endpoint is about to be parked; not where the database refuses that, for others would wait."""
+        if self._seen_to:
+            return bool(self._troubles)
+        return time.monotonic() < self._parking_since + PARKING_MOST
 
     async def catch_up(self, version: int) -> None:
         """Know at least what was parked by then."""
@@ -177,16 +181,23 @@ class Follower:
 
     async def _look(self) -> float:
         """Do what there is to do; the seconds until there may be more."""
-        if self._troubles:
-            troubles, self._troubles = self._troubles, {}
-            self._seen_to = False
-            try:
-                await self._see_to(troubles)
-            except Exception:
-                self._troubles = troubles | self._troubles  # a breaker opens once, and tells it once
-                raise
+        if not self._troubles:
+            return await self._follow()
+        troubles, self._troubles = self._troubles, {}
+        if self._seen_to:
+            self._seen_to, self._parking_since = False, time.monotonic()
+        try:
+            await self._see_to(troubles)
+        except Exception:
+            self._troubles = troubles | self._troubles  # a breaker opens once, and tells it once
+            await self._follow(self._seen_to)  # those that are parked wait for no other
+            raise
+        return await self._follow()
+
+    async def _follow(self, seen_to: bool = True) -> float:
+        """Know who is parked, send to them, and say the same as `_look`."""
         await self.catch_up(await self._store.version())
-        self._seen_to = True
+        self._seen_to = seen_to
         if not self._parking.rows:
             return self._look_seconds
         if time.monotonic() >= self._next_look:

@@ -106,6 +106,7 @@ PINNED = "SELECT " + ", ".join(
         "row_security",
         "search_path",
         "client_encoding",
+        "jit",
     )
 )
 WEEK = 7 * 86_400.0
@@ -156,6 +157,7 @@ async def whole_path(dsn: str, direct: str, sql: Sql, receiver: Receiver) -> Non
             "off",
             "pg_catalog, pg_temp",
             "UTF8",
+            "off",
         )
     before = configuration({"hook": {"url": receiver.url("hook")}})
     after = configuration({"hook": {"url": receiver.url("hook")}, "other": {"url": receiver.url("other")}})

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from tests.endpoints import HOOK
 from tests.waiting import until
 from webhookd import follower, windows
-from webhookd.errors import StoreUnavailable
+from webhookd.errors import StoreRefused, StoreUnavailable
 from webhookd.follower import Dispatcher, Follower, Store
 from webhookd.members import Shares
 from webhookd.model import Delivery, Endpoint, Event, Postponed, Result, Window
@@ -34,8 +34,10 @@ class Tables:
         self.parked: list[tuple[str, list[int]]] = []
         self.troubles: list[Exception] = []
         self.during: list[Any] = []
+        self.looks = 0  # at who is parked
 
     async def version(self) -> int:
+        self.looks += 1
         return 0
 
     async def owing_little(self, endpoint_ids: Sequence[int], most: int) -> set[int]:
@@ -140,6 +142,30 @@ async def test_it_says_that_it_is_parking_until_others_know() -> None:
         await until(lambda: said == [False, True, True], "it to be seen to")
         await until(lambda: not following.is_parking, "the end of it")
         following.stop()
+
+
+async def test_where_parking_is_refused_others_wait_for_a_moment_alone_and_the_parked_are_seen_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(follower, "AWAY_SECONDS", 0.001)
+    store = Tables()
+    following = follow(store)
+    refused = [StoreRefused("violates check constraint")] * 10_000
+    store.troubles = list(refused)
+    with capture_logs():
+        async with asyncio.TaskGroup() as group:
+            group.create_task(following.run())
+            following.trouble(1, "failing")
+            await until(lambda: len(store.troubles) < len(refused) - 2, "it to be refused some times")
+            said = [following.is_parking]
+            monkeypatch.setattr(follower, "PARKING_MOST", 0.0)
+            said.append(following.is_parking)
+            assert said == [True, False]
+            looks = store.looks
+            await until(lambda: store.looks > looks + 2, "the others to be looked at meanwhile")
+            store.troubles.clear()
+            await until(lambda: store.parked == [("failing", [1])], "it to be parked, since nothing is forgotten")
+            following.stop()
 
 
 class Ranges(Tables):

@@ -14,6 +14,7 @@ PINNED = {
     "row_security": "off",  # rows that a policy would hide are an error
     "statement_timeout": "0",  # ours are on our side
     "lock_timeout": "0",
+    "jit": "off",  # to compile costs more than any statement of ours, whatever makes a planner think that one is large
 }
 LASTING = {  # what only a session that is ours alone can have; transactions through a pooler are begun accordingly
     "default_transaction_isolation": "'read committed'",
