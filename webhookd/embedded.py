@@ -77,7 +77,7 @@ def postgres(
             raise EmbeddedUnavailable(
                 f"cannot run PostgreSQL in {directory}: {where}{error.strerror or error}"
             ) from error
-        yield f"postgresql://postgres@/postgres?host={quote(str(runtime), safe='')}&port=5432"
+        yield f"postgresql://postgres@/postgres?host={quote(str(runtime))}&port=5432"  # in 'quotes' right for a shell
 
 
 def _programs(version: int) -> Path:

@@ -97,7 +97,10 @@ def test_init_writes_a_configuration_that_is_right_and_has_a_secret_of_its_own(t
 
 
 def test_init_elsewhere_names_the_file_in_what_comes_next(tmp_path: Path) -> None:
-    found = webhookd("init", "my hooks", cwd=tmp_path)
+    found = webhookd("init", "my hooks", cwd=tmp_path, env={"COLUMNS": "80"})
+    told, _, commands = found.stdout.partition("Next, as in README:")
+    assert max(map(len, told.splitlines())) <= 80
+    assert commands
     assert "\nexport WEBHOOKD_CONFIG='my hooks/webhookd.toml' WEBHOOKD_DSN=" in found.stdout
     assert (tmp_path / "my hooks/webhookd.toml").exists()
 

@@ -248,8 +248,9 @@ async def test_run_dev_on_a_postgres_of_its_own_delivers_to_localhost(tmp_path: 
             assert daemon.stderr is not None
             assert b"--dev ALLOWS HTTP AND PRIVATE NETWORKS" in await daemon.stderr.readline()
             line = (await asyncio.wait_for(daemon.stdout.readline(), HANGS)).decode()
-            dsn = line.removeprefix(f"PostgreSQL runs in {folder}: ").strip()
-            assert dsn.startswith("postgresql://")
+            assert line == f"PostgreSQL runs in {folder}; its DSN, which a shell wants in 'quotes', is\n"
+            dsn = (await asyncio.wait_for(daemon.stdout.readline(), HANGS)).decode().strip()
+            assert re.fullmatch(r"postgresql://postgres@/postgres\?host=/[\w./-]+&port=5432", dsn), "alone on its line"
             emitted = await asyncio.to_thread(webhookd, "emit", "order.created", "{}", env={"WEBHOOKD_DSN": dsn})
             assert emitted.returncode == 0
             await until(lambda: any("verified  answered 200" in each for each in there.out), "it arrives")

@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import typer
 
 from webhookd import wheel
-from webhookd.cli.tables import say
+from webhookd.cli.tables import say, tell
 from webhookd.errors import WebhookdError
 from webhookd.signing import new_secret
 
@@ -43,10 +43,8 @@ def init(
             say(f"wrote {file}")
     except OSError as error:
         raise WebhookdError(f"{error.filename or directory} cannot be written: {error.strerror}") from None
-    say(
-        f"\n{directory / ENDPOINT} has a fresh secret and an endpoint that is inactive until active = true.\n"
-        f"Next, as in README:\n\n{_production() if directory.absolute() == SERVICE else _first_walk(directory)}"
-    )
+    tell(f"\n{directory / ENDPOINT} has a fresh secret and an endpoint that is inactive until active = true.")
+    say(f"Next, as in README:\n\n{_production() if directory.absolute() == SERVICE else _first_walk(directory)}")
 
 
 def _first_walk(directory: Path) -> str:

@@ -80,7 +80,8 @@ def _postgres(directory: Path) -> Iterator[None]:
                 for name in DATABASE:
                     os.environ.pop(name, None)
                 os.environ.update(WEBHOOKD_DSN=dsn, WEBHOOKD_DATABASE__DIRECT_DSN=dsn)
-                say(f"PostgreSQL runs in {directory}: {dsn}")
+                tell(f"PostgreSQL runs in {directory}; its DSN, which a shell wants in 'quotes', is")
+                say(dsn)
                 yield
             finally:
                 for number in STOP_SIGNALS:
