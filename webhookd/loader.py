@@ -17,6 +17,7 @@ from webhookd.config import section as section_of
 from webhookd.dsn import Located
 from webhookd.errors import ConfigError
 from webhookd.shapes import Database, Shape
+from webhookd.signing import EXAMPLE
 
 S = TypeVar("S", bound=Shape)
 
@@ -101,7 +102,7 @@ def _has_secret(found: Any, key: str = "") -> bool:
         return any(_has_secret(each, key) for each in found)
     if key in ("dsn", "direct_dsn"):
         return bool(_PASSWORD.search(str(found)))
-    return isinstance(found, str) and key in ("secret", "secrets", "client_secret")
+    return isinstance(found, str) and key in ("secret", "secrets", "client_secret") and found != EXAMPLE
 
 
 def section(path: Path, environ: Mapping[str, str], model: type[S]) -> S:

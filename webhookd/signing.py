@@ -22,6 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from webhookd.model import Key, Scheme
 
+EXAMPLE: Final = "whsec_dGhpcy1pcy1hLWZha2Utc2VjcmV0LWZvci1leGFtcGxlcw=="  # what examples and pages have; no secret
+
 _INNER, _OUTER = (bytes(byte ^ pad for byte in range(256)) for pad in (0x36, 0x5C))
 _TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
 _TEXT: Final = re.compile(r"[\x21-\x7e]{8,256}")

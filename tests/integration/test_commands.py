@@ -164,6 +164,7 @@ def test_check_of_the_files_alone(tmp_path: Path) -> None:
         "config_hash": loaded.config_hash,
         "endpoints": 2,
         "inactive": 1,
+        "example_secrets": [],
         "exposed": [],
     }
 
@@ -618,6 +619,23 @@ def test_check_names_secrets_that_everyone_can_read() -> None:
         assert json.loads(webhookd("check", "--offline", "--json", "-c", config).stdout)["exposed"] == [str(secret)]
         subprocess.run(shlex.split(mend.split('"')[1]), check=True)
         assert "chmod" not in webhookd("check", "--offline", "-c", config).stdout
+
+
+def test_check_scolds_no_example_for_its_secret_until_somebody_signs_with_it() -> None:
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        folder.chmod(0o755)
+        example = (ROOT / "config/endpoints.d/example.toml").read_text()
+        for active in (False, True):
+            config = written(folder, example.replace("active = false", f"active = {str(active).lower()}"))
+            config.chmod(0o644)
+            found = webhookd("check", "--offline", "-c", config)
+            assert found.returncode == 0
+            assert "chmod" not in found.stdout
+            note = "note: example signs with the secret of the examples, which everybody knows: make one with `webhookd"
+            assert (note in found.stdout) == active
+            document = json.loads(webhookd("check", "--offline", "--json", "-c", config).stdout)
+            assert document["example_secrets"] == (["example"] if active else [])
 
 
 @pytest.mark.parametrize("command", ["init", "check", "explain", "emit", "listen", "secret new", "run"])

@@ -85,12 +85,17 @@ def test_every_event_is_accounted_for_and_the_folder_serves_again(folder: Path) 
     assert not servers(folder)
 
 
-def test_what_it_prints_fits_80_columns_and_explains_its_words(folder: Path) -> None:
+def test_what_it_prints_fits_80_columns_and_explains_its_words_and_its_files_are_in_order(folder: Path) -> None:
     found = subprocess.run(
         [*COMMAND, folder, "--seconds", "3"],
         capture_output=True, text=True, timeout=90, check=True, env={**PLAIN, "COLUMNS": "80"},
     )  # fmt: skip
     assert [line for line in found.stdout.splitlines() if len(line) > 80 and "postgresql://" not in line] == []
+    checked = subprocess.run(
+        [sys.executable, "-m", "webhookd", "check", "--offline", "-c", folder / "webhookd.toml"],
+        capture_output=True, text=True, timeout=90, check=True, env=PLAIN,
+    )  # fmt: skip
+    assert re.fullmatch(r".*: no mistake; 3 endpoints; configuration [0-9a-f]{16}\n", checked.stdout)
     assert re.search(r"\nowed +the deliveries that \d+ events meant for an endpoint\n", found.stdout)
     assert re.search(r"\n\d+ events; every delivery is accounted for(; \d+ still owed)?\.\n", found.stdout)
 

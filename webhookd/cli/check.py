@@ -14,6 +14,7 @@ from webhookd.difference import Difference, difference, refusal
 from webhookd.errors import DsnUnusable, OtherPlace, SchemaMismatch, StoreForbidden, StoreUnavailable, WebhookdError
 from webhookd.janitor import BEAT_SECONDS, DEAD_AFTER_BEATS
 from webhookd.reference import json_schema
+from webhookd.signing import EXAMPLE, parse_secret
 from webhookd.store.database import Database
 from webhookd.store.dial import ignored, target
 from webhookd.store.registry import Registry
@@ -118,6 +119,7 @@ def _document(file: Path, found: Config, against: _Against | None) -> dict[str, 
         "config_hash": found.config_hash,
         "endpoints": len(found.endpoints),
         "inactive": _inactive(found),
+        "example_secrets": _with_example_secret(found),
     }
     if against:
         document |= {
@@ -136,7 +138,22 @@ def _inactive(found: Config) -> int:
     return sum(not endpoint.active for endpoint in found.endpoints)
 
 
-def _notes(found: Config, file: Path, against: _Against) -> Iterator[str]:
+def _with_example_secret(found: Config) -> list[str]:
+    """The endpoints that sign with what everybody can look up."""
+    known = parse_secret(EXAMPLE).raw
+    return [each.label for each in found.endpoints if each.active and any(key.raw == known for key in each.secrets)]
+
+
+def _notes(found: Config, file: Path, against: _Against | None) -> Iterator[str]:
+    if labels := _with_example_secret(found):
+        more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
+        sign = "signs" if len(labels) == 1 else "sign"
+        yield (
+            f"{', '.join(labels[:SHOWN])}{more} {sign} with the secret of the examples, which everybody knows: make "
+            "one with `webhookd secret new`"
+        )
+    if against is None:
+        return
     yield from ignored(loader.dsn(found.database, file))
     if against.rights.only_reads:
         yield (
@@ -151,9 +168,9 @@ def _lines(file: Path, found: Config, dev: bool, against: _Against | None) -> It
         f"{file}: no mistake; {counted(len(found.endpoints), 'endpoint')}"
         f"{f', {inactive} inactive' if inactive else ''}; configuration {found.config_hash}{with_dev}"
     )
+    yield from (f"note: {each}" for each in _notes(found, file, against))
     if against is None:
         return
-    yield from (f"note: {each}" for each in _notes(found, file, against))
     if not any(against.change):
         yield "database: it knows the same endpoints"
     for kind, labels in against.change._asdict().items():

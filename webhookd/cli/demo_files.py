@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from random import Random
@@ -86,10 +87,16 @@ def write(directory: Path, dsn: str, url: str, secret: str) -> Config:
         for file, text in texts.items():
             if file.exists() and not file.read_text(errors="replace").startswith(_MARK):
                 raise WebhookdError(f"{file} is not of a demo: choose another --directory")
-            file.write_text(text)
+            _write(file, text)
     except OSError as error:
         raise WebhookdError(f"cannot write the configuration: {error}") from None
     return loader.load(main, {})
+
+
+def _write(file: Path, text: str) -> None:
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as opened:
+        os.fchmod(opened.fileno(), 0o600)  # the secret is for nobody else, also in a file of an older demo
+        opened.write(text)
 
 
 def samples(random: Random) -> Iterator[tuple[str, bytes]]:
