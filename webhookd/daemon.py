@@ -20,6 +20,7 @@ from webhookd import __version__, dispatcher, follower, janitor, neighbours, rea
 from webhookd.backoff import over_before
 from webhookd.clock import Clock
 from webhookd.config import Config
+from webhookd.difference import ACCEPT
 from webhookd.errors import ConfigError, Moved, StoreRefused, StoreUnavailable
 from webhookd.matching import Matcher
 from webhookd.members import Member, shares
@@ -81,7 +82,8 @@ class _Joined(NamedTuple):
 class Daemon:
     """One webhookd process. `run` returns when `stop` was called and everything in flight is recorded.
 
-    `load` reads the configuration again, and `watch` are the directories whose edits make it do so.
+    `load` reads the configuration again, and `watch` are the directories whose edits make it do so. `accept` is the
+    command by which an operator accepts whatever removals a reload is refused for.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Daemon:
         *,
         load: Callable[[], Config] | None = None,
         watch: Sequence[Path] = (),
+        accept: str = ACCEPT,
         notifier: Notifier = SILENT,
         pace: Pace = NORMAL,
         on_ready: Callable[[int], None] = lambda _: None,
@@ -101,6 +104,7 @@ class Daemon:
         self._direct_dsn = direct_dsn or dsn
         self._load = load or (lambda: config)
         self._watch = watch
+        self._accept = accept
         self._notifier = notifier
         self._pace = pace
         self._on_ready = on_ready
@@ -368,6 +372,7 @@ class Daemon:
             on_reload=self._notifier.reloading,
             on_refused=lambda why: self._keep_the_old(why, len(own)),
             refused=self._refused,
+            accept=self._accept,
             look_seconds=pace.look * 2,
         )
         with reloader.long_lived():

@@ -5,6 +5,8 @@ from typing import Any, Final, NamedTuple
 
 Specs = Mapping[tuple[str, str], Mapping[str, Any]]  # (tenant, name) -> what was written, without secrets
 
+ACCEPT: Final = "webhookd reload --accept-removals"
+
 _FEW: Final = 5  # that many may always go
 _SMALL: Final = 0.01  # and that share of all
 _SHOWN: Final = 5
@@ -27,7 +29,7 @@ def difference(before: Specs, after: Specs) -> Difference:
     )
 
 
-def refusal(difference: Difference, before: int, command: str = "webhookd reload --accept-removals") -> str | None:
+def refusal(difference: Difference, before: int, command: str = ACCEPT) -> str | None:
     """Why a reload that finds `before` endpoints must not do this without an operator's command; or None."""
     removed = difference.removed
     if len(removed) <= _FEW or len(removed) <= before * _SMALL:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import structlog
 
 from webhookd.config import Config
-from webhookd.difference import difference, refusal
+from webhookd.difference import ACCEPT, difference, refusal
 from webhookd.errors import ConfigError, SchemaMismatch, StoreRefused, StoreUnavailable, WebhookdError
 from webhookd.formats import FORMATS
 from webhookd.matching import Matcher
@@ -83,7 +83,8 @@ class Reloader:
     """Runs beside the other parts. `apply(config, own, matcher)` is awaited with every change.
 
     `wanted` is set by whoever wants the files read again; asking a thousand times is asking once. `refused` says why
-    the files were not taken, also when that was in a life before this one.
+    the files were not taken, also when that was in a life before this one. `accept` is the command by which an operator
+    accepts whatever removals are refused.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Reloader:
         on_reload: Callable[[], None],
         on_refused: Callable[[str], None],
         refused: str = "",
+        accept: str = ACCEPT,
         look_seconds: float = LOOK_SECONDS,
     ) -> None:
         self._store = registry
@@ -112,6 +114,7 @@ class Reloader:
         self._look_seconds = look_seconds
         self.refused = refused  # why the files were not taken, as long as they are not
         self._is_shown = not refused
+        self._accept = accept
         self._wanted = wanted
         self._versions: tuple[int, int] | None = None
         self.setbacks = Setbacks("reloader", look_seconds)
@@ -156,7 +159,8 @@ class Reloader:
                 raise ConfigError([config.empty])
             change = await asyncio.to_thread(difference, self._config.specs, config.specs)
             accepted = await self._store.accepted_removals() if change.removed else frozenset()
-            if not accepted.issuperset(change.removed) and (why := refusal(change, len(self._config.specs))):
+            why = refusal(change, len(self._config.specs), self._accept)
+            if why and not accepted.issuperset(change.removed):
                 raise ConfigError([why])
             await self._write(config)
             log.info(

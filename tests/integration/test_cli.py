@@ -73,16 +73,20 @@ signature = "none"
 
 
 @asynccontextmanager
-async def running(config: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, list[dict[str, Any]]]]:
+async def running(
+    config: Path, *options: str
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, list[dict[str, Any]]]]:
     """`webhookd run`, and its log as it comes."""
     daemon = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "webhookd", "run", "-c", config, stdout=PIPE, stderr=PIPE, env=PLAIN
+        sys.executable, "-m", "webhookd", "run", "-c", config, *options, stdout=PIPE, stderr=PIPE, env=PLAIN
     )
     log: list[dict[str, Any]] = []
 
     async def read() -> None:
         assert daemon.stderr is not None
         async for line in daemon.stderr:
+            if options and not line.startswith(b"{"):
+                continue  # what --dev says before there is a log
             log.append(json.loads(line))
 
     async with asyncio.TaskGroup() as tasks:

@@ -21,9 +21,11 @@ def endpoint(name: str, events: str = "*") -> str:
 
 
 @asynccontextmanager
-async def serving(config: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, list[dict[str, Any]]]]:
+async def serving(
+    config: Path, *options: str
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, list[dict[str, Any]]]]:
     """`webhookd run` from the moment it reads until the end of the block, when it has to stop in order."""
-    async with running(config) as (daemon, log):
+    async with running(config, *options) as (daemon, log):
         await until(lambda: said(log, "reading"), "a start")
         yield daemon, log
         daemon.send_signal(signal.SIGTERM)
@@ -128,6 +130,25 @@ async def test_webhookd_reload_tells_what_the_daemons_made_of_it(dsn: str, sql: 
         config.write_text(config.read_text().split("[endpoint.orders]")[0])
         fails(webhookd("reload", "-c", config, "--accept-removals"), 78, "has no endpoint")
         assert await names(sql) == {"orders", *NAMES[:10]}
+
+
+async def test_the_log_of_a_refusal_has_the_command_that_reads_the_same_files_in_the_same_way(
+    dsn: str, sql: Sql, tmp_path: Path
+) -> None:
+    config = configuration(tmp_path, dsn)
+    config.write_text("[daemon]\nwatch = false\n" + config.read_text())
+    (tmp_path / "endpoints.d").mkdir()
+    others = tmp_path / "endpoints.d" / "all.toml"
+    others.write_text("\n".join(map(endpoint, NAMES)))
+    async with serving(config, "--dev") as (daemon, log):
+        others.unlink()
+        daemon.send_signal(signal.SIGHUP)
+        (refusal,) = await until(lambda: said(log, "reload_refused"), "the refusal")
+        command = f"webhookd reload --accept-removals -c {config} --dev"
+        assert refusal["mistakes"][0].endswith(f"; if that is meant, run `{command}`")
+        found = webhookd(*command.split()[1:])
+        assert found.returncode == 0, found.stderr
+        assert await names(sql) == {"orders"}
 
 
 async def test_what_another_daemon_has_in_its_files_is_kept_and_by_whom_is_told(

@@ -15,7 +15,7 @@ import typer
 
 from webhookd import loader
 from webhookd.cli import logging
-from webhookd.cli.options import DEV, STOP_SIGNALS, ConfigFile, Dev, folder, on_stop_signals, ran
+from webhookd.cli.options import DEV, STOP_SIGNALS, ConfigFile, Dev, folder, on_stop_signals, ran, spelled
 from webhookd.cli.tables import say, tell
 from webhookd.config import Config
 from webhookd.daemon import Daemon
@@ -46,11 +46,11 @@ def run(
     if dev:
         _allow_all()
     if embedded is None:
-        _run(config)
+        _run(config, dev)
     else:
         _load(loader.find(config, os.environ))  # a mistake is told before Postgres is started
         with _postgres(embedded):
-            _run(config)
+            _run(config, dev)
 
 
 def _allow_all() -> None:
@@ -90,14 +90,14 @@ def _postgres(directory: Path) -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _run(config: Path | None) -> None:
+def _run(config: Path | None, dev: bool) -> None:
     file = loader.find(config, os.environ)
     loaded = _load(file)
     logging.configure(loaded.log.level, loaded.log.format)
     log.info("starting", file=str(file))
     _raise_open_files()
     try:
-        ran(_deliver(file, loaded))
+        ran(_deliver(file, loaded, spelled("reload", "--accept-removals", config=config, dev=dev)))
     except (ConfigError, DsnUnusable, SchemaMismatch, OtherPlace):
         raise  # a new start does not mend it: a configuration error, which systemd is told not to repeat
     except Exception:
@@ -117,7 +117,7 @@ def _raise_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def _deliver(file: Path, config: Config) -> None:
+async def _deliver(file: Path, config: Config, accept: str) -> None:
     watched = config.daemon.watch
     if watched is None:
         watched = "NOTIFY_SOCKET" not in os.environ
@@ -135,6 +135,7 @@ async def _deliver(file: Path, config: Config) -> None:
         direct,
         load=lambda: _load(file),
         watch=loader.directories(file, os.environ) if watched else (),
+        accept=accept,
         notifier=Notifier.from_environ(os.environ),
     )
     on_stop_signals(daemon.stop, _leave)
