@@ -77,6 +77,7 @@ DEFAULTS = {
         "array_nulls = off",
         "plan_cache_mode = 'force_generic_plan'",
         "enable_partition_pruning = off",
+        "jit = on",
         "jit_above_cost = 0",
         "enable_indexscan = off",
     ),

@@ -31,8 +31,8 @@ GROWTH, GROWN = 8, 6  # of the windows; after so many, all the rest
 FIRST_IDS, FIRST_MICROSECONDS = 1_000, 1_000_000
 PATIENCE = 2.0  # seconds: then a page says how far it looked
 WIDE = 3600 * 1_000_000  # a window of failed attempts that is read as it lies, not through the index of each endpoint
-# A plan that serves any window would expect wide ones; and machine code is not worth its making here.
-_SETTINGS = "SET LOCAL jit = off; SET LOCAL plan_cache_mode = force_custom_plan"
+# A plan that serves any window would expect wide ones.
+_SETTINGS = "SET LOCAL plan_cache_mode = force_custom_plan"
 
 
 class Page(NamedTuple, Generic[Row]):
