@@ -1,6 +1,7 @@
 """Who could have written a file of the configuration, and who can read it."""
 
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,20 +20,21 @@ def mistake(file: Path, status: os.stat_result) -> str | None:
     users = {0, os.geteuid(), volume.st_uid}
     groups = {0, os.getegid(), *os.getgroups(), volume.st_gid}
     sticky = around.st_mode & stat.S_ISVTX  # nobody can take the place of another's file there
+    name, name_of_folder = shlex.quote(str(file)), shlex.quote(folder)  # for a shell
     if status.st_mode & stat.S_IWOTH:
-        return f'can be changed by everyone; run "chmod o-w {file}"'
+        return f'can be changed by everyone; run "chmod o-w {name}"'
     if around.st_mode & stat.S_IWOTH and not sticky:
-        return f'is in a folder that everyone can change; run "chmod o-w {folder}"'
+        return f'is in a folder that everyone can change; run "chmod o-w {name_of_folder}"'
     if status.st_mode & stat.S_IWGRP and status.st_gid not in groups:
-        return f'can be changed by a group (gid {status.st_gid}) that webhookd is not in; run "chmod g-w {file}"'
+        return f'can be changed by a group (gid {status.st_gid}) that webhookd is not in; run "chmod g-w {name}"'
     if around.st_mode & stat.S_IWGRP and not sticky and around.st_gid not in groups:
-        return f'is in a folder that a group (gid {around.st_gid}) can change; run "chmod g-w {folder}"'
+        return f'is in a folder that a group (gid {around.st_gid}) can change; run "chmod g-w {name_of_folder}"'
     if status.st_uid not in users:
-        return f'belongs to a user (uid {status.st_uid}) who is neither root nor webhookd; run "chown root {file}"'
+        return f'belongs to a user (uid {status.st_uid}) who is neither root nor webhookd; run "chown root {name}"'
     if around.st_uid not in users:
         return (
             f"is in a folder of a user (uid {around.st_uid}) who is neither root nor webhookd; "
-            f'run "chown root {folder}"'
+            f'run "chown root {name_of_folder}"'
         )
     return None
 

@@ -608,13 +608,13 @@ def test_check_names_secrets_that_everyone_can_read() -> None:
     with TemporaryDirectory() as place:  # those of pytest are private
         folder = Path(place)
         folder.chmod(0o755)
-        secret = folder / "orders.secret"
+        secret = folder / "our orders.secret"
         secret.write_text(SECRET)
         secret.chmod(0o644)
-        config = written(folder, endpoint("orders", signature="standard", secret_file="orders.secret"))
+        config = written(folder, endpoint("orders", signature="standard", secret_file=secret.name))
         found = webhookd("check", "--offline", "-c", config)
         assert found.returncode == 0
-        mend = f'{secret} has a secret that everyone on this machine can read; run "chmod o-rwx {secret}"'
+        mend = f"{secret} has a secret that everyone on this machine can read; run \"chmod o-rwx '{secret}'\""
         assert found.stdout.splitlines()[1:] == [mend]
         assert json.loads(webhookd("check", "--offline", "--json", "-c", config).stdout)["exposed"] == [str(secret)]
         subprocess.run(shlex.split(mend.split('"')[1]), check=True)

@@ -145,13 +145,14 @@ def test_mistakes_of_all_files_are_told_at_once(main: Path) -> None:
 
 def test_a_file_that_everyone_may_write_is_refused(main: Path) -> None:
     directory = main.parent / "endpoints.d"
-    orders, secret = directory / "orders.toml", directory / "orders.secret"
+    orders, secret = directory / "our orders.toml", directory / "orders.secret"
+    (directory / "orders.toml").unlink()
     orders.write_text(ORDERS + 'secret_file = "orders.secret"\n')
     secret.write_text(SECRET)
-    for file in (main, orders, secret):
+    for file, in_a_shell in ((main, f"{main}"), (orders, f"'{orders}'"), (secret, f"{secret}")):
         file.chmod(0o666)
         (mistake,) = mistakes(main)
-        assert f'can be changed by everyone; run "chmod o-w {file}"' in mistake
+        assert f'can be changed by everyone; run "chmod o-w {in_a_shell}"' in mistake
         file.chmod(0o644)
     assert load(main, {}).endpoints
 

@@ -1,5 +1,6 @@
 """`webhookd check`: is the configuration right, and what would it change?"""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -73,7 +74,8 @@ def check(
     else:
         tell("\n".join(_lines(file, found, dev, against)))
         for each in exposed:
-            tell(f'{each} has a secret that everyone on this machine can read; run "chmod o-rwx {each}"')
+            mend = f'run "chmod o-rwx {shlex.quote(str(each))}"'
+            tell(f"{each} has a secret that everyone on this machine can read; {mend}")
         if problem and not _answered(problem):
             command = spelled("check", "--offline", config=config, dev=dev)
             tell(f"database: it could not be asked what would change; `{command}` checks the files alone")
