@@ -63,7 +63,7 @@ def postgres(
             data = directory / "postgres"
             account = _account(data)
             _stop_stale(data)
-            runtime = _runtime(directory / "postgres.run", account, tell)
+            runtime = _runtime(directory / wheel.SOCKETS, account, tell)
             stack.callback(shutil.rmtree, runtime, ignore_errors=True)
             if account:
                 os.chown(runtime, account.pw_uid, account.pw_gid)

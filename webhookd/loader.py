@@ -31,10 +31,9 @@ _MAX_SECRET: Final = 64 * 1024  # a short-lived database token may be some KiB
 
 def find(path: Path | None, environ: Mapping[str, str]) -> Path:
     """The main file: the argument, else $WEBHOOKD_CONFIG, else the first usual place that has it. Or ConfigError."""
-    if path is not None:
-        return path
-    if named := environ.get("WEBHOOKD_CONFIG"):
-        return Path(named)
+    named = path or environ.get("WEBHOOKD_CONFIG")
+    if named:
+        return _no_folder(Path(named))
     for place in _PLACES:
         if _there(place):
             return place
@@ -45,6 +44,13 @@ def find(path: Path | None, environ: Mapping[str, str]) -> Path:
             'run "webhookd init", or name a file with --config'
         ]
     )
+
+
+def _no_folder(path: Path) -> Path:
+    inside = path / _PLACES[0].name
+    if os.path.isfile(inside):
+        raise ConfigError([f"{path}: is a folder; name the file in it, {inside}"])
+    return path
 
 
 def load(

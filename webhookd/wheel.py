@@ -2,6 +2,9 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
+
+SOCKETS: Final = "postgres.run"  # the folder of the socket, beside the data, where we run such a server
 
 
 def folder() -> Path | None:

@@ -17,7 +17,8 @@ from tests.conftest import DEBIAN_15
 from tests.waiting import until
 from webhookd import wheel
 from webhookd.embedded import postgres
-from webhookd.errors import EmbeddedUnavailable
+from webhookd.errors import EmbeddedUnavailable, StoreUnavailable
+from webhookd.store.database import Database
 
 FAST = {"fsync": "off"}
 KILLED = """
@@ -55,6 +56,10 @@ async def test_the_dsn_stays_the_same(open_directory: Path) -> None:
         assert await fetch(dsn, "SELECT 1") == 1
         assert stat.S_IMODE((directory / "postgres.run").stat().st_mode) == 0o700
     assert not (directory / "postgres.run").exists()
+    whose = "It belongs to a `webhookd run --embedded` or `webhookd demo`, and runs as long as that does."
+    async with Database(dsn, size=1) as database:
+        with pytest.raises(StoreUnavailable, match=rf"No such file or directory\. {whose}$"):
+            await database.fetch("SELECT 1")
     (directory / "postgres.run").mkdir()
     (directory / "postgres.run" / ".s.PGSQL.5432").touch()
     with postgres(directory, 18, FAST, tell=told.append) as again:

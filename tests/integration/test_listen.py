@@ -248,7 +248,7 @@ async def test_run_dev_on_a_postgres_of_its_own_delivers_to_localhost(tmp_path: 
             assert daemon.stderr is not None
             assert b"--dev ALLOWS HTTP AND PRIVATE NETWORKS" in await daemon.stderr.readline()
             line = (await asyncio.wait_for(daemon.stdout.readline(), HANGS)).decode()
-            assert line == f"PostgreSQL runs in {folder}; its DSN, which a shell wants in 'quotes', is\n"
+            assert line == f"PostgreSQL runs in {folder}; its DSN, to be quoted in a shell:\n"
             dsn = (await asyncio.wait_for(daemon.stdout.readline(), HANGS)).decode().strip()
             assert re.fullmatch(r"postgresql://postgres@/postgres\?host=/[\w./-]+&port=5432", dsn), "alone on its line"
             emitted = await asyncio.to_thread(webhookd, "emit", "order.created", "{}", env={"WEBHOOKD_DSN": dsn})

@@ -329,6 +329,14 @@ def test_a_volume_of_kubernetes_is_read(tmp_path: Path) -> None:
     assert [endpoint.secrets for endpoint in load(main, {}).endpoints] == [(parse_secret(SECRET),)]
 
 
+def test_a_folder_in_the_place_of_the_main_file_is_told_with_the_file_in_it(main: Path) -> None:
+    folder = main.parent
+    for named, environ in ((folder, {}), (None, {"WEBHOOKD_CONFIG": str(folder)})):
+        with pytest.raises(ConfigError) as refused:
+            find(named, environ)
+        assert refused.value.mistakes == [f"{folder}: is a folder; name the file in it, {main}"]
+
+
 def test_what_is_no_file_is_told_and_not_waited_for(main: Path) -> None:
     directory = main.parent / "endpoints.d"
     os.mkfifo(directory / "a.toml")

@@ -80,7 +80,7 @@ def _postgres(directory: Path) -> Iterator[None]:
                 for name in DATABASE:
                     os.environ.pop(name, None)
                 os.environ.update(WEBHOOKD_DSN=dsn, WEBHOOKD_DATABASE__DIRECT_DSN=dsn)
-                tell(f"PostgreSQL runs in {directory}; its DSN, which a shell wants in 'quotes', is")
+                tell(f"PostgreSQL runs in {directory}; its DSN, to be quoted in a shell:")
                 say(dsn)
                 yield
             finally:

@@ -82,7 +82,7 @@ def target(dsn: Dsn) -> Target:
         if variable := _to_blame(str(error), around, said):
             raise DsnUnusable(f"${variable} cannot be used: {error}.") from None
         raise DsnUnusable(f"The DSN cannot be used ({origin}): {error}.") from None
-    return Target(given, origin, "" if text or around else _advice())
+    return Target(given, origin, _beside_a_socket(given) if text or around else _advice())
 
 
 def _to_blame(sentence: str, around: Mapping[str, str], said: Mapping[str, str]) -> str | None:
@@ -94,6 +94,14 @@ def _to_blame(sentence: str, around: Mapping[str, str], said: Mapping[str, str])
 def _advice() -> str:
     own = ", or run with one of its own: `webhookd run --embedded DIR`, which prints its DSN" if wheel.folder() else ""
     return f" Say where it is with WEBHOOKD_DSN=postgresql://…, or with dsn under [database]{own}."
+
+
+def _beside_a_socket(given: Mapping[str, str]) -> str:
+    """Whose server it is, where the socket is one of ours."""
+    sockets = (Path(place.host) for place in places(given))
+    if not any(each.name == wheel.SOCKETS and os.path.isdir(each.parent / "postgres") for each in sockets):
+        return ""
+    return " It belongs to a `webhookd run --embedded` or `webhookd demo`, and runs as long as that does."
 
 
 def ignored(dsn: Dsn) -> list[str]:
