@@ -264,7 +264,8 @@ class Follower:
             if trouble == "saturated" and ids:
                 ids = await self._behind(ids)
             if ids:
-                breakers = {id_: self._dispatcher.breaker(id_) for id_ in ids}
+                # Who parks what fails tells of it; of one that came to fail otherwise `_note_breakers` tells.
+                breakers = {id_: self._dispatcher.breaker(id_) if trouble == "failing" else (0, 0.0) for id_ in ids}
                 if count := await self._store.park(breakers, trouble, self._owner):
                     log.info("parked", endpoints=count, reason=trouble)
         for id_ in [id_ for id_, why in troubles.items() if why == "gone"]:

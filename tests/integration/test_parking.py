@@ -228,6 +228,43 @@ async def test_one_that_cannot_keep_up_reads_the_log(
     assert await told(sql) == []  # it has not failed
 
 
+async def test_one_that_fails_once_it_is_parked_is_told_each_time(
+    sql: Sql, receiver: Receiver, daemon: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "SPILLED_MOST", 100)
+    monkeypatch.setattr(follower, "SPILLED_MOST", 100)
+    monkeypatch.setattr(breaker, "PROBE_MOST", 0.1)
+    quick, status = asyncio.Event(), [200]
+
+    async def script(_: Got) -> web.Response:
+        await asyncio.sleep(0.0 if quick.is_set() else 0.1)
+        return web.Response(status=status[0])
+
+    async def tells(*kinds: str) -> None:
+        async def is_so() -> bool:
+            return await told(sql) == [f"endpoint.{kind}" for kind in kinds]
+
+        await eventually(is_so, f"{kinds} to be told")
+
+    receiver.scripts["hook"] = script
+    async with daemon(configuration({"hook": {"url": receiver.url("hook"), "max_in_flight": 2}})):
+        await more_until_parked(sql)
+        status[0] = 500
+        await tells("failing")
+        status[0] = 200
+        await tells("failing", "recovered")
+        status[0] = 500
+        await tells("failing", "recovered", "failing")
+        assert await sql.fetchval("SELECT array_agg(reason) FROM webhookd.parked WHERE to_batch IS NULL") == [
+            "saturated"
+        ]
+        status[0] = 200
+        quick.set()
+        await finished(sql)
+        await live(sql)
+        await tells("failing", "recovered", "failing", "recovered")
+
+
 async def test_one_that_cannot_keep_up_is_live_again_whoever_sent_what_another_had_put_off(
     sql: Sql, receiver: Receiver, daemon: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:

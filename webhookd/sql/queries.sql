@@ -223,14 +223,15 @@ UPDATE webhookd.parked p SET next_batch = u.batch, next_pos = u.pos, deaths = 0
    AND (p.next_batch, p.next_pos) < (u.batch, u.pos);
 
 -- name: breakers
--- How often each has failed and how long it is left alone, so that whoever takes it over knows.
+-- How often each has failed and how long it is left alone, so that whoever takes it over knows. `park` tells of one that is parked since it fails; here it
+-- is one that was parked already, for another reason or since it has failed before.
 WITH noted AS (
   UPDATE webhookd.parked p SET fails = u.fails, retry_at = now() + u.wait * interval '1 s'
     FROM unnest($1::int[], $2::int[], $3::float8[]) u(endpoint_id, fails, wait), webhookd.parked before
    WHERE p.endpoint_id = u.endpoint_id AND p.to_batch IS NULL AND p.owner = $4
      AND before.endpoint_id = p.endpoint_id AND before.from_batch = p.from_batch
   RETURNING p.endpoint_id, before.fails AS failed, p.fails)
-SELECT webhookd.tell('endpoint.recovered', endpoint_id) FROM noted WHERE failed > 0 AND fails = 0;
+SELECT webhookd.tell(CASE fails WHEN 0 THEN 'endpoint.recovered' ELSE 'endpoint.failing' END, endpoint_id) FROM noted WHERE (failed = 0) <> (fails = 0);
 
 -- name: give_up
 -- What its time has run out behind endpoints that fail.
