@@ -201,13 +201,11 @@ async def test_daemons_that_differ_and_a_refused_configuration_are_shown(
     await sql.execute(add, 1, "aaa", None)
     await sql.execute(add, 2, "aaa", None)
     assert "problem" not in webhookd("status", env=env).stdout
-    await sql.execute(add, 3, "bbb", "endpoints.d/a.toml:\n[endpoint.a] url: is required")
+    await sql.execute(add, 3, "bbb", "a.toml:2: [endpoint.a] url: is required\na.toml:9: is not TOML")
     shown = webhookd("status", env=env).stdout
     assert "problem      daemons run different configurations\n" in shown
-    assert (
-        r"problem      daemon 3 keeps an older configuration: endpoints.d/a.toml:\n[endpoint.a] url: is required"
-        in shown
-    )
+    mistakes = "a.toml:2: [endpoint.a] url: is required; a.toml:9: is not TOML"
+    assert f"problem      daemon 3 keeps an older configuration: {mistakes}\n" in shown
     found = json.loads(webhookd("status", "--json", env=env).stdout)
     assert found["configurations_differ"] is True
     assert [each["config_problem"] is None for each in found["daemons"]] == [True, True, False]
