@@ -125,8 +125,18 @@ async def test_each_state_is_shown(prompt: Prompt, sql: Sql, state: EndpointStat
     shown = await prompt("endpoints", "show", "orders")
     assert f"state        {state}\n" in shown
     assert fed in shown
-    assert ("next probe in " in shown) == (state == "failing")
+    assert ("breaker      open, 2 probes failed, next probe in " in shown) == (state == "failing")
     assert ("`webhookd resume` ends it" in shown) == (state in ("paused", "disabled"))
+
+
+async def test_who_resumes_one_that_fails_hears_that_it_is_probed(prompt: Prompt, sql: Sql) -> None:
+    await sql.execute(MAKE["failing"][0])
+    assert await prompt("resume", "orders") == (
+        "nothing to do: orders is neither paused nor disabled\n"
+        "orders fails, and is probed without that: `webhookd endpoints show NAME` says when\n"
+    )
+    assert await prompt("pause", "orders") == "paused orders\n"
+    assert await prompt("resume", "orders") == "resumed orders\n"
 
 
 @pytest.mark.parametrize(

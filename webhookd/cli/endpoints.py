@@ -13,7 +13,7 @@ from webhookd.cli.completion import endpoint_names
 from webhookd.cli.listings import answer, chosen, event_id
 from webhookd.cli.options import AsJson, ConfigFile, dsn_for, ran
 from webhookd.cli.status import COUNTS, STYLES, some
-from webhookd.cli.tables import Table, cell, show, show_json, span
+from webhookd.cli.tables import Table, cell, counted, show, show_json, span
 from webhookd.model import EndpointState
 from webhookd.store.database import Database
 from webhookd.store.listings import ASIDE, Asked, AttemptLine, EndpointLine, Listings
@@ -175,7 +175,8 @@ def _parking(row: EndpointLine) -> Iterator[tuple[str, object]]:
     yield "fed", f"parked since {_moment(row.parked_at)} ({row.why_parked}), {sender}"
     if row.fails and row.probe_at is not None:
         wait = (row.probe_at - datetime.now(UTC)).total_seconds()
-        yield "breaker", f"open, {row.fails} in a row, next probe {f'in {span(wait)}' if wait > 0 else 'now'}"
+        failed = f"{counted(row.fails - 1, 'probe')} failed, " if row.fails > 1 else ""
+        yield "breaker", f"open, {failed}next probe {f'in {span(wait)}' if wait > 0 else 'now'}"
 
 
 def _oldest(row: EndpointLine) -> datetime | None:

@@ -83,19 +83,24 @@ def _change(
 ) -> None:
     if [bool(names), tenant is not None, host is not None, everything].count(True) != 1:
         raise Usage("say which endpoints: NAME..., --tenant TENANT, --host HOST or --all")
-    changed, others = ran(_changed(dsn_for(config), names or (), tenant, host, change))
+    rows, unchanged = ran(_changed(dsn_for(config), names or (), tenant, host, change))
+    changed, others = [_label(row) for row in rows], [_label(row) for row in unchanged]
     if as_json:
         return show_json({done: changed, "unchanged": others})
     tell(f"{done} {_some(changed)}" if changed else f"nothing to do: {_some(others)} {_are(others)} {before}")
     if changed and others:
         tell(f"{_some(others)} {_are(others)} {before}")
+    probed = [_label(row) for row in unchanged if row.fails and row.paused_at is None and row.removed_at is None]
+    if probed:  # who resumes such a one wants to see it tried
+        fail = "fails, and is" if len(probed) == 1 else "fail, and are"
+        tell(f"{_some(probed)} {fail} probed without that: `webhookd endpoints show NAME` says when")
     return None
 
 
 async def _changed(
     dsn: str, names: Sequence[str], tenant: str | None, host: str | None, change: Change
-) -> tuple[list[str], list[str]]:
-    """The labels of those that changed, and of those that did not need to."""
+) -> tuple[list[EndpointLine], list[EndpointLine]]:
+    """Those that changed, and those that did not need to."""
     async with Database(dsn or None, size=1) as database:
         listings = Listings(database)
         if names:
@@ -111,7 +116,7 @@ async def _changed(
         if not rows:
             raise WebhookdError("there is no such endpoint: `webhookd endpoints list` shows all")
         changed = set(await change(ParkingStore(database), [row.id for row in rows]))
-    return [_label(row) for row in rows if row.id in changed], [_label(row) for row in rows if row.id not in changed]
+    return [row for row in rows if row.id in changed], [row for row in rows if row.id not in changed]
 
 
 def _is_at(row: EndpointLine, host: str) -> bool:

@@ -119,7 +119,7 @@ class EndpointLine(NamedTuple):
     why_parked: str | None  # why it reads the log with a cursor; None when it is live
     parked_at: datetime | None
     owner: int | None  # the daemon that sends to it
-    fails: int  # in a row, that its breaker has seen; 0 when it is closed
+    fails: int  # probes, the opening of its breaker included; 0 when that is closed
     probe_at: datetime | None
     behind: datetime | None  # the moment of the log that its cursor has come to; None at the end of the log
     waiting: int  # deliveries, for a first attempt
