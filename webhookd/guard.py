@@ -140,7 +140,9 @@ def url_mistake(url: str, allow_http: bool) -> str | None:
     parts = _PARTS.fullmatch(url)
     scheme = parts["scheme"].lower() if parts else ""
     if parts is None or scheme not in ("http", "https"):
-        return "the URL must start with https:// (or http://, where that is allowed)"
+        return (
+            f"the URL must start with https:// {'or http://' if allow_http else '(or http://, where that is allowed)'}"
+        )
     if scheme == "http" and not allow_http:
         return "the URL must start with https://, because http is not allowed"
     return _authority_mistake(parts["authority"])

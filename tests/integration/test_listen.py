@@ -212,7 +212,7 @@ async def test_listen_passes_on_what_is_verified_and_answers_what_is_answered() 
         (("--fail", "often"), 2, '--fail: write a share such as "0.3" or "30%"'),
         (("--fail", "nan"), 2, '--fail: write a share such as "0.3" or "30%"'),
         (("--delay", "2"), 2, '--delay: "2" is no duration'),
-        (("--forward-to", "localhost:3000"), 2, "--forward-to: the URL must start with https:// (or http://"),
+        (("--forward-to", "localhost:3000"), 2, "--forward-to: the URL must start with https:// or http://\n"),
     ],
 )
 def test_listen_says_in_one_sentence_what_is_wrong(arguments: tuple[str, ...], code: int, sentence: str) -> None:

@@ -198,6 +198,8 @@ def test_urls_that_are_refused_with_the_reason(url: str, about: str) -> None:
 
 def test_http_where_it_is_allowed() -> None:
     assert url_mistake("http://example.com/", True) is None
+    for allowed, told in ((True, "or http://"), (False, "(or http://, where that is allowed)")):
+        assert url_mistake("localhost:3000", allowed) == f"the URL must start with https:// {told}"
 
 
 @pytest.mark.parametrize(
