@@ -201,7 +201,7 @@ async def test_attempts_and_their_answers(ask: Ask, sql: "Sql[asyncpg.Record]") 
     one, two = await endpoint(sql, "one"), await endpoint(sql, "two")
     for event_id in ("a", "b"):
         await insert(sql, event_id=event_id)
-    await attempt(sql, "a", one, 1, 503, b"try later\nagain")
+    await attempt(sql, "a", one, 1, 503, b"try later\r\nagain\n")
     await attempt(sql, "b", two, 1, None)
     await attempt(sql, "a", one, 2)
     shown = rows(await ask("attempts"))
@@ -215,7 +215,7 @@ async def test_attempts_and_their_answers(ask: Ask, sql: "Sql[asyncpg.Record]") 
     assert [line[4] for line in rows(await ask("attempts", "--event", "a"))] == ["2", "1"]
     assert "try later" not in await ask("attempts")
     assert (await ask("attempts", "--show-response")).endswith("  one  a answered 503:\n  | try later\n  | again\n")
-    assert (await asked(ask, "attempts", "--show-response"))["attempts"][2]["response"] == "try later\nagain"
+    assert (await asked(ask, "attempts", "--show-response"))["attempts"][2]["response"] == "try later\r\nagain\n"
 
 
 async def test_endpoints(ask: Ask, sql: "Sql[asyncpg.Record]") -> None:

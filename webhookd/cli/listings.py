@@ -282,7 +282,8 @@ def _fate(row: EventLine) -> Text:
 
 def _response(response: bytes) -> Iterator[Text]:
     """The first bytes of an answer, each line behind a bar, so that none looks like ours."""
-    for line in re.split(r"\r?\n", response.decode(errors="backslashreplace")):
+    text = response.decode(errors="backslashreplace")
+    for line in re.split(r"\r?\n", text.removesuffix("\n").removesuffix("\r")):
         yield Text(f"{BAR}{inert(line, None)}")
 
 
