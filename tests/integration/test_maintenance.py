@@ -41,7 +41,7 @@ async def test_maintain_drops_what_is_past_its_time_and_says_what_is_in_the_way(
 async def test_status_shows_the_tables_and_warns_of_what_is_to_come(dsn: str, sql: Sql) -> None:
     await insert(sql)
     shown = webhookd("status", env={"WEBHOOKD_DSN": dsn}).stdout
-    assert re.search(r"^tables .*, partitions for (29|30) days$", shown, re.M)
+    assert re.search(r"^tables .*B, the oldest event for \d+ \w+, partitions for (29|30) days$", shown, re.M)
     await event(sql, 90)
     for parent in ("outbox", "attempt"):
         for days in range(3, 30):

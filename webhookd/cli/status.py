@@ -219,9 +219,9 @@ def _headlines(found: Status) -> Iterator[str]:
 
 
 def _tables(health: Health) -> Iterator[str]:
-    reach = [f"{decimal(health.bytes)}{_since(', events of ', health.oldest_event)}"]
+    reach = [f"{decimal(health.bytes)}{_since(', the oldest event for ', health.oldest_event)}"]
     if health.owed is not None:
-        reach.append(f"owed for {span(health.owed)}")
+        reach.append(f"the oldest that is owed for {span(health.owed)}")
     if health.cursor is not None:
         reach.append(f"a cursor lags by {span(health.cursor)}")
     yield f"tables       {', '.join([*reach, f'partitions for {health.days_ahead or 0:.0f} days'])}"
