@@ -120,7 +120,7 @@ def _source(value: str) -> str:
 
 
 def _dsn(value: object) -> object:
-    if isinstance(value, str):
+    if isinstance(value, str) and value:
         if not value.strip():
             raise ValueError("is empty; write postgresql://… or leave it out")
         dsn.parsed(value)

@@ -48,6 +48,9 @@ def overlay(
         section, key = known[name]
         if other := variables[section].get(key):
             mistakes.append(Mistake("", (), f"{other} and {name}: set only one of them"))
+        if (section, key) == ("database", "dsn") and not text.strip():  # or another database than was meant is used
+            mistakes.append(Mistake("", (), f"{name}: is empty; write postgresql://… into it, or unset it"))
+            continue
         variables[section][key] = name
         table = merged.setdefault(section, {})
         if isinstance(table, dict):

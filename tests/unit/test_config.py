@@ -93,6 +93,11 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert config.endpoints == ()
 
 
+@pytest.mark.parametrize("key", ["dsn", "direct_dsn"])
+def test_a_dsn_may_be_written_as_the_default_that_is_documented(key: str) -> None:
+    assert made({"database": {key: ""}}) == made({})
+
+
 def test_a_proxy_and_who_we_are_for_it() -> None:
     elsewhere = {
         "proxy": "http://proxy.internal:3128/",
@@ -651,7 +656,7 @@ def test_the_environment_wins() -> None:
             {"WEBHOOKD_DSN": "planted"},
             'WEBHOOKD_DSN: must begin with "postgresql://", or be words such as host=… dbname=…',
         ),
-        ({"WEBHOOKD_DSN": ""}, "WEBHOOKD_DSN: is empty; write postgresql://… or leave it out"),
+        ({"WEBHOOKD_DSN": ""}, "WEBHOOKD_DSN: is empty; write postgresql://… into it, or unset it"),
         (
             {"WEBHOOKD_DATABASE__DIRECT_DSN": " "},
             "WEBHOOKD_DATABASE__DIRECT_DSN: is empty; write postgresql://… or leave it out",
