@@ -22,8 +22,8 @@ import uvloop
 
 from tests.planted import question as planted_question
 from tests.planted import said_in
-from webhookd import embedded
-from webhookd.embedded import postgres
+from webhookd.cli import embedded
+from webhookd.cli.embedded import postgres
 from webhookd.store.migrations import migrate
 
 T = TypeVar("T")

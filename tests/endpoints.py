@@ -1,8 +1,8 @@
 """The endpoint of tests that want any."""
 
-from webhookd.formats import FORMATS
+from webhookd.message.formats import FORMATS
+from webhookd.message.signing import SCHEMES
 from webhookd.model import Endpoint, RetryPolicy
-from webhookd.signing import SCHEMES
 
 HOOK = Endpoint(
     id=1,

@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command line and exit; Ctrl-C prints no traceback, also while the rest is being imported."""
     try:
-        from webhookd.cli import main as run
+        from webhookd.cli.main import main as run
 
         run()
     except KeyboardInterrupt:

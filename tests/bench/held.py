@@ -13,8 +13,8 @@ from tests.bench import rig
 from tests.bench.cost import DEAD
 from tests.bench.line import Line
 from tests.bench.pgbench import pgbench
-from webhookd.sql import QUERIES
 from webhookd.store.backlog import SLACK
+from webhookd.store.statements import QUERIES
 
 SECONDS = 60.0
 SAMPLING = 10.0  # seconds at the start, and at the end

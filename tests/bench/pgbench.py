@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.bench import rig
-from webhookd.embedded import _programs
+from webhookd.cli.embedded import _programs
 
 PROGRAM = _programs(18) / "pgbench"
 

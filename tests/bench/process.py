@@ -11,10 +11,12 @@ from pathlib import Path
 import uvloop
 from aiohttp.client_proto import ResponseHandler
 
-from webhookd import connector, limiter, loader, resolver, sender
 from webhookd.cli import logging
-from webhookd.daemon import Daemon
-from webhookd.guard import address_mistake
+from webhookd.config import loader
+from webhookd.daemon.daemon import Daemon
+from webhookd.egress import connector, resolver, sender
+from webhookd.egress.guard import address_mistake
+from webhookd.policy import limiter
 
 
 async def main(path: Path) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 from tests.bench import rig
 from tests.bench.line import Line
 from tests.waiting import until
-from webhookd import loader
-from webhookd.config import Config
-from webhookd.daemon import Daemon
+from webhookd.config import loader
+from webhookd.config.config import Config
+from webhookd.daemon.daemon import Daemon
 
 ENDPOINTS = 8_000
 PARKINGS = 3

@@ -15,7 +15,7 @@ import aiohttp
 import asyncpg
 import psutil
 
-from webhookd.embedded import postgres
+from webhookd.cli.embedded import postgres
 from webhookd.store.migrations import migrate
 
 SECRET = "whsec_" + base64.b64encode(b"this-is-a-fake-secret-for-benchmarks").decode()

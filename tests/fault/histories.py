@@ -19,12 +19,16 @@ import structlog
 
 from tests.integration.conftest import Sql, configuration
 from tests.waiting import until
-from webhookd import breaker, daemon, dispatcher, follower, janitor, reloader, retrier
-from webhookd.config import Config
-from webhookd.daemon import Daemon, Pace
+from webhookd.config.config import Config
+from webhookd.daemon import daemon, reloader
+from webhookd.daemon.daemon import Daemon, Pace
+from webhookd.engine import janitor, retrier
+from webhookd.engine.dispatch import dispatcher
+from webhookd.engine.dispatch.queues import Feed
+from webhookd.engine.parked import follower
 from webhookd.errors import ConfigError
 from webhookd.model import NoResponse, Request, Response
-from webhookd.queues import Feed
+from webhookd.policy import breaker
 from webhookd.store.database import Database
 from webhookd.store.registry import Beat, Registry
 

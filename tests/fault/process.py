@@ -18,14 +18,19 @@ from typing import Any
 import structlog
 import uvloop
 
-from webhookd import breaker, dispatcher, janitor, loader, neighbours, reader, recorder, request, rest, retrier
-from webhookd.daemon import Daemon, Pace
+from webhookd.config import loader
+from webhookd.daemon.daemon import Daemon, Pace
+from webhookd.engine import janitor, neighbours, recorder, retrier
+from webhookd.engine.dispatch import dispatcher
+from webhookd.engine.dispatch.turns import Turns
+from webhookd.engine.intake import reader, rest
+from webhookd.message import request
 from webhookd.model import Batch, Delivery, Request
-from webhookd.sql import QUERIES
+from webhookd.policy import breaker
 from webhookd.store import bell, database, results
 from webhookd.store.batches import Batches
 from webhookd.store.database import Database
-from webhookd.turns import Turns
+from webhookd.store.statements import QUERIES
 
 DEADLY = "deadly"  # the id of an event that kills whoever tries it
 BROKEN = ("no_rescue", "no_ledger", "no_fence", "no_place")

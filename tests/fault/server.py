@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.conftest import DEBIAN_15, SETTINGS
-from webhookd.embedded import postgres
+from webhookd.cli.embedded import postgres
 
 MOST_CONNECTIONS = 40
 

@@ -18,7 +18,7 @@ from tests.integration.conftest import Receiver, Sql, eventually, insert, insert
 from tests.planted import SECRET
 from tests.stopwatch import Stopwatch, family
 from tests.waiting import HANGS, until
-from webhookd.config import Config, build
+from webhookd.config.config import Config, build
 
 WITHIN = 1.0  # seconds, in which the good endpoint has its event whatever the others do
 PROBE, LOOK = 0.001, 0.01  # seconds between two looks at the loop, and at the memory

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.conftest import SETTINGS, connected, programs
 from tests.waiting import until
-from webhookd.embedded import postgres
+from webhookd.cli.embedded import postgres
 
 STREAMS = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
 STAYS_AWAY = "ALTER SYSTEM SET primary_conninfo = ''"  # a paused replay would be made up for at the promotion

@@ -7,7 +7,7 @@ import pytest
 from tests.fault.attacks import AFTER, BANNER, LOOT, PACKED, TEXT
 from tests.fault.siege import Attempt, Besiege, tables_with
 from tests.integration.conftest import Sql
-from webhookd.sender import CODES
+from webhookd.egress.sender import CODES
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
 

@@ -18,10 +18,10 @@ from tests.fault.verdict import Connection
 from tests.integration.test_cli import PLAIN
 from tests.integration.test_retention import at, make_day, old_event, part, parts
 from tests.waiting import HANGS
-from webhookd.sql import MIGRATIONS, Migration
 from webhookd.store.database import Database
 from webhookd.store.migrations import migrate
 from webhookd.store.registry import Registry
+from webhookd.store.statements import MIGRATIONS, Migration
 
 INSERT_AT = "INSERT INTO webhookd.outbox (type, payload, created_at) VALUES ('order.created', '{}', $1)"
 INSERT = "INSERT INTO webhookd.outbox (type, payload) VALUES ('order.created', '{}')"

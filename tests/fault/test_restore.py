@@ -18,7 +18,7 @@ from tests.fault.standby import give_away
 from tests.fault.verdict import ROLES, changed
 from tests.fault.writers import Connection, events_of, insert
 from tests.waiting import until
-from webhookd.embedded import postgres
+from webhookd.cli.embedded import postgres
 from webhookd.store.migrations import migrate
 
 # Transactions that a server has behind it.

@@ -5,9 +5,9 @@ import pytest
 from tests.fault.fleet import Receipt
 from tests.fault.verdict import Connection, unexplained
 from tests.integration.conftest import insert
-from webhookd.sql import QUERIES
 from webhookd.store.backlog import Backlog
 from webhookd.store.database import Database
+from webhookd.store.statements import QUERIES
 
 ADOPT: tuple[object, ...] = (0, 2, [], 1e11, 1.5, 20)  # by daemon 2, which may call others dead
 CLAIM = [(1, 10, 0.0, 1.0)]  # for no time at all

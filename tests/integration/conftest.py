@@ -13,9 +13,9 @@ from aiohttp import web
 from tests.conftest import execute
 from tests.planted import SECRET
 from tests.waiting import HANGS, until
-from webhookd.config import Config, build
-from webhookd.daemon import Daemon, Pace
-from webhookd.sql import GRANTS
+from webhookd.config.config import Config, build
+from webhookd.daemon.daemon import Daemon, Pace
+from webhookd.store.statements import GRANTS
 
 Sql: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 QUICK = Pace(beat=0.5, rescue=0.3, look=0.05, flush=0.004, patience=0.3)

@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.integration.conftest import Sql
-from webhookd.sql import QUERIES
 from webhookd.store.batches import Batches
 from webhookd.store.database import Database
 from webhookd.store.parking import ParkingStore
 from webhookd.store.registry import Registry
+from webhookd.store.statements import QUERIES
 
 NOW, NEVER = 1e12, 0.0  # until when one is steady
 ME, LIVES, STOPPED, SILENT, GONE = 1, 2, 3, 4, 5  # the last has no row

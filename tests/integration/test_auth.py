@@ -6,7 +6,7 @@ from typing import Any
 from aiohttp import web
 
 from tests.integration.conftest import Got, Receiver, Running, Sql, attempts, configuration, eventually, insert, settled
-from webhookd.config import Config
+from webhookd.config.config import Config
 
 PLANTED = "PLANTED-client-secret"
 

@@ -19,9 +19,9 @@ from typer.main import get_command
 
 from tests.waiting import HANGS, until
 from webhookd import __version__
-from webhookd.cli import COMMANDS, app
-from webhookd.sink import Received, sink
-from webhookd.sql import MIGRATIONS
+from webhookd.cli.main import COMMANDS, app
+from webhookd.cli.sink import Received, sink
+from webhookd.store.statements import MIGRATIONS
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
 PLAIN = {  # without what says where, and how wide the terminal is
@@ -161,7 +161,11 @@ def imported(*arguments: str, env: Mapping[str, str] | None = None) -> set[str]:
 
 def test_a_command_imports_what_it_needs() -> None:
     away = {"WEBHOOKD_DSN": NOWHERE}
-    database, configuration_, daemon = {"asyncpg"}, {"webhookd.config"}, {"aiohttp", "watchfiles", "webhookd.daemon"}
+    database, configuration_, daemon = (
+        {"asyncpg"},
+        {"webhookd.config.config"},
+        {"aiohttp", "watchfiles", "webhookd.daemon.daemon"},
+    )
     for arguments, needed, not_needed in (
         (("--version",), {"typer"}, database | configuration_ | daemon | {"uvloop", "structlog", "cryptography"}),
         (("status",), database, configuration_ | daemon | {"cryptography"}),
@@ -193,7 +197,7 @@ runpy.run_module("webhookd", run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.parametrize("module", ["webhookd.cli", "typer", "webhookd.cli.status", "asyncpg", "uvloop"])
+@pytest.mark.parametrize("module", ["webhookd.cli.main", "typer", "webhookd.cli.status", "asyncpg", "uvloop"])
 def test_ctrl_c_while_it_is_being_imported_prints_no_traceback(module: str) -> None:
     found = subprocess.run(
         [sys.executable, "-c", INTERRUPTED.replace("sys.argv[-1]", repr(module)), "status"],

@@ -20,15 +20,15 @@ import pytest
 
 from tests.integration.conftest import as_user
 from tests.integration.test_cli import NOWHERE, PLAIN, fails, webhookd
-from webhookd.cli import exit_code
 from webhookd.cli.check import check
 from webhookd.cli.init import MODES, _first_walk, template
+from webhookd.cli.main import exit_code
 from webhookd.cli.options import environment
 from webhookd.cli.reload import _judge
-from webhookd.config import Config
+from webhookd.config.config import Config
+from webhookd.config.loader import load
 from webhookd.errors import StoreUnavailable
-from webhookd.loader import load
-from webhookd.signing import parse_secret, parse_verifier
+from webhookd.message.signing import parse_secret, parse_verifier
 from webhookd.store.registry import Reload
 
 SECRET = "whsec_" + base64.b64encode(b"PLANTED-secret-of-the-command-tests").decode()

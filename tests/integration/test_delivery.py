@@ -30,8 +30,8 @@ from tests.integration.conftest import (
 )
 from tests.planted import SECRET
 from tests.waiting import until
+from webhookd.message.signing import new_keypair, new_secret, parse_verifier, verify
 from webhookd.model import Event
-from webhookd.signing import new_keypair, new_secret, parse_verifier, verify
 
 MIB = 1024 * 1024
 AWKWARD = [
@@ -261,7 +261,7 @@ async def test_one_bad_among_a_thousand(sql: Sql, receiver: Receiver, daemon: Ru
 async def test_a_format_that_breaks_on_one_event_is_an_attempt_of_that_event(
     sql: Sql, receiver: Receiver, daemon: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from webhookd import request
+    from webhookd.message import request
 
     real = request.build
 

@@ -172,7 +172,12 @@ def test_a_configuration_of_somebody_else_is_not_overwritten(folder: Path) -> No
 
 
 def test_what_the_receiver_never_saw_is_unaccounted_for(folder: Path) -> None:
-    blind = "from webhookd.cli import demo_accounts, main; demo_accounts.Receipts.add = lambda *_: None; main()"
+    blind = (
+        "from webhookd.cli.demo.accounts import Receipts\n"
+        "from webhookd.cli.main import main\n"
+        "Receipts.add = lambda *_: None\n"
+        "main()"
+    )
     arguments = ["demo", "--directory", str(folder), "--seconds", "1", "--json"]
     found = subprocess.run([sys.executable, "-c", blind, *arguments], capture_output=True, check=False, env=PLAIN)
     summary = json.loads(found.stdout)

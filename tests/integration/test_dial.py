@@ -16,11 +16,11 @@ from tests.certificates import self_signed, serving
 from tests.integration.test_cli import fails, running, said, webhookd
 from tests.sockets import quiet_port
 from tests.waiting import until
-from webhookd import wheel
-from webhookd.dsn import Located
 from webhookd.errors import DsnUnusable, StoreUnavailable
+from webhookd.store import wheel
 from webhookd.store.database import Database, connect
 from webhookd.store.dial import Dsn, dial, ignored, target
+from webhookd.store.dsn import Located
 
 ENDPOINT = '[endpoint.a]\nurl = "https://e.example/"\nevents = ["*"]\nsignature = "none"\n'
 LOGIN = "planted-user:planted-password"

@@ -15,9 +15,9 @@ import pytest
 
 from tests.conftest import DEBIAN_15
 from tests.waiting import until
-from webhookd import wheel
-from webhookd.embedded import postgres
+from webhookd.cli.embedded import postgres
 from webhookd.errors import EmbeddedUnavailable, StoreUnavailable
+from webhookd.store import wheel
 from webhookd.store.database import Database
 
 FAST = {"fsync": "off"}
@@ -135,7 +135,7 @@ async def test_a_killed_server_recovers(tmp_path: Path) -> None:
 
 
 async def test_programs_that_only_root_may_enter_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("webhookd.embedded._open_to_all", lambda _path: False)
+    monkeypatch.setattr("webhookd.cli.embedded._open_to_all", lambda _path: False)
     with postgres(tmp_path, 18, FAST) as dsn:
         assert await fetch(dsn, "SELECT 1") == 1
 

@@ -21,7 +21,7 @@ from tests.integration.conftest import (
 )
 from tests.stopwatch import Stopwatch, family
 from tests.waiting import HANGS, until
-from webhookd.sql import QUERIES
+from webhookd.store.statements import QUERIES
 
 pytestmark = pytest.mark.timeout(600)
 

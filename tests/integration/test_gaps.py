@@ -8,7 +8,7 @@ import asyncpg
 
 from tests.fault.writers import Connection, Writers, insert, payload
 from tests.waiting import until
-from webhookd.sql import QUERIES
+from webhookd.store.statements import QUERIES
 
 SEED = int(os.environ.get("WEBHOOKD_TEST_SEED", "20261120"))
 SECONDS = 10.0

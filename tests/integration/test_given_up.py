@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from tests.integration.conftest import insert
 from tests.integration.test_listings import endpoint
 from tests.integration.test_plans import counters, fill
-from webhookd.cli import app
+from webhookd.cli.main import app
 
 Sql = asyncpg.Connection
 Ask = Callable[..., Awaitable[str]]

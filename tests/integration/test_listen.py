@@ -20,7 +20,7 @@ from yarl import URL
 from tests.integration.test_cli import PLAIN, fails, running, said, webhookd
 from tests.integration.test_commands import OTHER, SECRET, endpoint
 from tests.waiting import HANGS, until
-from webhookd.signing import parse_secret, standard
+from webhookd.message.signing import parse_secret, standard
 
 
 class Listening:

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from tests.integration.conftest import eventually, insert
 from tests.integration.test_cli import NOWHERE, fails, webhookd
 from tests.integration.test_plans import counters
-from webhookd.cli import app
 from webhookd.cli.endpoints import without_query
 from webhookd.cli.listings import chosen
+from webhookd.cli.main import app
 from webhookd.cli.options import Usage
 from webhookd.errors import WebhookdError
 from webhookd.store.database import Database

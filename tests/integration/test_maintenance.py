@@ -10,7 +10,7 @@ from tests.integration.conftest import Sql, insert, insert_many
 from tests.integration.test_cli import fails, webhookd
 from tests.integration.test_commands import endpoint, written
 from tests.integration.test_retention import event, make_day, old_event, part
-from webhookd.sql import MIGRATIONS
+from webhookd.store.statements import MIGRATIONS
 
 MARK = "planted-payload-of-the-erasure-test"
 

@@ -18,8 +18,8 @@ from tests.integration.conftest import (
 )
 from tests.integration.test_reload import Files, running_names
 from tests.waiting import until
-from webhookd.config import Config
-from webhookd.members import Member
+from webhookd.config.config import Config
+from webhookd.policy.members import Member
 from webhookd.store.database import Database
 from webhookd.store.registry import Registry
 

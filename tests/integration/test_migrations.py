@@ -15,10 +15,10 @@ import pytest
 
 from tests.conftest import SETTINGS
 from tests.integration.conftest import as_user
-from webhookd.embedded import _programs, postgres
+from webhookd.cli.embedded import _programs, postgres
 from webhookd.errors import SchemaMismatch, StoreUnavailable
-from webhookd.sql import GRANTS, MIGRATIONS, parse
 from webhookd.store.migrations import _BEGIN, as_sql, check_schema, migrate
+from webhookd.store.statements import GRANTS, MIGRATIONS, parse
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 

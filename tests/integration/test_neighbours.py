@@ -12,11 +12,11 @@ from signal import SIGSTOP
 import pytest
 
 from tests.integration.conftest import Receiver, Running, Sql, configuration, eventually, finished, insert, settled
-from webhookd.alive import Process
-from webhookd.daemon import Daemon, Pace
+from webhookd.daemon.daemon import Daemon, Pace
+from webhookd.policy.alive import Process
 
 SELDOM = Pace(beat=20.0, rescue=0.1, look=0.05, flush=0.004, patience=0.3, neighbours=0.05)
-WHO = "from webhookd.processes import ourselves; print(*ourselves(), flush=True); input()"
+WHO = "from webhookd.daemon.processes import ourselves; print(*ourselves(), flush=True); input()"
 OTHER = 99
 Seldom = Callable[[], AbstractAsyncContextManager[Daemon]]
 
@@ -183,7 +183,7 @@ async def test_a_row_says_which_process_it_is(sql: Sql, running: Seldom) -> None
 
 async def test_a_container_has_a_machine_of_its_own() -> None:
     """Only root may make one here; the rest is told by the unit tests."""
-    text = "from webhookd.processes import ourselves; print(*(ourselves() or ['nobody']))"
+    text = "from webhookd.daemon.processes import ourselves; print(*(ourselves() or ['nobody']))"
     told = []
     for options in ([], ["--mount-proc"]):
         child = await asyncio.create_subprocess_exec(

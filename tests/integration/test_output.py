@@ -20,8 +20,9 @@ from tests.waiting import until
 # `webhookd run` that says much: 300 lines of 300 characters about each attempt, and a queue of 1,000 lines for them.
 NOISY = """
 import structlog
-from webhookd import request
-from webhookd.cli import logging, main
+from webhookd.message import request
+from webhookd.cli import logging
+from webhookd.cli.main import main
 logging.MOST_LINES = 1_000
 quiet, log = request.build, structlog.get_logger("webhookd.noise")
 def build(*arguments):

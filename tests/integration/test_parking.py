@@ -21,7 +21,9 @@ from tests.integration.conftest import (
     states,
 )
 from tests.waiting import until
-from webhookd import breaker, dispatcher, follower
+from webhookd.engine.dispatch import dispatcher
+from webhookd.engine.parked import follower
+from webhookd.policy import breaker
 from webhookd.store.database import Database
 from webhookd.store.parking import ParkingStore
 from webhookd.store.registry import Registry

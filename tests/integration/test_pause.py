@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.integration.conftest import Sql
-from webhookd.cli import app
+from webhookd.cli.main import app
 from webhookd.model import EndpointState
 
 

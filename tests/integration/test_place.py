@@ -27,7 +27,7 @@ from tests.integration.conftest import (
 from tests.integration.test_cli import configuration as written
 from tests.integration.test_cli import webhookd
 from tests.waiting import until
-from webhookd.embedded import postgres
+from webhookd.cli.embedded import postgres
 from webhookd.errors import Moved, OtherPlace, StoreUnavailable
 from webhookd.store.database import Database
 from webhookd.store.migrations import Owed, Rebased, migrate, rebase

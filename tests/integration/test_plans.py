@@ -13,7 +13,7 @@ import pytest
 
 from tests.fault.writers import Connection
 from tests.stopwatch import worked
-from webhookd.sql import QUERIES
+from webhookd.store.statements import QUERIES
 
 EVENTS, DAYS, PER_BATCH = 200_000, 4, 100
 OWED, OWED_LONG = 300_000, 2_000_000

@@ -22,10 +22,10 @@ from tests.integration.conftest import (
 )
 from tests.integration.test_cli import PLAIN, webhookd
 from tests.waiting import until
-from webhookd.config import Config
-from webhookd.daemon import Daemon, Pace
+from webhookd.config.config import Config
+from webhookd.daemon.daemon import Daemon, Pace
 from webhookd.errors import ConfigError
-from webhookd.sql import QUERIES
+from webhookd.store.statements import QUERIES
 
 PROBLEM = "SELECT COALESCE(problem, '') FROM webhookd.daemon ORDER BY id DESC LIMIT 1"
 

@@ -29,10 +29,10 @@ from tests.sockets import (
 )
 from tests.stopwatch import within
 from tests.waiting import until
-from webhookd.connector import Connector
+from webhookd.egress.connector import Connector
+from webhookd.egress.sender import Sender
+from webhookd.egress.tls import tls_context
 from webhookd.model import Egress, NoResponse, Proxy, Response
-from webhookd.sender import Sender
-from webhookd.tls import tls_context
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
 
@@ -211,7 +211,7 @@ async def test_the_name_of_a_proxy_is_looked_up_as_all_names_are(monkeypatch: py
     async with receiver(answering(OK)) as there, receiver(tunnelling([], to=there)) as proxy:
         async with Sender(Egress(True, (), Proxy("proxy.internal", proxy.port)), "x") as sender:
             with monkeypatch.context() as patch:
-                patch.setattr("webhookd.resolver.socket.getaddrinfo", getaddrinfo)
+                patch.setattr("webhookd.egress.resolver.socket.getaddrinfo", getaddrinfo)
                 said = await asyncio.gather(*(sender.send(post(f"http://{n}.invalid/")) for n in range(50)))
         assert said == [Response(200)] * 50
         assert set(asked_for) == {"proxy.internal"}

@@ -13,10 +13,10 @@ import typer
 from standardwebhooks import Webhook
 
 from tests.integration.conftest import Receiver, Running, Sql, configuration, eventually
-from webhookd import loader
-from webhookd.cli import app
-from webhookd.matching import why_not
+from webhookd.cli.main import app
+from webhookd.config import loader
 from webhookd.model import Endpoint, EndpointState, Event
+from webhookd.policy.matching import why_not
 
 REPOSITORY = Path(__file__).parents[2]
 README, DOCS = REPOSITORY / "README.md", REPOSITORY / "docs"

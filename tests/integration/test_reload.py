@@ -19,7 +19,7 @@ from tests.integration.conftest import (
     states,
 )
 from tests.waiting import until
-from webhookd.config import Config
+from webhookd.config.config import Config
 from webhookd.errors import ConfigError
 from webhookd.model import Egress
 

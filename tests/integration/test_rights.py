@@ -8,9 +8,9 @@ import pytest
 
 from tests.integration.conftest import Sql, as_user
 from tests.integration.test_cli import configuration, webhookd
-from webhookd.sql import QUERIES
 from webhookd.store.database import Database
 from webhookd.store.rights import NOT_OURS, READ, WRITTEN, rights
+from webhookd.store.statements import QUERIES
 
 WRITES = """SELECT table_name, string_agg(privilege_type, ' ' ORDER BY strpos('INSERT UPDATE DELETE', privilege_type))
   FROM information_schema.role_table_grants

@@ -19,7 +19,7 @@ from tests.integration.test_place import ELSEWHERE
 from tests.integration.test_sessions import whole_path
 from tests.integration.test_unreadable import bind, unbound
 from tests.waiting import until
-from webhookd.reader import MOST_PER_CUT
+from webhookd.engine.intake.reader import MOST_PER_CUT
 from webhookd.store.database import Database
 from webhookd.store.migrations import rebase
 from webhookd.store.registry import Registry

@@ -29,11 +29,11 @@ from tests.integration.conftest import (
 )
 from tests.stopwatch import Stopwatch, family
 from tests.waiting import until
-from webhookd import breaker, outcome
-from webhookd.backoff import horizon
-from webhookd.formats import FORMATS
+from webhookd.message.formats import FORMATS
+from webhookd.message.signing import SCHEMES
 from webhookd.model import Delivery, Ended, Endpoint, Event, Response, Retry, RetryPolicy
-from webhookd.signing import SCHEMES
+from webhookd.policy import breaker, outcome
+from webhookd.policy.backoff import horizon
 from webhookd.store.registry import Registry
 
 DAYS = 86400.0

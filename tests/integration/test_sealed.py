@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration.conftest import Sql, as_user
 from tests.integration.test_cli import webhookd
-from webhookd.sealing import Keyring, SealingKey, Unreadable, new_key, parse_key
+from webhookd.message.sealing import Keyring, SealingKey, Unreadable, new_key, parse_key
 from webhookd.store.database import Database
 from webhookd.store.secrets import PAGE, Kept, Lost, Secrets
 

@@ -34,8 +34,8 @@ MARKS = {
 }
 # `webhookd run` with the worst of bugs in the way of one endpoint: an exception that quotes all it can reach.
 BROKEN = """
-from webhookd import request
-from webhookd.cli import main
+from webhookd.message import request
+from webhookd.cli.main import main
 right = request.build
 def build(delivery, payload, *arguments):
     made = right(delivery, payload, *arguments)

@@ -28,10 +28,10 @@ from tests.sockets import (
 )
 from tests.stopwatch import Stopwatch, within
 from tests.waiting import until
-from webhookd.connector import Connector, protocol_of
+from webhookd.egress.connector import Connector, protocol_of
+from webhookd.egress.sender import CODES, Sender
+from webhookd.egress.tls import tls_context
 from webhookd.model import Egress, NoResponse, Response
-from webhookd.sender import CODES, Sender
-from webhookd.tls import tls_context
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
 
@@ -677,7 +677,7 @@ async def test_a_connection_whose_receiver_answers_without_reading_is_not_used_a
 
 
 async def test_an_idle_connection_is_closed_in_time(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("webhookd.connector._IDLE_SECONDS", 0.1)
+    monkeypatch.setattr("webhookd.egress.connector._IDLE_SECONDS", 0.1)
     left = asyncio.Event()
 
     async def behaviour(peer: Peer) -> None:
@@ -698,7 +698,7 @@ async def test_a_connection_that_was_idle_for_too_long_is_not_used_again(
     """It may be closing, or a firewall between may have forgotten it."""
     async with receiver(answering(OK)) as there:
         assert await sender.send(post(there.url)) == Response(200)
-        monkeypatch.setattr("webhookd.connector._IDLE_SECONDS", 0.0)
+        monkeypatch.setattr("webhookd.egress.connector._IDLE_SECONDS", 0.0)
         assert await sender.send(post(there.url)) == Response(200)
         assert len(there.peers) == 2
 
@@ -784,7 +784,7 @@ async def test_a_name_that_does_not_exist(sender: Sender, monkeypatch: pytest.Mo
 
 
 async def test_a_resolver_that_hangs(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("webhookd.resolver.SECONDS", 0.1)
+    monkeypatch.setattr("webhookd.egress.resolver.SECONDS", 0.1)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(0.5))
     assert await sender.send(post("http://name.invalid/")) == NoResponse("dns_timeout")
 
@@ -794,7 +794,7 @@ async def test_out_of_descriptors_is_our_own_fault(sender: Sender, monkeypatch: 
         raise OSError(errno.EMFILE, "Too many open files")
 
     async with receiver(answering(OK)) as there:
-        monkeypatch.setattr("webhookd.connector.socket.socket", no_socket)
+        monkeypatch.setattr("webhookd.egress.connector.socket.socket", no_socket)
         assert await sender.send(post(there.url)) == NoResponse("internal", ours=True)
         monkeypatch.undo()
         assert await sender.send(post(there.url)) == Response(200)

@@ -31,11 +31,10 @@ from tests.integration.test_cli import running, webhookd
 from tests.integration.test_migrations import VECTOR, catalogue
 from tests.integration.test_retention import make_day
 from tests.waiting import HANGS, until
-from webhookd.config import Config
-from webhookd.daemon import Daemon
+from webhookd.config.config import Config
+from webhookd.daemon.daemon import Daemon
 from webhookd.errors import StoreForbidden, StoreUnavailable
 from webhookd.model import Share
-from webhookd.sql import MIGRATIONS
 from webhookd.store.batches import Batches
 from webhookd.store.database import Database
 from webhookd.store.erasure import Erased, pieces
@@ -44,6 +43,7 @@ from webhookd.store.migrations import migrate
 from webhookd.store.parking import ParkingStore
 from webhookd.store.registry import Registry
 from webhookd.store.reports import NewEvent, Producer, Reports
+from webhookd.store.statements import MIGRATIONS
 
 DEFAULTS = {
     "repeatable_read": ("default_transaction_isolation = 'repeatable read'",),

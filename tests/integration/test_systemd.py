@@ -18,7 +18,7 @@ from tests.fault.proxy import Proxy
 from tests.integration.conftest import Receiver, Sql, insert
 from tests.integration.test_cli import NOWHERE, PLAIN, configuration
 from tests.waiting import HANGS, until
-from webhookd.cli import app
+from webhookd.cli.main import app
 from webhookd.cli.systemd import PLACES, unit_file
 from webhookd.errors import WebhookdError
 from webhookd.store.migrations import migrate

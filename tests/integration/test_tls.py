@@ -15,10 +15,10 @@ from tests.certificates import chained, of_rsa, self_signed, serving
 from tests.sockets import OK, OPEN, Behaviour, Peer, answering, post, receiver
 from tests.tls13 import ALERT, FFDHE8192, HANDSHAKE, P256, UNRECOGNIZED_NAME, agreed, next_record, record, retry
 from tests.waiting import until
-from webhookd import handshake
+from webhookd.egress import handshake
+from webhookd.egress.sender import Sender
+from webhookd.egress.tls import tls_context
 from webhookd.model import NoResponse, Response
-from webhookd.sender import Sender
-from webhookd.tls import tls_context
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
 

@@ -30,10 +30,10 @@ from tests.integration.conftest import (
 )
 from tests.integration.test_cli import configuration as files
 from tests.integration.test_cli import fails, webhookd
-from webhookd.cli import exit_code
-from webhookd.daemon import Daemon
+from webhookd.cli.main import exit_code
+from webhookd.daemon.daemon import Daemon
 from webhookd.errors import ConfigError, SchemaMismatch
-from webhookd.matching import passes_filter
+from webhookd.policy.matching import passes_filter
 from webhookd.store.batches import Batches
 from webhookd.store.database import Database
 from webhookd.store.listings import STATES, Asked, Listings

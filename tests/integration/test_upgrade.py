@@ -10,8 +10,8 @@ from tests.conftest import connected
 from tests.integration.conftest import Receiver, Running, Sql, configuration, finished, insert_many, states
 from tests.integration.test_migrations import VECTOR, catalogue
 from tests.waiting import until
-from webhookd.sql import MIGRATIONS
 from webhookd.store.migrations import _BEGIN, migrate
+from webhookd.store.statements import MIGRATIONS
 
 BEFORE = [each for each in MIGRATIONS if each.version <= 9]
 OPEN = "SELECT id, nonce, owner, claims, outbox_ids FROM webhookd.batch WHERE done_at IS NULL ORDER BY id"

@@ -8,7 +8,7 @@ import pytest
 
 from tests.integration.conftest import Ear, Receiver, Running, Sql, configuration, eventually, insert
 from tests.waiting import HANGS, until
-from webhookd import rest
+from webhookd.engine.intake import rest
 
 INSERT = "INSERT INTO webhookd.outbox (type, payload) VALUES ('cancelled', '{}')"
 MANY = "INSERT INTO webhookd.outbox (type, payload) SELECT 'unwanted', '{}' FROM generate_series(1, 250)"

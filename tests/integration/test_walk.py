@@ -20,8 +20,8 @@ from tests.integration.test_cli import PLAIN
 from tests.integration.test_readme import README
 from tests.sockets import quiet_port
 from tests.waiting import HANGS, until
-from webhookd import wheel
 from webhookd.cli.init import _first_walk, _production
+from webhookd.store import wheel
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.waiting import until
-from webhookd.alive import Process, Stat, is_dead, stat_of
-from webhookd.processes import ourselves, see
+from webhookd.daemon.processes import ourselves, see
+from webhookd.policy.alive import Process, Stat, is_dead, stat_of
 
 US = Process("host boot pid:[1] time:[1]", 4242, 777)
 LINE = "4242 (webhookd) S 1 4242 4242 0 -1 4194560 1 0 0 0 1 1 0 0 20 0 3 0 777 1 1 18446744073709551615"
@@ -129,7 +129,7 @@ def test_the_proc_of_another_namespace_is_not_believed(proc: Path) -> None:
 @pytest.fixture
 def child() -> Iterator[subprocess.Popen[str]]:
     """A process of ours that has said who it is, and waits."""
-    text = "from webhookd.processes import ourselves; print(*ourselves(), flush=True); input()"
+    text = "from webhookd.daemon.processes import ourselves; print(*ourselves(), flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

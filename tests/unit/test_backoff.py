@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.backoff import horizon, interval, over_before, within
 from webhookd.model import RetryPolicy
+from webhookd.policy.backoff import horizon, interval, over_before, within
 
 DAY = 86400.0
 NO_JITTER = RetryPolicy(jitter=0.0)

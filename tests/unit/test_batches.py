@@ -9,10 +9,10 @@ import pytest
 
 from webhookd.errors import StoreDamaged, StoreRefused, StoreUnavailable
 from webhookd.model import Event
-from webhookd.sql import QUERIES
 from webhookd.store import batches
 from webhookd.store.batches import UNREADABLE, Batches
 from webhookd.store.database import translated
+from webhookd.store.statements import QUERIES
 
 DAY = datetime(2021, 1, 27, tzinfo=UTC)
 CORRUPT = asyncpg.DataCorruptedError("invalid page in block 7 of relation base/5/16384")

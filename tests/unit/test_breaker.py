@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.breaker import FAILED_IN_ROW, FAILED_IN_WINDOW, PROBE_JITTER, PROBE_MOST, UNLIMITED, WINDOW, Breaker
+from webhookd.policy.breaker import (
+    FAILED_IN_ROW,
+    FAILED_IN_WINDOW,
+    PROBE_JITTER,
+    PROBE_MOST,
+    UNLIMITED,
+    WINDOW,
+    Breaker,
+)
 
 
 def opened(at: float = 100.0) -> Breaker:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.clock import Clock
+from webhookd.engine.clock import Clock
 
 AHEAD = 1_000_000.0  # seconds by which the database's clock is ahead of the monotonic one
 LATENCIES = st.lists(st.tuples(st.floats(0, 2), st.floats(0, 2)), min_size=1, max_size=20)

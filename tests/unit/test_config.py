@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.certificates import self_signed
-from webhookd.config import Config, build
+from webhookd.config.config import Config, build
+from webhookd.config.locator import lines
+from webhookd.config.shapes import SECTIONS, Auth, EndpointTable, Hmac, Retry, Tls
 from webhookd.errors import ConfigError
-from webhookd.formats import FORMATS
-from webhookd.locator import lines
+from webhookd.message.formats import FORMATS
+from webhookd.message.sealing import SealingKey
+from webhookd.message.signing import SCHEMES, parse_secret
 from webhookd.model import Egress, Grant, Proxy
-from webhookd.sealing import SealingKey
-from webhookd.shapes import SECTIONS, Auth, EndpointTable, Hmac, Retry, Tls
-from webhookd.signing import SCHEMES, parse_secret
 from webhookd.units import duration, size, written_duration, written_size
 
 SECRET = "whsec_" + base64.b64encode(b"planted-secret-of-test-config").decode()
@@ -889,7 +889,7 @@ def test_of_thousands_of_mistakes_the_first_are_told_and_only_these_are_thought_
         thought_about.append(word)
         return []
 
-    monkeypatch.setattr("webhookd.mistakes.difflib.get_close_matches", close)
+    monkeypatch.setattr("webhookd.config.mistakes.difflib.get_close_matches", close)
     first, *others = documents
     found = mistakes(first, *(("others.toml", other) for other in others))
     assert len(found) == 101

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from webhookd.config import Config
-from webhookd.loader import load
+from webhookd.config.config import Config
+from webhookd.config.loader import load
+from webhookd.config.shapes import NAMED, SECTIONS
 from webhookd.model import Event
-from webhookd.shapes import NAMED, SECTIONS
 
 CONFIG = Path(__file__).parents[2] / "config"
 WHEN = datetime(2021, 1, 26, 17, 23, 9, tzinfo=UTC)

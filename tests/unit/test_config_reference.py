@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from webhookd.reference import json_schema, page
-from webhookd.shapes import NAMED, SECTIONS
+from webhookd.config.reference import json_schema, page
+from webhookd.config.shapes import NAMED, SECTIONS
 
 REPOSITORY = Path(__file__).parents[2]
 SHIPPED = [REPOSITORY / "config" / "webhookd.toml", *sorted((REPOSITORY / "config").glob("*/*.toml"))]
@@ -17,7 +17,7 @@ SHIPPED = [REPOSITORY / "config" / "webhookd.toml", *sorted((REPOSITORY / "confi
 
 def test_the_page_is_up_to_date() -> None:
     written = (REPOSITORY / "docs" / "configuration.md").read_text()
-    assert written == page(), "run: python -m webhookd.reference > docs/configuration.md"
+    assert written == page(), "run: python -m webhookd.config.reference > docs/configuration.md"
 
 
 @pytest.mark.parametrize("model", [*SECTIONS.values(), *NAMED.values()])

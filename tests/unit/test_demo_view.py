@@ -1,7 +1,7 @@
 """The demo's summary for people."""
 
-from webhookd.cli.demo_accounts import Line, Summary
-from webhookd.cli.demo_view import summary_table, summary_text
+from webhookd.cli.demo.accounts import Line, Summary
+from webhookd.cli.demo.view import summary_table, summary_text
 
 
 def test_every_column_that_is_seldom_there_is_explained() -> None:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.difference import Difference, Specs, difference, refusal
+from webhookd.policy.difference import Difference, Specs, difference, refusal
 
 _specs = st.dictionaries(
     st.tuples(st.sampled_from(["", "acme", "*"]), st.sampled_from(["orders", "bills", "notes"])),

@@ -17,13 +17,16 @@ from structlog.testing import capture_logs
 
 from tests.stopwatch import Stopwatch
 from tests.waiting import HANGS, until
-from webhookd import answers, feeder
-from webhookd.clock import Clock
-from webhookd.dispatcher import DEATHS_MOST, UNSEEN_SECONDS, Dispatcher
+from webhookd.engine.clock import Clock
+from webhookd.engine.dispatch import answers, feeder
+from webhookd.engine.dispatch.dispatcher import DEATHS_MOST, UNSEEN_SECONDS, Dispatcher
+from webhookd.engine.dispatch.limits import AT_A_TIME
+from webhookd.engine.dispatch.payloads import Payloads
+from webhookd.engine.dispatch.queues import EndpointQueue, Fed, Feed
+from webhookd.engine.dispatch.turns import STRANDED_SECONDS
 from webhookd.errors import StoreUnavailable
-from webhookd.formats import FORMATS
-from webhookd.limits import AT_A_TIME
-from webhookd.members import Shares, alone
+from webhookd.message.formats import FORMATS
+from webhookd.message.signing import SCHEMES
 from webhookd.model import (
     Batch,
     Body,
@@ -41,11 +44,8 @@ from webhookd.model import (
     Retry,
     RetryPolicy,
 )
-from webhookd.payloads import Payloads
-from webhookd.queues import EndpointQueue, Fed, Feed
-from webhookd.signing import SCHEMES
+from webhookd.policy.members import Shares, alone
 from webhookd.tasks import Setbacks
-from webhookd.turns import STRANDED_SECONDS
 
 DAY = datetime(2021, 1, 27, tzinfo=UTC)
 MB = 1_000_000
@@ -970,7 +970,7 @@ async def test_what_is_silent_gives_its_slot_to_others() -> None:
 
 
 async def test_a_flood_for_an_endpoint_that_says_nothing_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("webhookd.room.LEAST_DELIVERIES", 100)
+    monkeypatch.setattr("webhookd.engine.dispatch.room.LEAST_DELIVERIES", 100)
     silent, fine = hook(1), hook(2)
     async with running(silent, fine, patience=600.0, most_deliveries=250) as parts:
         gate = parts.network.answers[silent.url] = Gate()

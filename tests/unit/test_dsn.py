@@ -9,7 +9,7 @@ from asyncpg import connect_utils
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.dsn import Place, for_asyncpg, parsed, places, service
+from webhookd.store.dsn import Place, for_asyncpg, parsed, places, service
 
 PASSWORD = "pl@nted/p?a#s:s w%rd"
 

@@ -13,16 +13,16 @@ from structlog.testing import capture_logs
 
 from tests.endpoints import HOOK
 from tests.waiting import until
-from webhookd import follower, windows
+from webhookd.engine.dispatch.queues import SPILLED_MOST
+from webhookd.engine.parked import follower, windows
+from webhookd.engine.parked.follower import Dispatcher, Follower, Store
+from webhookd.engine.parked.pages import Pages
+from webhookd.engine.parked.windows import Recorder
 from webhookd.errors import StoreRefused, StoreUnavailable
-from webhookd.follower import Dispatcher, Follower, Store
-from webhookd.members import Shares
 from webhookd.model import Delivery, Endpoint, Event, Postponed, Result, Window
-from webhookd.pages import Pages
-from webhookd.parking import Cursor, Parked, Parking
-from webhookd.queues import SPILLED_MOST
+from webhookd.policy.members import Shares
+from webhookd.policy.parking import Cursor, Parked, Parking
 from webhookd.store.parking import Page
-from webhookd.windows import Recorder
 
 DAY = datetime(2021, 1, 27, tzinfo=UTC)
 

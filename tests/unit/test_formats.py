@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.formats import FORMATS, compile_header_value, compile_template
+from webhookd.message.formats import FORMATS, compile_header_value, compile_template
 from webhookd.model import Event, HeaderValue
 
 SOURCE = "https://shop.example/events"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.guard import address_mistake, host_mistake, url_mistake
+from webhookd.egress.guard import address_mistake, host_mistake, url_mistake
 from webhookd.model import Network
 
 NONE: tuple[Network, ...] = ()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tls13 import ALERT, FFDHE8192, HANDSHAKE, P256, UNRECOGNIZED_NAME, record, retry
-from webhookd.handshake import FREE_SECONDS, MOST_BYTES, OVERDRAWN, REST_MOST, Costs, judged, rest
+from webhookd.egress.handshake import FREE_SECONDS, MOST_BYTES, OVERDRAWN, REST_MOST, Costs, judged, rest
 
 HELLO = record(HANDSHAKE, bytes(43) + b"\x00")  # of ours, without a session
 WARNING = record(ALERT, UNRECOGNIZED_NAME)

@@ -10,11 +10,11 @@ import structlog
 from structlog.testing import capture_logs
 
 from tests.waiting import until
-from webhookd import janitor
-from webhookd.clock import Clock
+from webhookd.engine import janitor
+from webhookd.engine.clock import Clock
+from webhookd.engine.janitor import Janitor
 from webhookd.errors import Moved, StoreForbidden, StoreRefused, StoreUnavailable
-from webhookd.janitor import Janitor
-from webhookd.members import Member
+from webhookd.policy.members import Member
 
 KEPT = 604800.0
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from webhookd import libpq
-from webhookd.libpq import PARAMETERS, ignored, mistake, of_environment
+from webhookd.store import libpq
+from webhookd.store.libpq import PARAMETERS, ignored, mistake, of_environment
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -50,7 +50,7 @@ def test_the_table_has_what_libpq_has() -> None:
 def test_the_page_has_the_table() -> None:
     text = (REPOSITORY / "docs" / "database.md").read_text()
     assert "\n".join(libpq.page()) in text, (
-        "run: python -c 'from webhookd.libpq import page; print(*page(), sep=\"\\n\")'"
+        "run: python -c 'from webhookd.store.libpq import page; print(*page(), sep=\"\\n\")'"
     )
 
 

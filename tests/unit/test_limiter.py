@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.limiter import BURST_SECONDS, STRAINED_SECONDS, Pace, Signal, Width, share
+from webhookd.policy.limiter import BURST_SECONDS, STRAINED_SECONDS, Pace, Signal, Width, share
 
 SECOND = 1.0
 

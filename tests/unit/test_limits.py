@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from tests.endpoints import HOOK
-from webhookd.limits import AT_A_TIME, Limits
-from webhookd.members import Shares
-from webhookd.queues import EndpointQueue
-from webhookd.turns import Turns
+from webhookd.engine.dispatch.limits import AT_A_TIME, Limits
+from webhookd.engine.dispatch.queues import EndpointQueue
+from webhookd.engine.dispatch.turns import Turns
+from webhookd.policy.members import Shares
 
 HALF = Shares(1, (1, 2), {})
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.cli.listen_view import MOST_CHARACTERS, MOST_LINES, Seen, body_lines, described, lines
-from webhookd.sink import Received
+from webhookd.cli.listen.view import MOST_CHARACTERS, MOST_LINES, Seen, body_lines, described, lines
+from webhookd.cli.sink import Received
 
 AT = datetime(2030, 1, 31, 8, tzinfo=UTC)
 HEADERS = {"webhook-id": "evt_1", "webhook-attempt": "2"}

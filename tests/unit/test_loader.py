@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from webhookd.config.loader import dsn, find, load, section
+from webhookd.config.shapes import Daemon, Database
 from webhookd.errors import ConfigError
-from webhookd.loader import dsn, find, load, section
-from webhookd.shapes import Daemon, Database
-from webhookd.signing import parse_secret
+from webhookd.message.signing import parse_secret
 
 SECRET = "whsec_" + base64.b64encode(b"planted-secret-of-test-loader").decode()
 ORDERS = '[endpoint.orders]\nurl = "https://hooks.example.com/"\nevents = ["*"]\n'
@@ -42,7 +42,7 @@ def mistakes(path: Path) -> list[str]:
 
 def test_find_prefers_the_argument_then_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("webhookd.loader._PLACES", (tmp_path / "absent.toml", Path("config/webhookd.toml")))
+    monkeypatch.setattr("webhookd.config.loader._PLACES", (tmp_path / "absent.toml", Path("config/webhookd.toml")))
     assert find(Path("a"), {"WEBHOOKD_CONFIG": "b"}) == Path("a")
     assert find(None, {"WEBHOOKD_CONFIG": "b"}) == Path("b")
     with pytest.raises(ConfigError, match=r'config/webhookd\.toml do not exist; run "webhookd init", or name a file'):
@@ -222,12 +222,12 @@ def test_what_a_group_may_write_is_refused_unless_it_is_ours(main: Path, monkeyp
         file.chmod(0o660)
         assert load(main, {}).endpoints
         with monkeypatch.context() as patched:
-            patched.setattr("webhookd.ownership.os.getegid", lambda: 4321)
-            patched.setattr("webhookd.ownership.os.getgroups", lambda: [4322])
+            patched.setattr("webhookd.config.ownership.os.getegid", lambda: 4321)
+            patched.setattr("webhookd.config.ownership.os.getgroups", lambda: [4322])
             group = foreign(patched, file)
             (mistake,) = mistakes(main)
             assert f'can be changed by a group (gid {group}) that webhookd is not in; run "chmod g-w {file}"' in mistake
-            patched.setattr("webhookd.ownership.os.getgroups", lambda: [4322, 4444])
+            patched.setattr("webhookd.config.ownership.os.getgroups", lambda: [4322, 4444])
             assert load(main, {}).endpoints
         file.chmod(0o640)
     for mode, refused in ((0o775, True), (0o1775, False), (0o755, False)):
@@ -364,10 +364,10 @@ def test_what_may_not_be_read_is_told(main: Path, monkeypatch: pytest.MonkeyPatc
         'cannot be read: Permission denied; let the group of webhookd read it: "chgrp webhookd FILE; chmod g+rX FILE"'
     )
     with monkeypatch.context() as patched:
-        patched.setattr("webhookd.loader.os.listdir", refuse)
+        patched.setattr("webhookd.config.loader.os.listdir", refuse)
         assert mistakes(main) == [f"{main.parent / 'endpoints.d'}: {mend}"]
     with monkeypatch.context() as patched:
-        patched.setattr("webhookd.loader.os.open", refuse)
+        patched.setattr("webhookd.config.loader.os.open", refuse)
         assert mistakes(main) == [f"{main}: {mend}"]
     with monkeypatch.context() as patched:
         patched.setattr("pathlib.Path.is_file", refuse)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd import locator
-from webhookd.locator import lines, may_be_endless
+from webhookd.config import locator
+from webhookd.config.locator import lines, may_be_endless
 
 _bare = st.text("abcXYZ019_-", min_size=1, max_size=4)
 _any = st.text(st.characters(codec="utf-8", exclude_characters="\x7f", exclude_categories=["Cs", "Cc"]), max_size=5)

@@ -19,12 +19,12 @@ from structlog.testing import capture_logs
 from tests.endpoints import HOOK
 from tests.waiting import until
 from webhookd.cli.logging import configure
+from webhookd.engine.given_up import GivenUp
+from webhookd.engine.intake.unmatched import Unmatched
+from webhookd.engine.parked.pauses import Pauses
+from webhookd.engine.recorder import Recorder
 from webhookd.errors import StoreUnavailable
-from webhookd.given_up import GivenUp
-from webhookd.pauses import Pauses
-from webhookd.recorder import Recorder
 from webhookd.tasks import LASTS, Setbacks, is_worth_a_line
-from webhookd.unmatched import Unmatched
 
 REPOSITORY = Path(__file__).parents[2]
 LEVELS = {name: name for name in ("debug", "info", "warning", "error", "critical")} | {"exception": "error"}

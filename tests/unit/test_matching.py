@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd import matching
-from webhookd.formats import FORMATS
-from webhookd.matching import CACHED_BYTES, CACHED_NAME, Matcher, matches_type, passes_filter, why_not
+from webhookd.message.formats import FORMATS
+from webhookd.message.signing import SCHEMES
 from webhookd.model import Endpoint, Event, RetryPolicy
-from webhookd.signing import SCHEMES
+from webhookd.policy import matching
+from webhookd.policy.matching import CACHED_BYTES, CACHED_NAME, Matcher, matches_type, passes_filter, why_not
 
 
 def endpoint(**changes: Any) -> Endpoint:
@@ -232,7 +232,7 @@ def test_metadata_is_parsed_once_whoever_asks_for_it(monkeypatch: pytest.MonkeyP
         parsed.append(text)
         return json.JSONDecoder().decode(text.decode())
 
-    monkeypatch.setattr("webhookd.matching.json.loads", loads)
+    monkeypatch.setattr("webhookd.policy.matching.json.loads", loads)
     matcher = Matcher([endpoint(id=n, filter={"region": ("eu",), "tier": (str(n % 2),)}) for n in range(300)])
     assert len(matcher.endpoints_for(event(metadata=b'{"region": "eu", "tier": 1}'))) == 150
     assert len(parsed) == 1

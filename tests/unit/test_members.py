@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.limiter import share
-from webhookd.members import Member, Shares, alone, shares
+from webhookd.policy.limiter import share
+from webhookd.policy.members import Member, Shares, alone, shares
 
 ids = st.frozensets(st.integers(1, 12))
 fleets = st.dictionaries(st.integers(1, 40), ids, min_size=1, max_size=6)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.stopwatch import Stopwatch
 from tests.waiting import HANGS, until
-from webhookd.notify import Notifier
+from webhookd.daemon.notify import Notifier
 
 Listener = Callable[[str], socket.socket]
 

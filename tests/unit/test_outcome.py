@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.formats import FORMATS
-from webhookd.limiter import Signal
+from webhookd.egress.sender import CODES
+from webhookd.message.formats import FORMATS
+from webhookd.message.signing import SCHEMES
 from webhookd.model import (
     Attempt,
     Delivered,
@@ -27,7 +28,8 @@ from webhookd.model import (
     Retry,
     RetryPolicy,
 )
-from webhookd.outcome import (
+from webhookd.policy.limiter import Signal
+from webhookd.policy.outcome import (
     MAX_RETRY_AFTER,
     MOST_ATTEMPTS,
     OWN_FAULT_PAUSE,
@@ -39,8 +41,6 @@ from webhookd.outcome import (
     signal,
     wait_of,
 )
-from webhookd.sender import CODES
-from webhookd.signing import SCHEMES
 
 NOW = 1_700_000_000.0
 FAILURES = [status for status in range(101, 1000) if not 200 <= status < 300]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.parking import Cursor, Parked, Parking, in_turns, without_sender
+from webhookd.policy.parking import Cursor, Parked, Parking, in_turns, without_sender
 
 
 def row(endpoint: int = 1, start: int = 10, end: int | None = None, **changes: Any) -> Parked:

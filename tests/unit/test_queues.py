@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 import pytest
 
 from tests.endpoints import HOOK
-from webhookd.limiter import Signal
+from webhookd.engine.dispatch.payloads import Payload
+from webhookd.engine.dispatch.queues import EndpointQueue, Feed, Flight, Host
 from webhookd.model import Delivery, Event
-from webhookd.payloads import Payload
-from webhookd.queues import EndpointQueue, Feed, Flight, Host
+from webhookd.policy.limiter import Signal
 
 
 def comes_back() -> EndpointQueue:

@@ -14,10 +14,10 @@ from structlog.testing import capture_logs
 
 from tests.endpoints import HOOK
 from tests.waiting import HANGS, until
-from webhookd import behind, opening, reader, rest
+from webhookd.engine.intake import behind, opening, reader, rest
+from webhookd.engine.intake.reader import Reader
 from webhookd.errors import Moved, OtherPlace, SchemaMismatch, StoreForbidden, StoreRefused, StoreUnavailable
 from webhookd.model import Batch, Cut, Delivery, Endpoint, Event, Postponed, Result, Share, Window
-from webhookd.reader import Reader
 from webhookd.store.bell import Bell as RealBell
 
 DAY = datetime(2021, 1, 27, tzinfo=UTC)

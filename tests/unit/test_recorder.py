@@ -9,9 +9,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.waiting import HANGS, until
-from webhookd import recorder
+from webhookd.engine import recorder
+from webhookd.engine.recorder import Recorder
 from webhookd.errors import Moved, OtherPlace, StoreForbidden, StoreRefused, StoreUnavailable
-from webhookd.formats import FORMATS
+from webhookd.message.formats import FORMATS
+from webhookd.message.signing import SCHEMES
 from webhookd.model import (
     Attempt,
     Batch,
@@ -27,8 +29,6 @@ from webhookd.model import (
     RetryPolicy,
     Window,
 )
-from webhookd.recorder import Recorder
-from webhookd.signing import SCHEMES
 
 DAY = datetime(2021, 1, 27, tzinfo=UTC)
 ENDPOINT = Endpoint(

@@ -14,8 +14,8 @@ import pytest_asyncio
 
 from tests.stopwatch import Stopwatch
 from tests.waiting import HANGS
-from webhookd import resolver
-from webhookd.resolver import Resolver, Verdict
+from webhookd.egress import resolver
+from webhookd.egress.resolver import Resolver, Verdict
 
 
 class Names:
@@ -138,7 +138,7 @@ async def _impatient(resolving: Resolver, name: str) -> None:
 
 STUCK = """
 import asyncio, socket, time
-from webhookd import resolver
+from webhookd.egress import resolver
 resolver.SECONDS = 0.1
 socket.getaddrinfo = lambda *_, **__: time.sleep(600)
 async def main():

@@ -13,10 +13,10 @@ import pytest
 from tests.endpoints import HOOK
 from tests.stopwatch import Stopwatch
 from tests.waiting import HANGS, until
-from webhookd import retrier
+from webhookd.engine import retrier
+from webhookd.engine.retrier import AT_A_TIME, START_MARGIN, Retrier
 from webhookd.errors import SchemaMismatch, StoreUnavailable
 from webhookd.model import Delivery, Ended, Event, Result
-from webhookd.retrier import AT_A_TIME, START_MARGIN, Retrier
 
 DAY = datetime(2021, 1, 27, tzinfo=UTC)
 LEASE = 45.0

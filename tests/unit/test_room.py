@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.room import LEAST_DELIVERIES, MOST_DELIVERIES, TENANTS_PART, Room
+from webhookd.engine.dispatch.room import LEAST_DELIVERIES, MOST_DELIVERIES, TENANTS_PART, Room
 
 
 def test_a_seconds_work_is_taken_and_never_less_than_some_nor_more_than_all() -> None:

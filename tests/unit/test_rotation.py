@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.rotation import Rotation
+from webhookd.policy.rotation import Rotation
 
 
 def test_tenants_take_turns_and_so_do_the_members_of_one() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.sealing import Keyring, Sealed, SealingKey, Unreadable, new_key, parse_key
+from webhookd.message.sealing import Keyring, Sealed, SealingKey, Unreadable, new_key, parse_key
 
 OLD, NEW = SealingKey("2025", b"o" * 32), SealingKey("2026", b"n" * 32)
 SECRET = "whsec_PLANTED-fake-secret"

@@ -14,8 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from webhookd.model import Key
-from webhookd.signing import (
+from webhookd.message.signing import (
     SCHEMES,
     hmac_of_body,
     new_keypair,
@@ -26,6 +25,7 @@ from webhookd.signing import (
     parse_verifier,
     verify,
 )
+from webhookd.model import Key
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "standard_webhooks.json").read_text())
 GITHUB = json.loads((Path(__file__).parent.parent / "vectors" / "github.json").read_text())["cases"]

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import aiohttp
 import pytest
 
-from webhookd.signing import new_secret, parse_secret, standard
-from webhookd.sink import Behaviour, Received, sink
+from webhookd.cli.sink import Behaviour, Received, sink
+from webhookd.message.signing import new_secret, parse_secret, standard
 
 SECRET = parse_secret(new_secret())
 BODY = b'{"n": 1.10}'

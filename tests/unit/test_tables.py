@@ -77,7 +77,7 @@ def test_the_log_for_people_has_no_such_text_either(tmp_path: Path) -> None:
 def test_every_command_prints_by_these_functions() -> None:
     """print, typer.echo and their kind know nothing of terminals, and orjson lets all through but C0."""
     folder = Path(webhookd.cli.__file__).parent
-    for file in set(folder.glob("*.py")) - {folder / "tables.py", folder / "logging.py"}:
+    for file in set(folder.rglob("*.py")) - {folder / "tables.py", folder / "logging.py"}:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)

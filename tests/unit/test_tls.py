@@ -5,7 +5,7 @@ import ssl
 import pytest
 
 from tests.certificates import self_signed
-from webhookd.tls import tls_context
+from webhookd.egress.tls import tls_context
 
 WRONG = "certificate_file and key_file are not a certificate and its key, unencrypted, in PEM"
 

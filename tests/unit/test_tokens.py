@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd import tokens
+from webhookd.egress import tokens
+from webhookd.egress.tokens import Token, Tokens, asked, token_in
 from webhookd.model import Grant, NoResponse, Request, Response
-from webhookd.tokens import Token, Tokens, asked, token_in
 
 SERVER = "https://login.example.com/token"
 GRANT = Grant(SERVER, "webhookd", "fake:secret%")

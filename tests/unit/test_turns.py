@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.endpoints import HOOK
-from webhookd.limiter import Signal
+from webhookd.engine.dispatch.payloads import Payload
+from webhookd.engine.dispatch.queues import QUEUED, EndpointQueue, Flight, Standing, host_of
+from webhookd.engine.dispatch.turns import ASIDE_PER_SLOT, FOREVER, Turns
 from webhookd.model import Batch, Delivery, Event
-from webhookd.payloads import Payload
-from webhookd.queues import QUEUED, EndpointQueue, Flight, Standing, host_of
-from webhookd.turns import ASIDE_PER_SLOT, FOREVER, Turns
+from webhookd.policy.limiter import Signal
 
 DAY = datetime(2021, 1, 27, tzinfo=UTC)
 NOW = 1000.0

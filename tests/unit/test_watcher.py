@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from webhookd import watcher
+from webhookd.daemon import watcher
 
 CHANGED, TIMEOUT = {(1, "a.toml")}, set[Any]()
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.test_matching import endpoint, event
-from webhookd.matching import WHY_NOT, Matcher, why_not
+from webhookd.policy.matching import WHY_NOT, Matcher, why_not
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,15 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from webhookd import loader
 from webhookd.cli.options import AsJson, ConfigFile, Dev, loaded, other_hash, other_way, ran, spelled
 from webhookd.cli.tables import counted, show_json, tell
-from webhookd.config import Config
-from webhookd.difference import Difference, difference, refusal
+from webhookd.config import loader
+from webhookd.config.config import Config
+from webhookd.config.reference import json_schema
+from webhookd.engine.janitor import BEAT_SECONDS, DEAD_AFTER_BEATS
 from webhookd.errors import DsnUnusable, OtherPlace, SchemaMismatch, StoreForbidden, StoreUnavailable, WebhookdError
-from webhookd.janitor import BEAT_SECONDS, DEAD_AFTER_BEATS
-from webhookd.reference import json_schema
-from webhookd.signing import EXAMPLE, parse_secret
+from webhookd.message.signing import EXAMPLE, parse_secret
+from webhookd.policy.difference import Difference, difference, refusal
 from webhookd.store.database import Database
 from webhookd.store.dial import ignored, target
 from webhookd.store.registry import Registry

@@ -8,15 +8,15 @@ from typing import Annotated
 
 import typer
 
-from webhookd import loader
 from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, environment, ran
 from webhookd.cli.tables import counted, say, show_json
+from webhookd.config import loader
+from webhookd.config.shapes import Daemon, Retention
 from webhookd.errors import ConfigError, WebhookdError
-from webhookd.shapes import Daemon, Retention
-from webhookd.sql import GRANTS
 from webhookd.store import migrations
 from webhookd.store.database import Database
 from webhookd.store.registry import Registry
+from webhookd.store.statements import GRANTS
 
 MOST_PIECES = 10_000
 

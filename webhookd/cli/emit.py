@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Never
 
 import typer
 
-from webhookd.checks import type_mistake
 from webhookd.cli.options import DEAD_AFTER, AsJson, ConfigFile, Dev, Usage, dsn_for, environment, ran, spelled
 from webhookd.cli.tables import say, show_json
+from webhookd.config.checks import type_mistake
 from webhookd.errors import StoreRefused, WebhookdError
-from webhookd.matching import OWN_TYPES, Subscriber, why_not
 from webhookd.model import Event
+from webhookd.policy.matching import OWN_TYPES, Subscriber, why_not
 from webhookd.store import reports
 from webhookd.store.database import Database
 from webhookd.store.reports import NewEvent
 from webhookd.units import duration, quoted
 
 if TYPE_CHECKING:
-    from webhookd.config import Config
+    from webhookd.config.config import Config
 
 _EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
@@ -101,7 +101,7 @@ def _count(event: NewEvent, among: Iterable[Subscriber] | None) -> int | None:
 
 def _files(config: Path | None, dev: bool) -> tuple["Config | None", bool]:
     """The configuration, if there is one without a mistake, and whether that is so with --dev."""
-    from webhookd import loader  # after the event is in the outbox, which is all that was asked for
+    from webhookd.config import loader  # after the event is in the outbox, which is all that was asked for
 
     for way in (dev, not dev):
         with suppress(WebhookdError):

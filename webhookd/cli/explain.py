@@ -10,17 +10,17 @@ from urllib.parse import urlsplit
 import orjson
 import typer
 
-from webhookd import loader
 from webhookd.cli.emit import json_text, supposed
 from webhookd.cli.options import AsJson, ConfigFile, Dev, Usage, dsn_for, environment, loaded, ran
 from webhookd.cli.tables import counted, inert, show_json, span, tell
-from webhookd.config import Config, egress_of, section
+from webhookd.config import loader
+from webhookd.config.config import Config, egress_of, section
+from webhookd.config.mistakes import WITH_DEV, egress_mistake
+from webhookd.config.shapes import EgressTable
+from webhookd.egress.guard import DEV_NETWORKS, address_mistake
 from webhookd.errors import ConfigError, WebhookdError
-from webhookd.guard import DEV_NETWORKS, address_mistake
-from webhookd.matching import WHY_NOT, why_not
-from webhookd.mistakes import WITH_DEV, egress_mistake
 from webhookd.model import Egress, Endpoint, Event
-from webhookd.shapes import EgressTable
+from webhookd.policy.matching import WHY_NOT, why_not
 from webhookd.store.database import Database
 from webhookd.store.listings import ASIDE
 from webhookd.store.reports import Fate, Reports

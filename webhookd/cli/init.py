@@ -11,10 +11,10 @@ from typing import Annotated, Final
 
 import typer
 
-from webhookd import wheel
 from webhookd.cli.tables import say, tell
 from webhookd.errors import WebhookdError
-from webhookd.signing import new_secret
+from webhookd.message.signing import new_secret
+from webhookd.store import wheel
 
 MAIN, ENDPOINT = "webhookd.toml", "endpoints.d/example.toml"
 SERVICE: Final = Path("/etc/webhookd")

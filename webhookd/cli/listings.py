@@ -13,7 +13,7 @@ from webhookd.cli.completion import endpoint_names
 from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
 from webhookd.cli.tables import BAR, Table, cell, inert, show, show_json
 from webhookd.errors import WebhookdError
-from webhookd.matching import OWN_TYPES
+from webhookd.policy.matching import OWN_TYPES
 from webhookd.store.database import Database
 from webhookd.store.listings import (
     STATES,

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
+from webhookd.egress.guard import DEV_NETWORKS
 from webhookd.errors import ConfigError, WebhookdError
-from webhookd.guard import DEV_NETWORKS
 
 if TYPE_CHECKING:
-    from webhookd.config import Config
+    from webhookd.config.config import Config
 
 T = TypeVar("T")
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -58,8 +58,9 @@ def dsn_for(config: Path | None) -> str:
         if not (dsn := os.environ["WEBHOOKD_DSN"].strip()):
             raise ConfigError(["WEBHOOKD_DSN: is empty; write postgresql://… into it, or unset it"])
         return dsn
-    from webhookd import loader, wheel  # what the whole configuration needs takes a while to import
-    from webhookd.shapes import Database
+    from webhookd.config import loader
+    from webhookd.config.shapes import Database
+    from webhookd.store import wheel  # what the whole configuration needs takes a while to import
 
     try:
         file = loader.find(config, os.environ)
@@ -83,7 +84,7 @@ def loaded(config: Path | None, dev: bool, exposed: list[Path] | None = None) ->
 
     `exposed` gets the files with secrets that every user of this machine can read.
     """
-    from webhookd import loader
+    from webhookd.config import loader
 
     file = loader.find(config, os.environ)
     return file, loader.load(file, environment(dev), exposed=exposed)
@@ -91,7 +92,7 @@ def loaded(config: Path | None, dev: bool, exposed: list[Path] | None = None) ->
 
 def other_hash(file: Path, dev: bool) -> str:
     """The hash of the same files with --dev if they were read without, and the reverse; "" if they are wrong so."""
-    from webhookd import loader
+    from webhookd.config import loader
 
     try:
         return loader.load(file, environment(not dev)).config_hash

@@ -12,8 +12,8 @@ from webhookd.cli.completion import endpoint_names
 from webhookd.cli.listings import chosen
 from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
 from webhookd.cli.tables import counted, inert, show_json, tell
+from webhookd.engine.dispatch.queues import host_of
 from webhookd.errors import WebhookdError
-from webhookd.queues import host_of
 from webhookd.store.database import Database
 from webhookd.store.listings import EndpointLine, Listings
 from webhookd.store.parking import ParkingStore

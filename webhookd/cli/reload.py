@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from webhookd import loader
 from webhookd.cli.options import DEAD_AFTER, AsJson, ConfigFile, Dev, loaded, other_hash, other_way, ran, spelled
 from webhookd.cli.tables import show_json, tell
-from webhookd.config import Config
-from webhookd.difference import Difference, difference, refusal
+from webhookd.config import loader
+from webhookd.config.config import Config
 from webhookd.errors import WebhookdError
+from webhookd.policy.difference import Difference, difference, refusal
 from webhookd.store.database import Database
 from webhookd.store.registry import Kept, Registry, Reload
 from webhookd.store.reports import Reports

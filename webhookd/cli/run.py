@@ -13,15 +13,15 @@ from typing import Annotated, Final
 import structlog
 import typer
 
-from webhookd import loader
 from webhookd.cli import logging
+from webhookd.cli.embedded import postgres
 from webhookd.cli.options import DEV, STOP_SIGNALS, ConfigFile, Dev, folder, on_stop_signals, ran, spelled
 from webhookd.cli.tables import say, tell
-from webhookd.config import Config
-from webhookd.daemon import Daemon
-from webhookd.embedded import postgres
+from webhookd.config import loader
+from webhookd.config.config import Config
+from webhookd.daemon.daemon import Daemon
+from webhookd.daemon.notify import Notifier
 from webhookd.errors import ConfigError, DsnUnusable, OtherPlace, SchemaMismatch
-from webhookd.notify import Notifier
 from webhookd.store.dial import ignored, target
 from webhookd.store.migrations import migrate
 

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from webhookd import loader
 from webhookd.cli.options import AsJson, ConfigFile, Usage, environment, ran
 from webhookd.cli.tables import counted, document, say, show_json
-from webhookd.sealing import Keyring, new_key
-from webhookd.signing import new_keypair, new_secret
+from webhookd.config import loader
+from webhookd.message.sealing import Keyring, new_key
+from webhookd.message.signing import new_keypair, new_secret
 from webhookd.store.database import Database
 from webhookd.store.secrets import Lost, Secrets
 

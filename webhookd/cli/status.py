@@ -12,7 +12,7 @@ from rich.text import Text
 from webhookd.cli.options import AsJson, ConfigFile, dsn_for, ran
 from webhookd.cli.tables import Fitted, Table, cell, counted, document, inert, show, show_json, span
 from webhookd.cli.watch import drawn, printed, watch
-from webhookd.janitor import BEAT_SECONDS, DEAD_AFTER_BEATS
+from webhookd.engine.janitor import BEAT_SECONDS, DEAD_AFTER_BEATS
 from webhookd.model import EndpointState
 from webhookd.store.database import Database
 from webhookd.store.listings import ASIDE, EndpointLine

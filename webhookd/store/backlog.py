@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from webhookd.sql import QUERIES
 from webhookd.store.database import Database
+from webhookd.store.statements import QUERIES
 
 ALONE_AFTER = 3  # deaths: who was merely in hand when a daemon died is rarely there so often
 SLACK = 60.0  # seconds: more than ever passes between the question what is owed and the claim

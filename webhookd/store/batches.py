@@ -12,8 +12,8 @@ import structlog
 
 from webhookd.errors import StoreDamaged, StoreRefused, StoreUnavailable
 from webhookd.model import Batch, Cut, Event, Share
-from webhookd.sql import QUERIES
 from webhookd.store.database import Database
+from webhookd.store.statements import QUERIES
 
 EVENTS_PER_BATCH = 500
 # An attempt is stamped with the clock of the database as the daemon knows it, so it may seem to lie before its event.

@@ -22,10 +22,10 @@ from webhookd.errors import (
     StoreUnavailable,
     WebhookdError,
 )
-from webhookd.sql import QUERIES
 from webhookd.store.dial import CONNECT_TIMEOUT, Dsn, Target, dial, target
 from webhookd.store.migrations import check_schema
 from webhookd.store.session import pins
+from webhookd.store.statements import QUERIES
 
 POOL_SIZE = 5  # more only queue up behind each other
 APPLICATION_NAME = "webhookd"

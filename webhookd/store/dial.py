@@ -12,9 +12,9 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from webhookd import libpq, wheel
-from webhookd.dsn import Located, Place, for_asyncpg, parsed, places, service
 from webhookd.errors import ConfigError, DsnUnusable, StoreUnavailable
+from webhookd.store import libpq, wheel
+from webhookd.store.dsn import Located, Place, for_asyncpg, parsed, places, service
 
 CONNECT_TIMEOUT: Final = 10.0
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import asyncpg
 
 from webhookd.errors import StoreUnavailable
-from webhookd.sql import QUERIES
 from webhookd.store.database import Database
 from webhookd.store.migrations import check_schema
+from webhookd.store.statements import QUERIES
 
 
 class Erased(NamedTuple):

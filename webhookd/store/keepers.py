@@ -9,9 +9,9 @@ from typing import Any, Final, Self
 import structlog
 
 from webhookd.errors import WebhookdError
-from webhookd.sql import QUERIES
 from webhookd.store.database import Database
 from webhookd.store.dial import Dsn
+from webhookd.store.statements import QUERIES
 from webhookd.tasks import Setbacks
 
 LOOK_EVERY: Final = 1.0

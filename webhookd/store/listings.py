@@ -14,9 +14,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from webhookd.errors import WebhookdError
-from webhookd.sql import QUERIES
 from webhookd.store.database import Database
 from webhookd.store.reports import LOOKED_AT
+from webhookd.store.statements import QUERIES
 from webhookd.units import quoted
 
 Row = TypeVar("Row")

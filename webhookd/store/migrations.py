@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple
 import asyncpg
 
 from webhookd.errors import SchemaMismatch, StoreUnavailable
-from webhookd.sql import MIGRATIONS, Migration
 from webhookd.store.dial import dial, target
 from webhookd.store.session import pins
+from webhookd.store.statements import MIGRATIONS, Migration
 
 _TRIES, _PAUSE = 240, 0.5  # an application's long transaction, or another migration, may be in the way
 # INSERTs queue up behind a lock that we wait for, so it is waited for briefly. No session state: poolers.

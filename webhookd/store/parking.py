@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from webhookd.parking import Parked, Parking
-from webhookd.sql import QUERIES
+from webhookd.policy.parking import Parked, Parking
 from webhookd.store.batches import before
 from webhookd.store.database import Database
+from webhookd.store.statements import QUERIES
 
 AT_ONCE = 500  # rows
 

@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from webhookd.alive import Process
-from webhookd.difference import Specs
 from webhookd.errors import OtherPlace
-from webhookd.members import Member
-from webhookd.sql import QUERIES
+from webhookd.policy.alive import Process
+from webhookd.policy.difference import Specs
+from webhookd.policy.members import Member
 from webhookd.store.database import Database
+from webhookd.store.statements import QUERIES
 
 DOWNTIME_AFTER = 60.0  # seconds without any daemon's heartbeat that deliveries get back
 

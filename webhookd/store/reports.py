@@ -8,8 +8,8 @@ import orjson
 
 from webhookd.errors import StoreRefused
 from webhookd.model import EndpointState, Event
-from webhookd.sql import QUERIES
 from webhookd.store.database import Database
+from webhookd.store.statements import QUERIES
 
 LOOKED_AT: Final = 10_000  # events of the log at most, to count what is parked and was missed
 SENT_TO: Final = (EndpointState.ACTIVE, EndpointState.FAILING)  # states of endpoints

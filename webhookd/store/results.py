@@ -9,10 +9,10 @@ from typing import Any
 import asyncpg
 
 from webhookd.errors import StoreConflict, StoreRefused, StoreUnavailable
-from webhookd.matching import OWN_TYPES
 from webhookd.model import Batch, Delivered, Delivery, Ended, Postponed, Result, Retry, Window
-from webhookd.sql import QUERIES
+from webhookd.policy.matching import OWN_TYPES
 from webhookd.store.database import COMMITTED, CONFLICTS_MOST, Database
+from webhookd.store.statements import QUERIES
 
 ATTEMPT_COLUMNS = ("at", "outbox_id", "endpoint_id", "attempt", "ok", "code", "ms", "error", "response")
 ASK_AGAIN = 0.5  # seconds between two questions for the fate of a commit

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from webhookd.sql import QUERIES
 from webhookd.store.database import Database
+from webhookd.store.statements import QUERIES
 
 WRITTEN: Final[Mapping[str, str]] = {  # as sql/grants.sql has it; what is not here is read only
     "outbox": "INSERT",

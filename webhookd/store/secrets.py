@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
-from webhookd.sealing import Keyring, Sealed, Unreadable
-from webhookd.sql import QUERIES
+from webhookd.message.sealing import Keyring, Sealed, Unreadable
 from webhookd.store.database import Database
 from webhookd.store.migrations import check_schema
+from webhookd.store.statements import QUERIES
 
 PAGE = 500
 

@@ -1,0 +1,294 @@
+"""The tables of the configuration files: one frozen model each, whose docstrings are the documentation of its keys."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from webhookd.config.checks import (
+    Delay,
+    Dsn,
+    Example,
+    Filter,
+    FormatName,
+    HeaderName,
+    Kept,
+    Many,
+    Name,
+    Pattern,
+    Payload,
+    Plain,
+    ProxyUrl,
+    Range,
+    Rate,
+    Signature,
+    Slots,
+    Source,
+    Storable,
+    Template,
+    Tenant,
+    Timeout,
+    Url,
+)
+from webhookd.config.sources import (
+    Authorization,
+    ClientSecret,
+    ClientWord,
+    CredentialSecret,
+    EnvironSecret,
+    FileSecret,
+    Headers,
+    Keys,
+    OneSecret,
+    PemFile,
+    SealKeys,
+    Secret,
+)
+from webhookd.model import RetryPolicy
+from webhookd.units import DAY, KIB
+
+SECRETS: Final = ("secret", "secrets", "secret_file", "secret_env", "secret_credential")
+
+_DEFAULTS: Final = RetryPolicy()
+
+
+class Shape(BaseModel):
+    """A table: nothing unknown in it, and no text taken for a number."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Daemon(Shape):
+    """What this daemon belongs to, and how it learns of changes."""
+
+    environment: Name = "production"
+    """The name of this deployment, as part of the configuration's hash; give staging one of its own."""
+    watch: bool | None = None
+    """Take up changed files without a signal; by default true, but false where NOTIFY_SOCKET is set, as by systemd."""
+
+
+class Database(Shape):
+    """Where Postgres is; what is not given comes from PGHOST, PGUSER and the others of that family."""
+
+    dsn: Dsn = SecretStr("")
+    """The database, as "postgresql://…". The variable WEBHOOKD_DSN is the same."""
+    dsn_file: str = ""
+    """Instead of dsn: a file that holds it, read anew at each connect, for short-lived passwords."""
+    direct_dsn: Dsn = SecretStr("")
+    """For LISTEN, where dsn goes through a pooler."""
+
+
+class Delivery(Shape):
+    """What one request may take, and how many there may be."""
+
+    timeout: Timeout = 20.0
+    """The time for one request, from the lookup of the name to the headers of the answer."""
+    max_in_flight: Slots = 500
+    """Requests at one time. Those that wait for over a second are counted apart: at most four times as many."""
+    max_in_flight_per_endpoint: Slots = 10
+    """Requests at one time to one endpoint, from all daemons together, unless it says otherwise."""
+    max_in_flight_per_host: Slots = 250
+    """Requests at one time to all endpoints at one host and port together; never less than one of them may have."""
+    max_payload: Payload = 1024 * KIB
+    """An event with a larger payload is rejected, not sent."""
+    source: Source = "webhookd"
+    """The source attribute of CloudEvents; best a URI of yours."""
+    response_body: Literal["failures", "none"] = "failures"
+    """Keep the first 1 KiB of failed answers, or nothing of any answer."""
+    require_tenant: bool = False
+    """Reject events without a tenant."""
+
+
+class Retry(Shape):
+    """When a failed delivery is tried again: after first, then factor times longer each time, until give_up_after."""
+
+    first: Delay = _DEFAULTS.first
+    """The delay after the first attempt."""
+    factor: Annotated[float, Field(ge=1, le=100)] = _DEFAULTS.factor
+    """How much longer each next delay is."""
+    max_interval: Delay = _DEFAULTS.max_interval
+    """The longest delay."""
+    jitter: Annotated[float, Field(ge=0, le=1)] = _DEFAULTS.jitter
+    """How much earlier or later an attempt may be, as a part of its delay."""
+    give_up_after: Delay = _DEFAULTS.give_up_after
+    """The last attempt is made at this age of a delivery."""
+    schedule: Annotated[Many[Delay], Field(max_length=100)] = ()
+    """The delays themselves, instead of first, factor and max_interval; the last one repeats."""
+
+
+class EgressTable(Shape):
+    """What requests may reach beyond https on public addresses."""
+
+    allow_http: bool = False
+    """Allow URLs that begin with http:// too."""
+    allow_networks: Many[Range] = ()
+    """Allow these private address ranges, such as "10.20.0.0/16"."""
+    proxy: ProxyUrl = ""
+    """Send everything through this HTTP proxy, with CONNECT: "http://HOST:PORT". It then looks up the names."""
+    proxy_authorization: Authorization = Field(default="", repr=False, exclude=True)  # a hash could be guessed
+    """Who we are for it: "Basic …", or { file = "proxy.password", user = "webhookd" }, also with env or credential."""
+
+
+class Retention(Shape):
+    """How long webhookd keeps what it has done; what is still to be delivered stays as long as it takes."""
+
+    events: Kept = 7.0 * DAY
+    """Events, for replays and questions; at least a day longer than the longest give_up_after."""
+    attempts: Kept = 7.0 * DAY
+    """Attempts; at least a day longer than the longest give_up_after, since they tell what need not be sent again."""
+    manage_partitions: bool = True
+    """Make daily partitions and drop old ones; when false, run `webhookd maintain` each day, or webhookd.maintain()."""
+
+
+class Encryption(Shape):
+    """What seals the secrets of endpoints that are kept in the database, which none is yet."""
+
+    keys: Annotated[SealKeys, Field(max_length=10)] = Field(default=(), repr=False)
+    """The first seals, the others open what they have sealed: [{ id = "2026", credential = "webhookd.key" }]."""
+
+
+class Log(Shape):
+    """What the daemon says on its standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least important line that is written."""
+    format: Literal["auto", "json", "console"] = "auto"
+    """JSON for machines, or columns for people; auto: columns on a terminal, else JSON."""
+
+
+class Endpoints(Shape):
+    """Where the files of endpoints are."""
+
+    directory: Annotated[Plain, Field(min_length=1)] = "endpoints.d"
+    """Each *.toml file in it has [endpoint.NAME] tables; a relative path starts at the folder of the main file."""
+
+
+class EventType(Shape):
+    """A type of event, described for people; a type that is not listed is no error."""
+
+    description: Annotated[Storable, Field(max_length=1000)] = ""
+    """What has happened when it comes."""
+    example: Example = None
+    """A payload as an application would write it."""
+
+
+class FormatTable(Shape):
+    """A body of one's own, as a template."""
+
+    body: Template
+    """The body, with placeholders such as "$type", "$timestamp", "$data" and "$metadata.KEY" in its texts."""
+
+
+class Hmac(Shape):
+    """A signature of one's own: an HMAC of the body in a header."""
+
+    header: HeaderName
+    """The header that has it."""
+    hash: Literal["sha256", "sha512", "sha1"] = "sha256"
+    """The hash that the HMAC is made with."""
+    encoding: Literal["hex", "base64"] = "hex"
+    """How it is written."""
+    prefix: Annotated[str, Field(max_length=64, pattern=r"^[\x20-\x7e]*$")] = ""
+    """What stands before it."""
+
+
+class Tls(Shape):
+    """Whom an endpoint's connections trust, and what they show of themselves."""
+
+    ca_file: PemFile = Field(default="", repr=False)
+    """The authorities, in PEM, instead of those of the system."""
+    certificate_file: PemFile = Field(default="", repr=False)
+    """The client's certificate with its chain, in PEM."""
+    key_file: PemFile = Field(default="", repr=False)
+    """Its key, in PEM and unencrypted, when it is not in the same file."""
+
+
+class Auth(Shape):
+    """A token of OAuth 2 for the receiver, got as RFC 6749 4.4 has it: with client credentials."""
+
+    token_url: Url = Field(repr=False)
+    """Where tokens are asked for. The authorities of the system vouch for it, whatever tls says of the receiver."""
+    client_id: ClientWord
+    """Who we are there."""
+    client_secret: ClientSecret = Field(repr=False)
+    """What proves it: the text, or { file = "client.secret" }, or with env or credential."""
+    scope: Plain = ""
+    """What the token shall allow, where that is asked; several words with spaces between."""
+    audience: Plain = ""
+    """For whom the token is, where that is asked."""
+    client_authentication: Literal["basic", "post"] = "basic"
+    """Whether id and secret stand in a header or in the body of that request."""
+
+
+class EndpointTable(Shape):
+    """A subscriber: where events go, which ones, and how they are signed."""
+
+    url: Url = Field(repr=False)
+    """Where the requests go."""
+    events: Annotated[Many[Pattern], Field(min_length=1)]
+    """The types it gets: "order.created", "order.*" for one or more further words, or "*" for all."""
+    tenant: Tenant = ""
+    """Exactly this tenant's events; "*" for every tenant's."""
+    description: Annotated[Storable, Field(max_length=1000)] = ""
+    """What it is for."""
+    active: bool = True
+    """Whether it gets events; while it is false, new ones are not owed to it."""
+    secret: OneSecret = Field(default=(), repr=False)
+    """What its requests are signed with; `webhookd secret new` makes one."""
+    secrets: Annotated[Many[Secret], Field(min_length=1, max_length=10)] = Field(default=(), repr=False)
+    """Instead of secret: several, each signs, also until a date: ["…", { file = "old", until = 2027-01-31 }]."""
+    secret_file: FileSecret = Field(default=(), repr=False)
+    """Instead of secret: a file that holds it; a relative path starts at the folder of the file that names it."""
+    secret_env: EnvironSecret = Field(default=(), repr=False)
+    """Instead of secret: the environment variable that holds it."""
+    secret_credential: CredentialSecret = Field(default=(), repr=False)
+    """Instead of secret: the systemd credential that holds it, a file in $CREDENTIALS_DIRECTORY."""
+    signature: Signature = "standard"
+    """Standard Webhooks, v1 or v1a as its secrets are; or another, for receivers that already check that."""
+    hmac: Hmac | None = None
+    """With signature = "hmac": { header = "x-signature", hash = "sha256", encoding = "hex", prefix = "sha256=" }."""
+    format: FormatName = "standard"
+    """What the body looks like."""
+    headers: Headers = Field(default={}, repr=False)
+    """Headers of its requests: { x-event = "$type" }, or { authorization = { file = "token", prefix = "Bearer " } }."""
+    tls: Tls | None = None
+    """{ ca_file = "ca.pem", certificate_file = "client.pem", key_file = "client.key" }, or some of them."""
+    auth: Auth | None = None
+    """OAuth 2: { token_url = "https://…", client_id = "…", client_secret = { file = "client.secret" }, … }."""
+    timeout: Timeout | None = None
+    """Instead of that of [delivery]."""
+    max_in_flight: Slots | None = None
+    """Requests at one time, instead of max_in_flight_per_endpoint of [delivery]."""
+    rate_limit: Rate | None = None
+    """At most so many requests, evenly: "50/s", "600/m" or "1000/h", from all daemons together."""
+    retry: Retry = Retry()
+    """What is different from [retry]."""
+    filter: Filter = {}
+    """Only events whose metadata has one of these values under each of these keys."""
+
+    @property
+    def keys(self) -> Keys:
+        """The secrets, whichever way they were given."""
+        return self.secret or self.secrets or self.secret_file or self.secret_env or self.secret_credential
+
+
+SECTIONS: Final[Mapping[str, type[Shape]]] = MappingProxyType(
+    {
+        "daemon": Daemon,
+        "database": Database,
+        "delivery": Delivery,
+        "retry": Retry,
+        "egress": EgressTable,
+        "retention": Retention,
+        "encryption": Encryption,
+        "log": Log,
+        "endpoints": Endpoints,
+    }
+)
+# Tables of tables, each with a name of its own; they may also stand in the files of endpoints.
+NAMED: Final[Mapping[str, type[Shape]]] = MappingProxyType(
+    {"event_types": EventType, "formats": FormatTable, "endpoint": EndpointTable}
+)

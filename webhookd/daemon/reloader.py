@@ -1,0 +1,268 @@
+"""Keeps the running configuration what the files say, and tells the other daemons.
+
+    SIGHUP, a watched file, `webhookd reload` ──▶ load, in a thread ──▶ refused? ──▶ into the database ──▶ apply
+    each second: has another daemon changed the endpoints? ──▶ apply
+
+Fan-out follows the database: an endpoint that another daemon knows and we do not is owed its events all the same, and
+one counts as removed only when every live daemon has dropped it. A reload that fails, or removes too much, leaves
+everything as it is.
+"""
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Protocol
+
+import structlog
+
+from webhookd.config.config import Config
+from webhookd.errors import ConfigError, SchemaMismatch, StoreRefused, StoreUnavailable, WebhookdError
+from webhookd.message.formats import FORMATS
+from webhookd.message.signing import SCHEMES
+from webhookd.model import Endpoint, RetryPolicy
+from webhookd.policy.difference import ACCEPT, difference, refusal
+from webhookd.policy.matching import Matcher
+from webhookd.tasks import Setbacks, wait_for
+
+LOOK_SECONDS = 1.0
+REMOVE_EVERY = 5  # looks between two tries to count endpoints as removed that only we have dropped
+AT_A_TIME = 200  # endpoints that are freed before others have their turn on the loop
+
+log = structlog.get_logger("webhookd.reloader")
+
+
+class Foreign(Protocol):
+    """An endpoint that is not in our own files."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def spec(self) -> Mapping[str, Any]: ...
+
+
+class Known(Protocol):
+    """The endpoints that the database has."""
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """The numbers of ours, in their order."""
+
+    @property
+    def foreign(self) -> Sequence[Foreign]:
+        """Those of other daemons' files."""
+
+
+class Registry(Protocol):
+    """What the reloader needs of the store."""
+
+    async def versions(self) -> tuple[int, int]:
+        """How often endpoints have changed, and how often a reload was asked for."""
+
+    async def sync_endpoints(
+        self, daemon: int, specs: Mapping[tuple[str, str], Mapping[str, Any]], config_hash: str, dead_after: float
+    ) -> Known:
+        """Write our endpoints; all that are there."""
+
+    async def refresh_endpoints(self, keys: Collection[tuple[str, str]], config_hash: str, dead_after: float) -> Known:
+        """All endpoints that are there; `keys` are ours."""
+
+    async def reload_refused(self, daemon: int, problem: str) -> None:
+        """Show that we kept the old configuration, and why."""
+
+    async def accepted_removals(self) -> frozenset[str]:
+        """Labels of endpoints whose removal an operator has accepted of late."""
+
+
+class Reloader:
+    """Runs beside the other parts. `apply(config, own, matcher)` is awaited with every change.
+
+    `wanted` is set by whoever wants the files read again; asking a thousand times is asking once. `refused` says why
+    the files were not taken, also when that was in a life before this one. `accept` is the command by which an operator
+    accepts whatever removals are refused.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        daemon: int,
+        config: Config,
+        load: Callable[[], Config],
+        apply: Callable[[Config, Sequence[Endpoint], Matcher], Awaitable[None]],
+        wanted: asyncio.Event,
+        *,
+        dead_after: float,
+        on_reload: Callable[[], None],
+        on_refused: Callable[[str], None],
+        refused: str = "",
+        accept: str = ACCEPT,
+        look_seconds: float = LOOK_SECONDS,
+    ) -> None:
+        self._store = registry
+        self._daemon = daemon
+        self._config = config
+        self._load = load
+        self._apply = apply
+        self._dead_after = dead_after
+        self._on_reload = on_reload
+        self._on_refused = on_refused
+        self._look_seconds = look_seconds
+        self.refused = refused  # why the files were not taken, as long as they are not
+        self._is_shown = not refused
+        self._accept = accept
+        self._wanted = wanted
+        self._versions: tuple[int, int] | None = None
+        self.setbacks = Setbacks("reloader", look_seconds)
+        self._foreign: Sequence[Endpoint] = ()
+
+    async def run(self) -> None:
+        """Reload when that is wanted, and look whether others did, until cancelled."""
+        looks = 0
+        while True:
+            try:
+                if self._versions is None:
+                    self._versions = await self._store.versions()
+                if await wait_for(self._wanted, self._look_seconds):
+                    self._wanted.clear()  # before reading: what is asked for meanwhile must survive
+                    with long_lived():
+                        await self._reload()
+                looks += 1
+                await self._look(self._versions, again=bool(self._foreign) and looks % REMOVE_EVERY == 0)
+                if not self._is_shown:
+                    await self._show()
+                self.setbacks.over()
+            except ConfigError as error:
+                await self._refuse(error.mistakes)
+            except Exception as error:
+                await asyncio.sleep(self.setbacks.met(error))
+
+    async def _look(self, before: tuple[int, int], *, again: bool) -> None:
+        versions = self._versions = await self._store.versions()
+        if versions[1] != before[1]:
+            self._wanted.set()
+        if versions[0] != before[0] or again:
+            config = self._config
+            await self.take_over(
+                config, await self._store.refresh_endpoints(config.specs, config.config_hash, self._dead_after)
+            )
+
+    async def _reload(self) -> None:
+        self._on_reload()
+        try:
+            config = await asyncio.to_thread(self._read)
+            if config.empty and self._config.specs:
+                raise ConfigError([config.empty])
+            change = await asyncio.to_thread(difference, self._config.specs, config.specs)
+            accepted = await self._store.accepted_removals() if change.removed else frozenset()
+            why = refusal(change, len(self._config.specs), self._accept)
+            if why and not accepted.issuperset(change.removed):
+                raise ConfigError([why])
+            await self._write(config)
+            log.info(
+                "reloaded",
+                added=len(change.added),
+                removed=len(change.removed),
+                changed=len(change.changed),
+                restart_needed=[name for name in ("daemon", "database", "log") if _differs(self._config, config, name)],
+            )
+            old, self._config = [*self._config.endpoints, *self._config.specs.values()], config
+            while old:  # to free all of them would stall the loop as well
+                del old[-AT_A_TIME:]
+                await asyncio.sleep(0)
+        except (StoreUnavailable, SchemaMismatch):
+            self._wanted.set()
+            raise
+        except StoreRefused as error:
+            raise ConfigError([f"the database does not take these endpoints: {error}"]) from error
+        except (WebhookdError, MemoryError):
+            raise
+        except Exception:
+            log.exception("reload_broke")
+            raise ConfigError(["a bug of webhookd keeps it from taking these files over; the log has more"]) from None
+
+    def _read(self) -> Config:
+        try:
+            return self._load()
+        except ConfigError:
+            raise
+        except Exception:
+            # A bug in a check must not end what runs.
+            log.exception("reading_broke")
+            raise ConfigError(["a bug of webhookd keeps it from reading these files; the log has more"]) from None
+
+    async def _write(self, config: Config) -> None:
+        known = await self._store.sync_endpoints(self._daemon, config.specs, config.config_hash, self._dead_after)
+        self.refused, self._is_shown = "", True  # our row does not say it any longer
+        await self.take_over(config, known)
+
+    async def take_over(self, config: Config, known: Known) -> None:
+        """Go on with this configuration and these endpoints."""
+        # In a thread, because thousands of endpoints would stall the loop.
+        own, self._foreign, matcher = await asyncio.to_thread(_endpoints, config, known)
+        await self._apply(config, own, matcher)
+
+    async def _refuse(self, mistakes: Sequence[str]) -> None:
+        log.error("reload_refused", mistakes=list(mistakes))
+        # A file's name need not be UTF-8, and what is quoted of a file may have a NUL: Postgres takes neither.
+        self.refused = "\n".join(mistakes).replace("\0", "").encode("utf-8", "backslashreplace").decode()
+        self._is_shown = False
+        self._on_refused(self.refused)
+        try:
+            await self._show()
+        except (StoreUnavailable, StoreRefused, SchemaMismatch):
+            log.warning("refusal_not_shown")
+
+    async def _show(self) -> None:
+        await self._store.reload_refused(self._daemon, self.refused)
+        self._is_shown = True
+
+
+@contextmanager
+def long_lived() -> Iterator[None]:
+    """What the block makes is here to stay: the garbage collector leaves it alone, now and later.
+
+    It would stop the loop for more than 100 ms to look through the objects of 8,000 endpoints, again and again.
+    """
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
+
+
+def _differs(before: Config, after: Config, section: str) -> bool:
+    return bool(getattr(before, section) != getattr(after, section))
+
+
+def _endpoints(config: Config, known: Known) -> tuple[list[Endpoint], list[Endpoint], Matcher]:
+    """Our endpoints with their numbers, those of other daemons' files, and who of all of them is owed what."""
+    ids = dict(zip(config.specs, known.ids, strict=True))
+    own = [replace(endpoint, id=ids[endpoint.tenant, endpoint.name]) for endpoint in config.endpoints]
+    foreign = [_foreign(each) for each in known.foreign]
+    return own, foreign, Matcher((*own, *foreign), require_tenant=config.delivery.require_tenant)
+
+
+def _foreign(known: Foreign) -> Endpoint:
+    """Enough of an endpoint to see what it is owed, nothing to send with."""
+    spec = known.spec
+    return Endpoint(
+        id=known.id,
+        tenant=known.tenant,
+        name=known.name,
+        url="",
+        events=tuple(spec["events"]),
+        format=FORMATS["raw"],
+        signature=SCHEMES["none"],
+        secrets=(),
+        retry=RetryPolicy(),
+        timeout=0.0,
+        max_in_flight=1,
+        active=spec["active"],
+        filter={key: tuple(values) for key, values in spec["filter"].items()},
+    )

@@ -1,0 +1,113 @@
+"""What follows from an answer: the result that is recorded, the wait that was asked for, and the doubt it casts."""
+
+import time
+from collections.abc import Callable, Sequence
+from logging import DEBUG
+from typing import Literal, Protocol
+
+import structlog
+
+from webhookd.engine.dispatch.queues import GONE_MOST, EndpointQueue, Flight
+from webhookd.model import Attempt, Delivered, Delivery, Ended, NoResponse, Outcome, Postponed, Response, Result
+from webhookd.policy import outcome
+from webhookd.policy.backoff import horizon
+
+Trouble = Literal["failing", "saturated", "gone"]
+
+_DELIVERED = Delivered()
+
+log = structlog.get_logger("webhookd.answers")
+
+
+class Recorder(Protocol):
+    """Where results go."""
+
+    def put(self, result: Result) -> None:
+        """Record a result."""
+
+
+class Answers:
+    """Takes what was answered to an attempt. `on_trouble(endpoint id, trouble)` hears of endpoints that do not work.
+
+    `downtimes` are spans in which no daemon ran, and `keep_response` says whether the log gets what failed answers say.
+    """
+
+    def __init__(self, recorder: Recorder, random: Callable[[], float]) -> None:
+        self._recorder = recorder
+        self._random = random
+        self._tells_all = log.is_enabled_for(DEBUG)  # asked once: what each success asks it would pay for
+        self.downtimes: Sequence[tuple[float, float]] = ()
+        self.keep_response = True
+        self.on_trouble: Callable[[int, Trouble], None] = lambda endpoint_id, trouble: None
+
+    def last_start(self, delivery: Delivery) -> float:
+        """The horizon of a delivery, on the database's clock."""
+        return horizon(delivery.endpoint.retry, delivery.clock_from, self.downtimes)
+
+    def take(self, flight: Flight, answer: Response | NoResponse, at: float, now: float) -> None:
+        """Decide what it means, and have it recorded. `at`: when the attempt began, on the database's clock."""
+        queue, delivery, seconds = flight.queue, flight.delivery, now - flight.started
+        delivery.deaths = 0
+        queue.learn(outcome.signal(answer), flight.started, now)
+        attempt = outcome.attempt_of(answer, delivery.attempt, at, round(seconds * 1000))
+        if attempt.ok:
+            queue.succeeded(flight.started, now)
+            if self._tells_all:
+                log.debug(
+                    "attempt_succeeded",
+                    endpoint=delivery.endpoint.label,
+                    event_id=delivery.event.event_id,
+                    attempt=delivery.attempt,
+                    code=attempt.code,
+                    ms=attempt.ms,
+                )
+            self._recorder.put(Result(delivery, attempt, _DELIVERED))
+            return
+        wait = outcome.wait_of(answer, time.time())
+        self._doubt(queue, answer, wait, flight.started, now)
+        if outcome.asks_for_less(answer, wait):  # the endpoint waits as long as was asked, and this delivery with it
+            wait = max(wait, queue.blocked_until - now)
+            queue.blocked_until = max(queue.blocked_until, now + wait)
+        decided = outcome.decide(delivery, answer, at + seconds, self.last_start(delivery), wait, self._random)
+        _log_failure(delivery, attempt, decided)
+        if isinstance(decided, Postponed):
+            self._recorder.put(Result(delivery, None, decided))
+            return
+        if not self.keep_response:
+            attempt = attempt._replace(response=None)
+        self._recorder.put(Result(delivery, attempt, decided))
+
+    def blame(self, delivery: Delivery, at: float) -> None:
+        """Count an attempt that is not made: too many daemons died with this delivery in hand. The next one is made."""
+        delivery.deaths -= 1
+        answer = NoResponse("internal")
+        decided = outcome.decide(delivery, answer, at, self.last_start(delivery), 0.0, self._random)
+        log.error("attempt_too_dangerous", endpoint=delivery.endpoint.label, event_id=delivery.event.event_id)
+        self._recorder.put(Result(delivery, outcome.attempt_of(answer, delivery.attempt, at, 0), decided))
+
+    def _doubt(
+        self, queue: EndpointQueue, answer: Response | NoResponse, wait: float, started: float, now: float
+    ) -> None:
+        """Count an answer that was not good against its endpoint, if it is the endpoint's fault."""
+        endpoint = queue.endpoint
+        if not outcome.is_gone(answer):
+            queue.gone.clear()
+        else:
+            queue.gone.append(started)
+            if len(queue.gone) == GONE_MOST:
+                self.on_trouble(endpoint.id, "gone")
+        if outcome.is_failure(answer, wait) and queue.failed(started, now, self._random()):
+            log.warning("endpoint_failing", endpoint=endpoint.label)
+            self.on_trouble(endpoint.id, "failing")
+
+
+def _log_failure(delivery: Delivery, attempt: Attempt, decided: Outcome) -> None:
+    log.info(
+        "attempt_postponed" if isinstance(decided, Postponed) else "attempt_failed",
+        endpoint=delivery.endpoint.label,
+        event_id=delivery.event.event_id,
+        attempt=delivery.attempt,
+        code=attempt.error,
+        ms=attempt.ms,
+        next_in=None if isinstance(decided, (Delivered, Ended)) else round(decided.delay, 1),
+    )

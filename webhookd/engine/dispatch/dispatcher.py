@@ -1,0 +1,445 @@
+"""Sends what is owed: one queue per endpoint, a slot in the endpoint and a slot in the daemon for each attempt.
+
+    offer ──▶ queue.waiting ──payloads, within a byte budget──▶ queue.ready ──turn──▶ lane ──▶ recorder
+                   │                                                 │
+                   └── 3 s or 200 behind a slow endpoint: spilled to the backlog
+
+A lane is a task that attempts one delivery after the other, whose ever turn it is, and holds a slot of the daemon; an
+attempt that takes long gives its slot to another lane. What waits for its endpoint leaves memory; what waits for a slot
+of the daemon stays, and fills the memory until the reader stops reading.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import structlog
+
+from webhookd.engine.clock import Clock
+from webhookd.engine.dispatch.answers import Answers
+from webhookd.engine.dispatch.feeder import AHEAD, Feeder, Store
+from webhookd.engine.dispatch.limits import AT_A_TIME, Limits
+from webhookd.engine.dispatch.payloads import Payload
+from webhookd.engine.dispatch.queues import (
+    GONE_MOST,
+    SPILLED_MOST,
+    STILL_SECONDS,
+    EndpointQueue,
+    Fed,
+    Feed,
+    Flight,
+    Standing,
+)
+from webhookd.engine.dispatch.room import MOST_DELIVERIES, Room
+from webhookd.engine.dispatch.turns import ASIDE_AFTER, FOREVER, STRANDED_SECONDS, Turns
+from webhookd.message import request
+from webhookd.model import Delivery, Ended, Endpoint, NoResponse, Postponed, Request, Response, Result
+from webhookd.policy import outcome
+from webhookd.policy.members import Shares
+from webhookd.tasks import wait_for
+
+PATIENCE = 3.0  # seconds a delivery may wait for its endpoint, or be in flight, before the backlog holds it
+LEASE_MARGIN = 25.0  # seconds of a lease beyond the timeout of the attempt
+DEATHS_MOST = 6  # of daemons that had a delivery in hand, from which on it is not tried, but waits for its next step
+SWEEP_SECONDS = 0.25
+UNSEEN_SECONDS = 5.0  # without a look at our way out, from which on more is taken into memory that can have one
+
+log = structlog.get_logger("webhookd.dispatcher")
+
+
+_LIVE = Fed()
+
+
+class Sender(Protocol):
+    """What the dispatcher needs of the network."""
+
+    def send(self, request: Request) -> Coroutine[Any, Any, Response | NoResponse]:
+        """The answer, whatever the receiver does."""
+
+
+class Settings(Protocol):
+    """What can be told to the dispatcher, also while it runs: `[delivery]` of the configuration."""
+
+    @property
+    def max_in_flight(self) -> int: ...
+    @property
+    def max_in_flight_per_host(self) -> int: ...
+    @property
+    def max_payload(self) -> int: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def response_body(self) -> str: ...
+
+
+class Recorder(Protocol):
+    """What the dispatcher needs of the recorder."""
+
+    stuck: bool  # the database does not take results
+
+    @property
+    def pending(self) -> int:
+        """Results that are not in the database yet."""
+
+    def put(self, result: Result) -> None:
+        """Record a result."""
+
+    def lease(self, delivery: Delivery, seconds: float) -> None:
+        """Give a delivery in flight a row of the backlog."""
+
+
+class Dispatcher:
+    """Attempts what is offered, as fast as endpoints and limits allow."""
+
+    def __init__(
+        self,
+        store: Store,
+        sender: Sender,
+        recorder: Recorder,
+        clock: Clock,
+        delivery: Settings,
+        *,
+        random: Callable[[], float],
+        user_agent: str,
+        most_deliveries: int = MOST_DELIVERIES,
+        patience: float = PATIENCE,
+    ) -> None:
+        self._sender = sender
+        self._recorder = recorder
+        self._clock = clock
+        self.answers = Answers(recorder, random)
+        self._user_agent = user_agent
+        self._patience = patience
+        self._queues: dict[int, EndpointQueue] = {}
+        self._turns = Turns(aside_after=min(ASIDE_AFTER, patience))
+        self._limits = Limits(self._turns)
+        self._alarm: asyncio.TimerHandle | None = None  # for the first queue that may start at some moment
+        self._alarm_at = FOREVER
+        self.feeder = Feeder(
+            store,
+            self._queues.values(),
+            delivery.max_payload,
+            on_ready=self._ready,
+            on_gone=self._reject,
+            on_fed=self._fill_lanes,
+        )
+        self._room = Room(most_deliveries)
+        self._still, self._still_until = 0, 0.0  # deliveries behind attempts without an answer; good until that moment
+        self._lane_group: asyncio.TaskGroup | None = None
+        self._stopped = asyncio.Event()
+        self._on_hold = False
+        self._fed: dict[int, Fed] = {}  # those that are not live
+        self.room_freed = asyncio.Event()  # set when a delivery leaves; whoever waits clears it
+        self.configure((), delivery)
+
+    # What the other parts ask.
+
+    @property
+    def room(self) -> int:
+        """Deliveries that may still be offered; none while results cannot be written."""
+        if self._recorder.stuck or self._is_waiting_for_a_way_out(time.monotonic()):
+            return 0
+        return self._room.left(self._recorder.pending, self._waiting_for_silence)
+
+    def room_for(self, tenant: str) -> int:
+        """Deliveries of this tenant's events that may still be offered."""
+        return self._room.left_for(tenant, self.room)
+
+    def _waiting_for_silence(self) -> int:
+        now = time.monotonic()
+        if now >= self._still_until:
+            self._still_until = now + STILL_SECONDS / 2
+            self._still = self._turns.still(now)
+        return self._still
+
+    def _is_waiting_for_a_way_out(self, now: float) -> bool:
+        # What is held can look whether it is open again, unless it all waits for its endpoints.
+        return self._turns.is_stranded(now, UNSEEN_SECONDS if self._room.held else STRANDED_SECONDS)
+
+    @property
+    def in_flight(self) -> int:
+        """Attempts under way."""
+        return self._turns.started + self._turns.aside
+
+    def claimable(self, endpoint_id: int) -> tuple[int, float]:
+        """How many deliveries of the backlog this endpoint could start soon, and the lease they need, in seconds."""
+        queue, now = self._queues.get(endpoint_id), time.monotonic()
+        if queue is None or self._on_hold or self._stopped.is_set() or not self._turns.is_open(queue.standing):
+            return 0, 0.0
+        if self._is_waiting_for_a_way_out(now):
+            return 0, 0.0
+        return queue.appetite(now, AHEAD), queue.endpoint.timeout + LEASE_MARGIN
+
+    def is_well(self, endpoint_id: int) -> bool:
+        """True when this endpoint takes what it gets."""
+        queue = self._queues.get(endpoint_id)
+        return queue is not None and queue.is_well()
+
+    def rests(self, endpoint_id: int) -> None:
+        """Nothing waits for this endpoint but what it has been offered."""
+        if (queue := self._queues.get(endpoint_id)) is not None:
+            queue.rest()
+
+    def keeps_up(self, endpoint_id: int) -> None:
+        """Begin anew to count what is put off for this endpoint, since little of it is owed still."""
+        if (queue := self._queues.get(endpoint_id)) is not None:
+            queue.spilled = 0
+
+    def breaker(self, endpoint_id: int) -> tuple[int, float]:
+        """How often this endpoint has failed, 0 when its breaker is closed, and the seconds until it is probed."""
+        queue = self._queues.get(endpoint_id)
+        if queue is None:
+            return 0, 0.0
+        return queue.breaker.fails, max(queue.breaker.retry_at - time.monotonic(), 0.0)
+
+    def gone_since(self, endpoint_id: int) -> float | None:
+        """When the first of three attempts in a row began that met a 410, or earlier, on the database's clock.
+
+        None of fewer.
+        """
+        queue = self._queues.get(endpoint_id)
+        if queue is None or len(queue.gone) < GONE_MOST:
+            return None
+        return self._clock.earliest(min(queue.gone))
+
+    def offer(self, delivery: Delivery) -> None:
+        """Attempt this delivery when its turn comes, or spill it when its endpoint cannot keep up."""
+        queue = self._queues.get(delivery.endpoint.id)
+        if queue is None:  # of another daemon's files, or gone from ours a moment ago: whoever has it finds it owed
+            self._recorder.put(Result(delivery, None, Postponed(0.0)))
+            return
+        if delivery.event.size > self._max_payload:
+            self._recorder.put(Result(delivery, None, Ended("rejected", "payload_too_large")))
+            return
+        if delivery.deaths > DEATHS_MOST:
+            self.answers.blame(delivery, self._clock.now())
+            return
+        if delivery.batch is not None and queue.is_full(time.monotonic(), self._patience):
+            self._spill(queue, delivery)
+            return
+        self._room.take(delivery.event.tenant)
+        queue.waiting.append(delivery)
+        self.feeder.ask(queue)
+
+    def _ready(self, queue: EndpointQueue) -> None:
+        if self._queues.get(queue.endpoint.id) is queue:
+            self._turns.ask(queue)
+        else:
+            self._spill_all(queue)  # its endpoint went while its payloads came
+
+    def configure(self, endpoints: Collection[Endpoint], delivery: Settings) -> None:
+        """Go on with these endpoints and settings; what an endpoint that is gone was owed goes to the backlog."""
+        for _ in self.prepare(endpoints):
+            pass
+        self._limits.slots, self._limits.per_host = delivery.max_in_flight, delivery.max_in_flight_per_host
+        self.feeder.max_payload = self._max_payload = delivery.max_payload
+        self._source = delivery.source
+        self.answers.keep_response = delivery.response_body == "failures"
+        for endpoint_id in self._queues.keys() - {endpoint.id for endpoint in endpoints}:
+            queue = self._queues.pop(endpoint_id)
+            queue.host.queues.discard(queue)
+            self._spill_all(queue)
+        self._turns.forget_hosts()
+        self._limit(self._queues.values())
+
+    def prepare(self, endpoints: Collection[Endpoint]) -> Iterator[None]:
+        """Do most of what `configure` does with these, in pieces, between which others may have their turn."""
+        for number, endpoint in enumerate(endpoints, start=1):
+            queue = self._queues.get(endpoint.id)
+            if queue is None:
+                queue = self._queues[endpoint.id] = EndpointQueue(endpoint, self._turns.host(endpoint.url))
+                queue.follow(*self._fed.get(endpoint.id, _LIVE))
+                self._limits.keep(queue)
+            elif queue.endpoint is not endpoint:
+                queue.change(endpoint, self._turns.host(endpoint.url))
+            if number % AT_A_TIME == 0:
+                yield
+        yield
+
+    def share(self, shares: Shares) -> None:
+        """Keep to our share of the limits of endpoints and hosts."""
+        if shares != self._limits.shares:
+            self._limits.shares = shares
+            self._limit(self._queues.values())
+
+    def follow(self, fed: Mapping[int, Fed]) -> None:
+        """Feed these endpoints from there, and the others as before."""
+        changed = []
+        for endpoint_id, now_fed in fed.items():
+            if now_fed.feed is Feed.MEMORY:
+                self._fed.pop(endpoint_id, None)
+            else:
+                self._fed[endpoint_id] = now_fed
+            queue = self._queues.get(endpoint_id)
+            if queue is not None and queue.feed is not now_fed.feed:
+                queue.follow(*now_fed)
+                if self._limits.keep(queue):
+                    changed.append(queue)
+                if queue.feed is Feed.NONE:
+                    self._spill_all(queue)
+        self._limit(changed)
+
+    def _limit(self, queues: Iterable[EndpointQueue]) -> None:
+        if self._limits.change(queues):
+            self._limit_some()
+
+    def _limit_some(self) -> None:
+        if self._limits.some():
+            asyncio.get_running_loop().call_soon(self._limit_some)
+        self._fill_lanes()
+
+    def hold(self, on_hold: bool) -> None:
+        """Start no attempts while nobody can know whether we are alive."""
+        if self._on_hold and not on_hold:
+            self._on_hold = False
+            self._fill_lanes()
+        self._on_hold = on_hold
+
+    def stop(self) -> None:
+        """Start nothing more; run returns when every attempt in flight is answered."""
+        self._stopped.set()
+
+    async def run(self) -> None:
+        """Attempt what is offered until stopped."""
+        async with asyncio.TaskGroup() as group:
+            self._lane_group = group
+            feeding = group.create_task(self.feeder.run())
+            group.create_task(self._sweep())
+            await self._stopped.wait()
+            feeding.cancel()  # it may hang in the database
+        if self._alarm is not None:
+            self._alarm.cancel()
+        for queue in self._queues.values():
+            self._release_claims(queue)
+
+    # Lanes.
+
+    def _fill_lanes(self) -> None:
+        if self._lane_group is None:
+            return
+        while (flight := self._take()) is not None:
+            self._lane_group.create_task(self._lane(flight))
+
+    def _set_alarm(self, moment: float) -> None:
+        """Start at that moment, which is earlier than any known, what may not start before."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = moment
+        self._alarm = asyncio.get_running_loop().call_later(moment - time.monotonic(), self._ring)
+
+    def _ring(self) -> None:
+        self._alarm_at = FOREVER
+        self._turns.wake(time.monotonic())
+        self._fill_lanes()
+
+    def _take(self) -> Flight | None:
+        """The attempt whose turn it is, its slots taken."""
+        if self._stopped.is_set() or self._on_hold:
+            return None
+        now = time.monotonic()
+        while (queue := self._turns.take(now)) is not None:
+            delivery, payload = queue.ready.popleft()
+            self.feeder.ask(queue)
+            if delivery.endpoint is not queue.endpoint:  # changed, however long ago whoever offered it had looked
+                delivery.follow(queue.endpoint)
+            if delivery.start_by >= now:
+                return self._turns.start(queue, delivery, payload, now)
+            # Too late for its lease: whoever claims it next sends it.
+            self._leave(delivery, payload)
+            self._turns.ask(queue)
+        if (upcoming := self._turns.upcoming) < self._alarm_at:
+            self._set_alarm(upcoming)
+        return None
+
+    async def _lane(self, flight: Flight | None) -> None:
+        while flight is not None:
+            await self._attempt(flight)
+            flight = self._take()
+
+    async def _attempt(self, flight: Flight) -> None:
+        queue, delivery, payload = flight.queue, flight.delivery, flight.payload
+        at = self._clock.now()
+        answer: Response | NoResponse
+        lean = delivery.event
+        if payload.metadata is not None:
+            delivery.event = lean._replace(metadata=payload.metadata)
+        try:
+            post = request.build(delivery, payload.content, int(time.time()), self._source, self._user_agent)
+            answer = await self._sender.send(post)
+        except Exception:
+            # A bug in one delivery is an attempt of this delivery, and nothing else.
+            log.exception("attempt_broke", endpoint=delivery.endpoint.label, event_id=delivery.event.event_id)
+            answer = NoResponse("internal")
+        finally:
+            delivery.event = lean
+            now = time.monotonic()
+            self._turns.land(flight)
+            self._room.answered()
+            self._room.leave(delivery.event.tenant)
+            self.feeder.drop(delivery.event)
+        if self._turns.hear(outcome.is_stranded(answer), flight.started, now):
+            log.warning("proxy_away" if self._turns.stranded_at else "proxy_back")
+        self.answers.take(flight, answer, at, now)
+        if queue.is_shut(now):
+            self._spill_all(queue)
+        self.room_freed.set()
+
+    # What leaves memory without an attempt.
+
+    def _reject(self, delivery: Delivery, reason: str) -> None:
+        self._room.leave(delivery.event.tenant)
+        self._recorder.put(Result(delivery, None, Ended("rejected", reason)))
+
+    def _leave(self, delivery: Delivery, payload: Payload | None) -> None:
+        self._room.leave(delivery.event.tenant)
+        if payload is not None:
+            self.feeder.drop(delivery.event)
+
+    def _spill_all(self, queue: EndpointQueue) -> None:
+        for delivery, payload in queue.take_all():
+            self._leave(delivery, payload)
+            self._spill(queue, delivery)
+
+    def _spill(self, queue: EndpointQueue, delivery: Delivery) -> None:
+        if delivery.batch is not None:
+            queue.spilled += 1
+            if queue.spilled >= SPILLED_MOST and queue.feed is Feed.MEMORY:
+                self.answers.on_trouble(queue.endpoint.id, "saturated")
+        delay = max(queue.blocked_until - time.monotonic(), 0.0)
+        self._recorder.put(Result(delivery, None, Postponed(delay)))
+
+    async def _sweep(self) -> None:
+        while not await wait_for(self._stopped, SWEEP_SECONDS):
+            now = time.monotonic()
+            self._room.measure(SWEEP_SECONDS)
+            self._turns.age(now)
+            for delivery in self._turns.stragglers(now - self._patience):
+                self._recorder.lease(delivery, delivery.endpoint.timeout + LEASE_MARGIN)
+            for number, queue in enumerate(list(self._queues.values()), start=1):
+                if (queue.ready or queue.waiting) and queue.is_held_up(now):
+                    self._spill_overdue(queue, now)
+                if queue.ready:
+                    self._turns.ask(queue)  # a limit that was raised rings no bell
+                if number % AT_A_TIME == 0:
+                    await asyncio.sleep(0)
+            self._fill_lanes()
+
+    def _spill_overdue(self, queue: EndpointQueue, now: float) -> None:
+        if queue.is_shut(now):
+            self._spill_all(queue)
+            return
+        stuck = queue.standing is Standing.STUCK
+        for delivery, payload in queue.take_overdue(now if stuck else now - self._patience):
+            self._leave(delivery, payload)
+            self._spill(queue, delivery)
+        self.feeder.ask(queue)
+        self.room_freed.set()
+
+    def _release_claims(self, queue: EndpointQueue) -> None:
+        """Let the next daemon start at once what we claimed and did not send."""
+        for delivery in (*(delivery for delivery, _ in queue.ready), *queue.waiting):
+            if delivery.batch is None:
+                self._recorder.put(Result(delivery, None, Postponed(0.0)))
+        queue.ready.clear()
+        queue.waiting.clear()

@@ -1,0 +1,176 @@
+"""Brings payloads to the deliveries that start next: late, many in one query, and within a byte budget."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import structlog
+
+from webhookd.engine.dispatch.payloads import Payloads
+from webhookd.engine.dispatch.queues import EndpointQueue
+from webhookd.model import Delivery, Event
+from webhookd.policy.rotation import Rotation
+from webhookd.tasks import Setbacks
+
+AHEAD = 200  # deliveries of an endpoint whose payloads are at hand
+EVENTS_PER_FETCH = 500
+AWAY_SECONDS = 1.0
+
+Chosen = list[tuple[EndpointQueue, Delivery]]
+
+log = structlog.get_logger("webhookd.feeder")
+
+
+class Store(Protocol):
+    """What the feeder needs of the log."""
+
+    async def payloads(self, events: Sequence[Event], most_bytes: int) -> dict[int, bytes | str]:
+        """Payload texts by event id, or the reason why there is none; nothing for an event that is gone."""
+
+    async def metadata(self, events: Sequence[Event]) -> dict[int, bytes]:
+        """Metadata texts by event id; nothing for an event that is gone."""
+
+
+class Feeder:
+    """Moves deliveries from `waiting` to `ready`, queues in turns. `run` ends when it is cancelled.
+
+    `on_ready(queue)` is called when a queue has something ready, `on_gone(delivery, reason)` when a payload cannot be
+    had, and `on_fed()` after each round.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        queues: Iterable[EndpointQueue],
+        max_payload: int,
+        *,
+        on_ready: Callable[[EndpointQueue], None],
+        on_gone: Callable[[Delivery, str], None],
+        on_fed: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._queues = queues
+        self.max_payload = max_payload
+        self._on_ready = on_ready
+        self._on_gone = on_gone
+        self._on_fed = on_fed
+        self._payloads = Payloads()
+        self._hungry: Rotation[EndpointQueue] = Rotation()
+        self._wake = asyncio.Event()
+        self.setbacks = Setbacks("feeder", AWAY_SECONDS)
+        self._starved = False  # a payload had to wait for the budget
+
+    def ask(self, queue: EndpointQueue) -> None:
+        """Feed this queue when it runs low."""
+        if queue.waiting and len(queue.ready) <= AHEAD // 2:
+            self._hungry.add(queue.endpoint.tenant, queue)
+            self._wake.set()
+
+    def drop(self, event: Event) -> None:
+        """One delivery less needs the payload of this event."""
+        if self._payloads.drop(event):
+            self._ask_the_starved()
+
+    def _ask_the_starved(self) -> None:
+        if self._starved:
+            self._starved = False
+            for queue in self._queues:
+                self.ask(queue)
+
+    async def run(self) -> None:
+        """Feed until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                while chosen := self._choose():
+                    await self._fetch(chosen)
+                    self.setbacks.over()
+                    self._on_fed()
+            except Exception as error:
+                pause = self.setbacks.met(error)
+                if self.setbacks.is_worth_a_line:
+                    log.warning("payloads_wait", seconds=round(pause, 1), reason=self.setbacks.problem)
+                self._wake.set()
+                await asyncio.sleep(pause)
+
+    def _choose(self) -> Chosen:
+        """The next deliveries that need a fetch; those whose payload is at hand are ready at once."""
+        chosen: Chosen = []
+        new: set[int] = set()
+        whole = False
+        try:
+            while len(new) < EVENTS_PER_FETCH and (queue := self._hungry.take()) is not None:
+                self._feed(queue, chosen, new)
+            self._on_fed()
+            whole = True
+        finally:
+            if not whole:
+                self._put_back(chosen, {delivery.event.id: delivery.event for _, delivery in chosen}.values())
+        return chosen
+
+    def _feed(self, queue: EndpointQueue, chosen: Chosen, new: set[int]) -> None:
+        room = AHEAD - len(queue.ready)
+        skipped: list[Delivery] = []  # too large for now; what is behind them passes
+        while room > 0 and queue.waiting and len(new) < EVENTS_PER_FETCH and len(skipped) < AHEAD:
+            delivery = queue.waiting.popleft()
+            event = delivery.event
+            if event.id in new:
+                chosen.append((queue, delivery))
+            elif (payload := self._payloads.use(event)) is not None:
+                queue.ready.append((delivery, payload))
+            elif self._payloads.reserve(event):
+                new.add(event.id)
+                chosen.append((queue, delivery))
+            else:
+                skipped.append(delivery)
+                continue
+            room -= 1
+        if skipped:
+            queue.waiting.extendleft(reversed(skipped))
+            self._starved = True
+        if queue.ready:
+            self._on_ready(queue)
+
+    async def _fetch(self, chosen: Chosen) -> None:
+        """Fetch the payloads of these deliveries. What has not come to its place when anything fails waits again."""
+        reserved = {delivery.event.id: delivery.event for _, delivery in chosen}
+        left = deque(chosen)
+        try:
+            large = [event for event in reserved.values() if event.unread]
+            metadata = await self._store.metadata(large) if large else {}
+            found = await self._store.payloads(list(reserved.values()), self.max_payload)
+            for event in list(reserved.values()):
+                content = found.setdefault(event.id, "event_missing")
+                if event.unread and event.id not in metadata and not isinstance(content, str):
+                    content = found[event.id] = "event_unreadable"
+                del reserved[event.id]
+                if isinstance(content, str):
+                    self._payloads.release(event)
+                    self._ask_the_starved()
+                else:
+                    self._payloads.keep(event, content, metadata.get(event.id))
+            while left:
+                queue, delivery = left[0]
+                payload = self._payloads.use(delivery.event)
+                if payload is None:
+                    self._on_gone(delivery, str(found[delivery.event.id]))
+                    left.popleft()
+                    self.ask(queue)
+                else:
+                    queue.ready.append((delivery, payload))
+                    left.popleft()
+                    self._on_ready(queue)
+        finally:
+            if left:
+                self._put_back(left, reserved.values())
+
+    def _put_back(self, chosen: Sequence[tuple[EndpointQueue, Delivery]], events: Iterable[Event]) -> None:
+        for event in events:
+            self._payloads.release(event)
+        for queue, delivery in reversed(chosen):
+            queue.waiting.appendleft(delivery)
+            self.ask(queue)
+        for queue in {queue for queue, _ in chosen}:
+            self._on_ready(queue)  # nothing is, but one whose endpoint went meanwhile is asked by nobody again

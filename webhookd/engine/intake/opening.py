@@ -1,0 +1,108 @@
+"""Opens a batch: reads its events, and finds whom each is owed to.
+
+known ──▶ heads ──▶ endpoints_for ──▶ but for what is settled, or read with a cursor
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
+from datetime import datetime
+from typing import Final, Protocol
+
+import structlog
+
+from webhookd.engine.intake.hand import Pairs, weight
+from webhookd.engine.intake.unmatched import Unmatched
+from webhookd.model import Batch, Endpoint, Event
+from webhookd.policy.matching import OWN_TYPES, Matcher
+
+LOOKED_AT: Final = 500  # pairs that turn out to be no deliveries, before others have their turn on the loop
+MATCHING: Final = 0.003  # seconds of looking for endpoints, the same
+FEW: Final = 10  # events of a batch whose small payloads come along: at a trickle, that is one question less
+SMALL: Final = 4096  # bytes of such a payload
+
+log = structlog.get_logger("webhookd.reader")
+
+
+class Batches(Protocol):
+    """What is read of a batch."""
+
+    async def known(self, batch: Batch) -> set[tuple[int, int]]:
+        """What of an adopted batch is settled: (event, endpoint) pairs."""
+
+    async def heads(self, ids: Sequence[int], lo: datetime, hi: datetime, along: int) -> list[Event]:
+        """Events, but those that cannot be read, with payloads of so many bytes at most."""
+
+    async def whole(self, event: Event) -> Event:
+        """The event with what `heads` has left out of it."""
+
+
+class Parking(Protocol):
+    """Who reads the log with a cursor."""
+
+    async def catch_up(self, version: int) -> None:
+        """Know at least what was parked by then."""
+
+    def aside(self, batch: int) -> frozenset[int]:
+        """The endpoints that get the events of this batch by their cursor."""
+
+
+class Opening:
+    """Knows who subscribes to what: `endpoints_for(event)`. `broken` are events that a bug keeps from being matched."""
+
+    def __init__(self, batches: Batches, parking: Parking) -> None:
+        self._store = batches
+        self._parking = parking
+        self.endpoints_for: Callable[[Event], tuple[Endpoint, ...]] = Matcher(()).endpoints_for
+        self.unmatched = Unmatched()
+        self.broken: dict[int, str] = {}  # why, by the event's number
+
+    async def read(self, batch: Batch, *, next_up: bool) -> dict[str, tuple[int, Pairs]]:
+        """By tenant, the weight of its events and whom they are owed to. `next_up`: nothing else is handed out before.
+
+        Only then do payloads come along, since what waits may be erased meanwhile, and is counted nowhere.
+        """
+        # A first claim has no past; of a later one, the ledger and the backlog know what is settled.
+        known = await self._store.known(batch) if batch.claims > 1 else frozenset[tuple[int, int]]()
+        along = SMALL if next_up and len(batch.event_ids) <= FEW else -1
+        events = await self._store.heads(batch.event_ids, batch.lo, batch.hi, along) if batch.event_ids else []
+        whole = {event.id: self._matched(await self._store.whole(event)) for event in events if event.unread}
+        await self._parking.catch_up(batch.parked)
+        by_tenant: dict[str, list[Event]] = {}
+        for event in events:
+            by_tenant.setdefault(event.tenant, []).append(event)
+        asides = whole, known, self._parking.aside(batch.id)
+        return {key: (sum(map(weight, each)), self._owed(each, *asides)) for key, each in by_tenant.items()}
+
+    def _owed(
+        self,
+        events: Sequence[Event],
+        whole: Mapping[int, tuple[Endpoint, ...]],
+        known: Set[tuple[int, int]],
+        aside: Set[int],
+    ) -> Pairs:
+        """Whom the events are owed to, but for what is settled or aside; those of whole ones have been found before."""
+        looked_at, spent = 0, 0.0
+        for event in events:
+            began = time.monotonic()
+            endpoints = whole[event.id] if event.unread else self._matched(event)
+            lean = event.lean()
+            spent += time.monotonic() - began
+            for endpoint in endpoints:
+                if endpoint.id not in aside and (event.id, endpoint.id) not in known:
+                    yield lean, endpoint
+                elif (looked_at := looked_at + 1) % LOOKED_AT == 0:
+                    yield None
+            if spent > MATCHING or (looked_at := looked_at + 1) % LOOKED_AT == 0:
+                spent = 0.0
+                yield None
+
+    def _matched(self, event: Event) -> tuple[Endpoint, ...]:
+        try:
+            found = self.endpoints_for(event)
+        except Exception as error:  # which must cost no other event its turn
+            log.exception("matching_broke", event_id=event.event_id)
+            self.broken[event.id] = f"a bug of webhookd in matching: {type(error).__name__}"
+            return ()
+        if not found and not event.type.startswith(OWN_TYPES):  # what we say ourselves, few want to hear
+            self.unmatched.add(event.type)
+        return found

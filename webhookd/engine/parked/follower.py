@@ -1,0 +1,387 @@
+"""Sends to parked endpoints: each has a cursor in the log, and one daemon that is its only sender.
+
+    failing, saturated, paused ──▶ parked ──▶ taken by one daemon ──▶ pages of the log ──▶ windows ──▶ dispatcher
+                       live again ◀── near the end, and well ◀──┘          settled: the cursor moves ◀──┘
+
+A cursor hands out what its endpoint has room for. So what is owed to one that is dead or paused stays in the log, where
+it costs nothing, and neither memory nor the backlog knows of it.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Protocol
+
+import structlog
+
+from webhookd.engine.dispatch.queues import SPILLED_MOST, Fed, Feed
+from webhookd.engine.given_up import GivenUp
+from webhookd.engine.parked import windows
+from webhookd.engine.parked.cursors import Cursors, first
+from webhookd.engine.parked.pages import Pages
+from webhookd.engine.parked.pauses import Pauses
+from webhookd.engine.parked.windows import Recorder, Windows
+from webhookd.model import Endpoint
+from webhookd.policy import breaker
+from webhookd.policy.members import alone
+from webhookd.policy.parking import Parking, without_sender
+from webhookd.tasks import Setbacks, decided, in_slices, wait_for
+
+LOOK_SECONDS = 0.5
+AWAY_SECONDS = 1.0
+RESTRAINT, RESTRAINT_MOST = 10.0, 2.0  # times what it took to read who is parked, until more are parked; seconds
+GIVE_UP_LOOKS = 120  # looks, which is a minute: how often we see whose time is over behind an endpoint that fails
+LEFT_BY_OTHERS = 1 / 6  # of the time after which a daemon is dead: half a heartbeat, and anybody takes what is left
+GIVE_UP_AT_ONCE = 50  # endpoints in one statement, in one look: a pause waits for it
+AT_A_TIME = 100  # endpoints that are looked at before others have their turn on the loop
+PARKING_MOST = 5.0  # seconds for which others may have to wait while an endpoint is parked
+NEAR = 20  # batches from the end of the log at which an endpoint becomes live again
+
+log = structlog.get_logger("webhookd.follower")
+
+
+class Store(windows.Store, Protocol):
+    """What the follower needs of the store."""
+
+    async def parking(self) -> Parking: ...
+    async def version(self) -> int: ...
+    async def park(self, breakers: dict[int, tuple[int, float]], why: str, owner: int) -> int: ...
+    async def unpark(self, epochs: dict[int, int], owner: int) -> None: ...
+    async def unpark_idle(self, endpoint_ids: Sequence[int]) -> None: ...
+    async def disable(self, endpoint_id: int, why: str, since: float) -> bool: ...
+    async def give_up(self, endpoints: Sequence[tuple[int, int, float]], owner: int) -> dict[int, int]: ...
+    async def take(self, owner: int, endpoint_ids: Sequence[int], steady_until: float, dead_after: float) -> int: ...
+    async def let_go_of(self, owner: int, endpoint_ids: Sequence[int]) -> None: ...
+    async def breakers(self, breakers: dict[int, tuple[int, float]], owner: int) -> None: ...
+    async def forget(self) -> None: ...
+    async def owing_little(self, endpoint_ids: Sequence[int], most: int) -> set[int]: ...
+
+
+class Dispatcher(windows.Dispatcher, Protocol):
+    """Where deliveries go, and what is known of their endpoints."""
+
+    def is_well(self, endpoint_id: int) -> bool: ...
+    def rests(self, endpoint_id: int) -> None: ...
+    def keeps_up(self, endpoint_id: int) -> None: ...
+    def gone_since(self, endpoint_id: int) -> float | None: ...
+    def follow(self, fed: Mapping[int, Fed]) -> None: ...
+
+
+class Follower:
+    """Parks, follows and unparks.
+
+    `owes(endpoint id)` says whether its backlog has something that is due, and `over_before(endpoint)` is the moment
+    before which the time of its deliveries is over.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        pages: Pages,
+        dispatcher: Dispatcher,
+        recorder: Recorder,
+        owner: int,
+        parking: Parking,
+        endpoint: Callable[[int], Endpoint | None],
+        owes: Callable[[int], bool],
+        over_before: Callable[[Endpoint], float],
+        *,
+        dead_after: float,
+        look_seconds: float = LOOK_SECONDS,
+    ) -> None:
+        self._store = store
+        self._dispatcher = dispatcher
+        self._owner = owner
+        self._endpoint = endpoint
+        self._owes = owes
+        self._over_before = over_before
+        self._give_up_at = 0.0
+        self._giving_up: list[int] = []  # endpoints, by what is left of this minute's
+        self._dead_after = dead_after
+        self._look_seconds = look_seconds
+        self._next_look = 0.0
+        self._parking = parking
+        self._is_old = bool(parking.rows)  # our endpoints are others than when we looked at it
+        self._cursors = Cursors()
+        self._senderless: dict[int, float] = {}  # endpoints without a sender, and since when
+        self._noted: dict[int, int] = {}  # failures of an endpoint's breaker, as the database has them
+        self._troubles: dict[int, str] = {}
+        self._seen_to = True  # what was taken of them is in our parking
+        self._parking_since = 0.0
+        self._restraint = 0.0
+        self._given_up = GivenUp()
+        self._pauses = Pauses(endpoint)
+        self._catching_up = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self.shares = alone(owner)  # who else has our endpoints
+        self.setbacks = Setbacks("follower", AWAY_SECONDS)
+        self.steady_until = 0.0  # until then, on the database's clock, we may call others dead: the janitor's word
+        self._windows = Windows(
+            store, pages, dispatcher, recorder, self._cursors, endpoint, owes, lambda: self.shares, self._stopped
+        )
+        # Before anything is claimed: what is parked is not ours to send to until we have looked.
+        self._feed({row.endpoint_id: Fed(Feed.NONE) for row in parking.rows if row.to_batch is None})
+
+    def changed(self) -> None:
+        """Our endpoints are others now, and so may be what is parked."""
+        self._is_old = True
+
+    def trouble(self, endpoint_id: int, trouble: str) -> None:
+        """See to an endpoint that does not work, soon."""
+        self._troubles.setdefault(endpoint_id, trouble)
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Hand out nothing more."""
+        self._stopped.set()
+        self._wake.set()
+
+    def aside(self, batch: int) -> frozenset[int]:
+        """The endpoints that get the events of this batch by a cursor; `catch_up` with the batch first."""
+        return self._parking.aside(batch)
+
+    @property
+    def is_parking(self) -> bool:
+        """True when an endpoint is about to be parked; not where the database refuses that, for others would wait."""
+        if self._seen_to:
+            return bool(self._troubles)
+        return time.monotonic() < self._parking_since + PARKING_MOST
+
+    async def catch_up(self, version: int) -> None:
+        """Know at least what was parked by then."""
+        if self._is_old or self._parking.version < version:
+            async with self._catching_up:
+                if self._is_old or self._parking.version < version:
+                    began = time.monotonic()
+                    self._is_old = False
+                    try:
+                        parking = await self._store.parking()
+                        await self._assign(parking)
+                    except BaseException:
+                        self._is_old = True
+                        raise
+                    self._parking = parking
+                    self._restraint = min((time.monotonic() - began) * RESTRAINT, RESTRAINT_MOST)
+
+    async def run(self) -> None:
+        """Follow until stopped."""
+        pause = 0.0
+        while not self._stopped.is_set():
+            if await wait_for(self._wake, pause):
+                self._wake.clear()
+                # Trouble rarely comes alone, and each that is parked makes every daemon read them all again.
+                await wait_for(self._stopped, max(self._look_seconds / 10, self._restraint))
+            try:
+                pause = await self._look()
+            except Exception as error:
+                pause = self.setbacks.met(error)
+            else:
+                self.setbacks.over()
+        self._given_up.close()
+
+    async def _look(self) -> float:
+        """Do what there is to do; the seconds until there may be more."""
+        if not self._troubles:
+            return await self._follow()
+        troubles, self._troubles = self._troubles, {}
+        if self._seen_to:
+            self._seen_to, self._parking_since = False, time.monotonic()
+        try:
+            await self._see_to(troubles)
+        except Exception:
+            self._troubles = troubles | self._troubles  # a breaker opens once, and tells it once
+            await self._follow(self._seen_to)  # those that are parked wait for no other
+            raise
+        return await self._follow()
+
+    async def _follow(self, seen_to: bool = True) -> float:
+        """Know who is parked, send to them, and say the same as `_look`."""
+        await self.catch_up(await self._store.version())
+        self._seen_to = seen_to
+        if not self._parking.rows:
+            return self._look_seconds
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + self._look_seconds
+            await self._let_go()
+            await self._take_over()
+            newest = await self._store.newest()
+            await self._let_rest(newest)
+            await self._note_breakers()
+            await self._give_up()
+            await self._end(newest)
+        return self._look_seconds / 10 if await self._windows.hand_out() else self._look_seconds
+
+    # Who is parked.
+
+    async def _assign(self, parking: Parking) -> None:
+        """Tell the dispatcher whom it feeds from where, and have a cursor for each that is ours; of some at a time.
+
+        Meanwhile some are as they were, as they all would be a moment before. Who reads the log with a cursor, others
+        ask only when we are through.
+        """
+        self._cursors.settle()
+        keys: set[tuple[int, int]] = set()
+        fed: dict[int, Fed] = {}
+        parked: set[int] = set()
+        paused: list[int] = []
+        async for row in in_slices(parking.rows, AT_A_TIME):
+            if row.paused and not row.disabled and row.to_batch is None:
+                paused.append(row.endpoint_id)
+            ours = row.owner == self._owner and self._endpoint(row.endpoint_id) is not None
+            if row.to_batch is None:
+                feed = Feed.CURSOR if ours and not row.is_still else Feed.NONE
+                fed[row.endpoint_id] = Fed(feed, row.fails, time.monotonic() + (row.retry_in or 0.0))
+                if ours:
+                    self._noted.setdefault(row.endpoint_id, row.fails)
+            if ours and row.reason != "disabled" and not row.is_at_its_end:
+                self._cursors.follow(row)
+                keys.add((row.endpoint_id, row.from_batch))
+            if len(fed) >= AT_A_TIME:
+                parked |= fed.keys()
+                self._feed(fed)
+                fed = {}
+        parked |= fed.keys()
+        self._feed(fed)
+        self._cursors.keep(keys)
+        known = self._cursors.fed
+        live = list(known.keys() - parked)
+        for since in range(0, len(live), AT_A_TIME):
+            self._feed(dict.fromkeys(live[since : since + AT_A_TIME], Fed()))
+            await asyncio.sleep(0)
+        self._pauses.now(paused)
+        self._noted = {
+            id_: fails for id_, fails in self._noted.items() if id_ in known and known[id_].feed is Feed.CURSOR
+        }
+
+    def _feed(self, fed: Mapping[int, Fed]) -> None:
+        self._cursors.feed(fed)
+        self._dispatcher.follow(fed)
+
+    async def _see_to(self, troubles: Mapping[int, str]) -> None:
+        """Park or disable those that do not work; to those that are parked already it does nothing."""
+        for trouble in ("failing", "saturated"):
+            ids = [id_ for id_, why in troubles.items() if why == trouble]
+            if trouble == "saturated" and ids:
+                ids = await self._behind(ids)
+            if ids:
+                # Who parks what fails tells of it; of one that came to fail otherwise `_note_breakers` tells.
+                breakers = {id_: self._dispatcher.breaker(id_) if trouble == "failing" else (0, 0.0) for id_ in ids}
+                if count := await self._store.park(breakers, trouble, self._owner):
+                    log.info("parked", endpoints=count, reason=trouble)
+        for id_ in [id_ for id_, why in troubles.items() if why == "gone"]:
+            since = self._dispatcher.gone_since(id_)
+            if since is not None and await self._store.disable(id_, "http_410", since):
+                endpoint = self._endpoint(id_)
+                log.warning("endpoint_disabled", endpoint=endpoint and endpoint.label, reason="http_410")
+
+    async def _behind(self, endpoint_ids: Sequence[int]) -> list[int]:
+        """Those that cannot keep up; what one daemon puts off, another may have sent long since."""
+        little = await self._store.owing_little(endpoint_ids, SPILLED_MOST // 2)
+        for id_ in little:
+            self._dispatcher.keeps_up(id_)
+        return [id_ for id_ in endpoint_ids if id_ not in little]
+
+    async def _take_over(self) -> None:
+        """Become the sender of those that have none: of some at once, of all when nobody else has for a moment.
+
+        So those that have an endpoint share the work, and none of them is kept from it by what it takes the others for.
+        """
+        now = time.monotonic()
+        found = await decided(self._parking.rows, without_sender, self._owner, self._able)
+        self._senderless = {id_: self._senderless.get(id_, now) for id_ in found}
+        before = now - self._dead_after * LEFT_BY_OTHERS
+        ours = [
+            id_
+            for id_, since in self._senderless.items()
+            if found[id_] or since <= before or self.shares.first(id_) == self._owner
+        ]
+        if ours and await self._store.take(self._owner, ours, self.steady_until, self._dead_after):
+            await self.catch_up(await self._store.version())
+
+    def _able(self, endpoint_id: int) -> Collection[int]:
+        """The daemons that can send to this endpoint; none where we cannot."""
+        return () if self._endpoint(endpoint_id) is None else self.shares.of(endpoint_id)
+
+    async def _let_go(self) -> None:
+        """Leave to others what our files do not have any longer, once all is settled that we had handed out."""
+        if self._cursors.settle():
+            async with self._catching_up:
+                await self._assign(self._parking)  # one that came back to us has a cursor now
+        gone: set[int] = set()
+        async for row in in_slices(self._parking.rows, AT_A_TIME):
+            if row.owner == self._owner and not row.is_at_its_end and self._endpoint(row.endpoint_id) is None:
+                gone.add(row.endpoint_id)
+        gone -= self._cursors.leaving
+        if gone:
+            await self._store.let_go_of(self._owner, sorted(gone))
+            await self.catch_up(await self._store.version())
+
+    async def _let_rest(self, newest: int) -> None:
+        """Say which of those that failed are owed nothing more, `newest` being the last batch of the log."""
+        failing = [id_ for id_, fails in self._noted.items() if fails]
+        owed = first(self._cursors, newest).keys() | {c.endpoint_id for c in self._cursors if not c.is_settled}
+        async for id_ in in_slices(failing, AT_A_TIME):
+            if id_ not in owed and not self._owes(id_):
+                self._dispatcher.rests(id_)
+
+    async def _note_breakers(self) -> None:
+        """Write what has changed of the breakers, for whoever takes the endpoints over."""
+        changed = {}
+        async for id_, fails in in_slices(list(self._noted.items()), AT_A_TIME):
+            state = self._dispatcher.breaker(id_)
+            if state[0] != fails:
+                changed[id_] = state
+        if changed:
+            await self._store.breakers(changed, self._owner)
+            self._noted |= {id_: fails for id_, (fails, _) in changed.items()}
+
+    async def _give_up(self) -> None:
+        """End what has waited for its whole time behind endpoints that fail; of some of them at a time."""
+        if not self._giving_up and time.monotonic() >= self._give_up_at:
+            self._give_up_at = time.monotonic() + GIVE_UP_LOOKS * self._look_seconds
+            self._giving_up = [id_ for id_, fails in self._noted.items() if fails]
+        some, self._giving_up = set(self._giving_up[:GIVE_UP_AT_ONCE]), self._giving_up[GIVE_UP_AT_ONCE:]
+        over = []
+        async for row in in_slices(self._parking.rows if some else (), AT_A_TIME):
+            endpoint = self._endpoint(row.endpoint_id) if row.endpoint_id in some else None
+            if endpoint is None or row.to_batch is not None or not self._noted.get(row.endpoint_id):
+                continue
+            # Later than its time by two probes, so that what was due on its horizon has had its last chance.
+            if (before := self._over_before(endpoint) - 2 * breaker.PROBE_MOST) > row.resumed_at:
+                over.append((row.endpoint_id, row.epoch, before))
+        for id_, ended in (await self._store.give_up(over, self._owner)).items() if over else ():
+            endpoint = self._endpoint(id_)
+            label = f"#{id_}" if endpoint is None else endpoint.label
+            self._given_up.add("exhausted", label, None, "endpoint_failing", ended)
+
+    async def _end(self, newest: int) -> None:
+        """Let those be live again that are well and near the end, and forget cursors that have come to their end."""
+        idle, well = [], {}
+        upcoming = first(self._cursors, newest)
+        async for row in in_slices(self._parking.rows, AT_A_TIME):
+            if row.to_batch is not None or row.is_still:
+                continue
+            cursor = self._cursors.get((row.endpoint_id, row.from_batch))
+            if row.idle:
+                idle.append(row.endpoint_id)
+            elif (
+                cursor is not None
+                and upcoming.get(row.endpoint_id, cursor) is cursor  # none of an older range has more
+                and cursor.batch > newest - NEAR
+                and self._dispatcher.is_well(row.endpoint_id)
+                and not self._noted.get(row.endpoint_id)  # else nobody would be told that it has recovered
+            ):
+                well[row.endpoint_id] = row.epoch
+        if well:
+            little = await self._store.owing_little(list(well), SPILLED_MOST // 2)
+            well = {id_: epoch for id_, epoch in well.items() if id_ in little}
+        if idle:
+            await self._store.unpark_idle(idle)
+        if well:
+            await self._store.unpark(well, self._owner)
+            log.info("unparked", endpoints=len(well))
+        if idle or well:
+            await self.catch_up(await self._store.version())
+        if any(row.to_batch is not None for row in self._parking.rows):
+            await self._store.forget()

@@ -1,0 +1,157 @@
+"""The log as cursors read it: a batch is read once for all cursors near it, and matched once for all endpoints."""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple, Protocol
+
+import structlog
+
+from webhookd.model import Endpoint, Event
+from webhookd.policy.parking import Cursor
+
+AT_ONCE = 10  # batches in one query
+PER_STEP = 40  # batches that a cursor may pass before others have their turn
+KEPT = 40  # that several cursors may read
+KEPT_SIZE = 1_000_000  # events of these, and endpoints that they are owed to
+MATCHING = 0.003  # seconds of looking for endpoints, before others have their turn on the loop
+
+log = structlog.get_logger("webhookd.pages")
+
+
+class Page(Protocol):
+    """A batch."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def cut_at(self) -> float: ...
+    @property
+    def event_ids(self) -> Sequence[int]: ...
+    @property
+    def lo(self) -> datetime: ...
+    @property
+    def hi(self) -> datetime: ...
+
+
+class Store(Protocol):
+    """Where pages come from."""
+
+    async def pages(self, first: int, most: int) -> Sequence[Page]:
+        """Batches from `first` on, in order."""
+
+
+class Heads(Protocol):
+    """The events of the pages."""
+
+    async def heads(self, ids: Sequence[int], lo: datetime, hi: datetime) -> list[Event]:
+        """Events without payloads, but for those that cannot be read."""
+
+    async def set_aside(self, unreadable: Mapping[int, str]) -> None:
+        """Show that these events, by their numbers, cannot be seen through, and why."""
+
+    async def whole(self, event: Event) -> Event:
+        """The event with what `heads` has left out of it."""
+
+
+class _Opened:
+    """A page: its events by those that they are owed to, as most have that in common; and what that takes of memory."""
+
+    def __init__(self, page: Page) -> None:
+        self.id = page.id
+        self.cut_at = page.cut_at
+        self.size = len(page.event_ids)  # events, and endpoints of each of their sets
+        self._owed: dict[int, tuple[tuple[Endpoint, ...], frozenset[int], list[tuple[int, Event]]]] = {}
+
+    def add(self, at: int, event: Event, endpoints: tuple[Endpoint, ...]) -> None:
+        """The event stands there, and is owed to these."""
+        key = id(endpoints)  # the same for events of a type that nobody filters; to compare them would cost more
+        if key not in self._owed:
+            self._owed[key] = endpoints, frozenset(endpoint.id for endpoint in endpoints), []
+            self.size += len(endpoints)
+        self._owed[key][2].append((at, event))
+
+    def owed(self, endpoint_id: int) -> list[tuple[int, Event]]:
+        """What this endpoint is owed, and where it stands, in order."""
+        return sorted(pair for _, ids, pairs in self._owed.values() if endpoint_id in ids for pair in pairs)
+
+
+class Taken(NamedTuple):
+    """What a cursor hands out next, and the place it comes to."""
+
+    cursor: Cursor
+    deliveries: Sequence[tuple[Event, float]]  # with the moment from which the three days count
+    batch: int
+    pos: int
+
+
+class Pages:
+    """Reads for cursors. `configure` tells who subscribes to what."""
+
+    def __init__(self, store: Store, heads: Heads) -> None:
+        self._store = store
+        self._heads = heads
+        self._pages: OrderedDict[int, _Opened] = OrderedDict()
+        self._endpoints_for: Callable[[Event], tuple[Endpoint, ...]] = lambda event: ()
+
+    def configure(self, endpoints_for: Callable[[Event], tuple[Endpoint, ...]]) -> None:
+        """Go on with these endpoints."""
+        self._endpoints_for = endpoints_for
+        self._pages = OrderedDict()
+
+    async def read(self, cursor: Cursor, room: int) -> Taken:
+        """So many deliveries from where the cursor is, if there are so many within some batches."""
+        deliveries: list[tuple[Event, float]] = []
+        batch, pos = cursor.batch, cursor.pos
+        for _ in range(PER_STEP):
+            page = await self._page(batch)
+            if page is None:
+                break
+            if cursor.to_batch is not None and page.id >= cursor.to_batch:
+                batch, pos = cursor.to_batch, 0
+                break
+            since = pos if page.id == batch else 0
+            for at, event in page.owed(cursor.endpoint_id):
+                if at < since:
+                    continue
+                if len(deliveries) == room:
+                    return Taken(cursor, deliveries, page.id, at)
+                deliveries.append((event, max(page.cut_at, cursor.resumed_at)))
+            batch, pos = page.id + 1, 0
+        return Taken(cursor, deliveries, batch, pos)
+
+    async def _page(self, batch: int) -> _Opened | None:
+        """The first batch from there on; None at the end of the log."""
+        pages = self._pages
+        if batch in pages:
+            pages.move_to_end(batch)
+            return pages[batch]
+        opened = [await self._opened(page) for page in await self._store.pages(batch, AT_ONCE)]
+        pages |= {page.id: page for page in opened}  # `configure` may have put others in their place meanwhile
+        while len(pages) > KEPT or (len(pages) > 1 and sum(page.size for page in pages.values()) > KEPT_SIZE):
+            pages.popitem(last=False)
+        return opened[0] if opened else None  # not `batch` itself where ids have a gap, since a copy was taken over
+
+    async def _opened(self, page: Page) -> _Opened:
+        opened = _Opened(page)
+        if page.event_ids:
+            events = {event.id: event for event in await self._heads.heads(page.event_ids, page.lo, page.hi)}
+            began = time.monotonic()
+            for at, id_ in enumerate(page.event_ids):
+                if (event := events.pop(id_, None)) is not None:
+                    whole = await self._heads.whole(event) if event.unread else event
+                    try:
+                        endpoints = self._endpoints_for(whole)
+                    except Exception as error:  # which must hold up no cursor
+                        log.exception("matching_broke", event_id=event.event_id)
+                        await self._heads.set_aside({id_: f"a bug of webhookd in matching: {type(error).__name__}"})
+                        continue
+                    if endpoints:
+                        opened.add(at, event.lean(), endpoints)
+                    if time.monotonic() > began + MATCHING:
+                        await asyncio.sleep(0)
+                        began = time.monotonic()
+            await asyncio.sleep(0)
+        return opened
