@@ -15,8 +15,8 @@ import pytest
 
 from tests.conftest import database, execute
 from tests.fault.verdict import Connection
-from tests.integration.test_cli import PLAIN
-from tests.integration.test_retention import at, make_day, old_event, part, parts
+from tests.integration.cli.test_cli import PLAIN
+from tests.integration.store.test_retention import at, make_day, old_event, part, parts
 from tests.waiting import HANGS
 from webhookd.store.database import Database
 from webhookd.store.migrations import migrate

@@ -17,8 +17,8 @@ from tests.fault.fleet import Fleet
 from tests.fault.pooler import CONNECTIONS, PROGRAM, Pooler
 from tests.fault.verdict import ROLES, judge, wait_until_settled
 from tests.fault.writers import Connection, Writers, insert, payload
-from tests.integration.test_cli import webhookd
-from tests.integration.test_database import stand_still
+from tests.integration.cli.test_cli import webhookd
+from tests.integration.store.test_database import stand_still
 from tests.stopwatch import Stopwatch, family
 from tests.waiting import until
 from webhookd.errors import StoreUnavailable

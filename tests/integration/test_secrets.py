@@ -10,8 +10,8 @@ from pathlib import Path
 
 from aiohttp import web
 
+from tests.integration.cli.test_cli import PLAIN, webhookd
 from tests.integration.conftest import Got, Receiver, Sql, attempts, eventually, insert
-from tests.integration.test_cli import PLAIN, webhookd
 from tests.waiting import HANGS, until
 
 SIGNING = b"PLANTED-signing-secret-0123456789"

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tests.conftest import execute
-from tests.integration.test_cli import PLAIN
+from tests.integration.cli.test_cli import PLAIN
 from tests.integration.test_readme import README
 from tests.sockets import quiet_port
 from tests.waiting import HANGS, until
