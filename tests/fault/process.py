@@ -22,12 +22,12 @@ from webhookd.config import loader
 from webhookd.daemon.daemon import Daemon, Pace
 from webhookd.engine import janitor, neighbours, recorder, retrier
 from webhookd.engine.dispatch import dispatcher
-from webhookd.engine.dispatch.turns import Turns
-from webhookd.engine.intake import reader, rest
+from webhookd.engine.dispatch.scheduler import Turns
+from webhookd.engine.intake import polling, reader
 from webhookd.message import request
 from webhookd.model import Batch, Delivery, Request
 from webhookd.policy import breaker
-from webhookd.store import bell, database, results
+from webhookd.store import database, results, wakeup
 from webhookd.store.batches import Batches
 from webhookd.store.database import Database
 from webhookd.store.statements import QUERIES
@@ -37,9 +37,9 @@ BROKEN = ("no_rescue", "no_ledger", "no_fence", "no_place")
 DATABASE_TIMES = (
     (database, "COMMAND_TIMEOUT"),
     (database, "CONNECT_TIMEOUT"),
-    (bell, "RECONNECT_AFTER"),
-    (bell, "ANSWER_WITHIN"),
-    (bell, "CHECK_AFTER"),
+    (wakeup, "RECONNECT_AFTER"),
+    (wakeup, "ANSWER_WITHIN"),
+    (wakeup, "CHECK_AFTER"),
 )
 
 
@@ -161,7 +161,7 @@ def main() -> None:
     if arguments.aside_after:
         setattr(dispatcher, "Turns", partial(_turns, arguments.aside_after))  # noqa: B010 - mypy knows no other way
     if arguments.poll:
-        rest.NAP = rest.POLL_FIRST = rest.POLL_MOST = arguments.poll
+        polling.NAP = polling.POLL_FIRST = polling.POLL_MOST = arguments.poll
     for module, name in DATABASE_TIMES:
         setattr(module, name, getattr(module, name) * arguments.database_pace)
     request.build = _deadly(request.build)

@@ -11,7 +11,7 @@ import typer
 from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, environment, ran
 from webhookd.cli.tables import counted, say, show_json
 from webhookd.config import loader
-from webhookd.config.shapes import Daemon, Retention
+from webhookd.config.schema import Daemon, Retention
 from webhookd.errors import ConfigError, WebhookdError
 from webhookd.store import migrations
 from webhookd.store.database import Database

@@ -16,7 +16,7 @@ from webhookd.cli.tables import counted, inert, show_json, span, tell
 from webhookd.config import loader
 from webhookd.config.config import Config, egress_of, section
 from webhookd.config.mistakes import WITH_DEV, egress_mistake
-from webhookd.config.shapes import EgressTable
+from webhookd.config.schema import EgressTable
 from webhookd.egress.guard import DEV_NETWORKS, address_mistake
 from webhookd.errors import ConfigError, WebhookdError
 from webhookd.model import Egress, Endpoint, Event

@@ -59,7 +59,7 @@ def dsn_for(config: Path | None) -> str:
             raise ConfigError(["WEBHOOKD_DSN: is empty; write postgresql://… into it, or unset it"])
         return dsn
     from webhookd.config import loader
-    from webhookd.config.shapes import Database
+    from webhookd.config.schema import Database
     from webhookd.store import wheel  # what the whole configuration needs takes a while to import
 
     try:

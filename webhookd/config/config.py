@@ -17,10 +17,10 @@ from pydantic import ValidationError
 
 from webhookd.config.checks import Around, name_mistake, type_mistake
 from webhookd.config.endpoint import endpoint_of, endpoint_policy, retry_mistakes, retry_policy
+from webhookd.config.environment import overlay, variables_of
 from webhookd.config.mistakes import MOST_TOLD, UNTOLD, Lines, Mistake, Place, read, told, unknown
-from webhookd.config.overlay import overlay, variables_of
 from webhookd.config.reference import json_schema as json_schema
-from webhookd.config.shapes import (
+from webhookd.config.schema import (
     NAMED,
     SECTIONS,
     Daemon,

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from webhookd.config.checks import Around
 from webhookd.config.mistakes import Mistake, Place, read
-from webhookd.config.shapes import SECRETS, Delivery, EndpointTable, Retry
+from webhookd.config.schema import SECRETS, Delivery, EndpointTable, Retry
 from webhookd.egress.tls import tls_context
 from webhookd.message.signing import ONE_SECRET, SCHEMES, hmac_of_body
 from webhookd.model import Endpoint, Grant, RetryPolicy

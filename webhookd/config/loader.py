@@ -11,10 +11,10 @@ from typing import Any, Final, TypeVar
 
 from pydantic import SecretStr
 
-from webhookd.config import locator, ownership
+from webhookd.config import ownership, positions
 from webhookd.config.config import Config, build, endpoints_directory
 from webhookd.config.config import section as section_of
-from webhookd.config.shapes import Database, Shape
+from webhookd.config.schema import Database, Shape
 from webhookd.errors import ConfigError
 from webhookd.message.signing import EXAMPLE
 from webhookd.store.dsn import Located
@@ -85,7 +85,7 @@ def load(
             environ,
             lambda name, origin: _read_secret(name, origin, secrets),
             str(path),
-            lambda file: locator.lines(texts[file]),
+            lambda file: positions.lines(texts[file]),
         )
     except ConfigError as error:
         raise ConfigError([*mistakes, *error.mistakes]) from None
@@ -124,7 +124,7 @@ def section(path: Path, environ: Mapping[str, str], model: type[S]) -> S:
         environ,
         lambda name, origin: _read_secret(name, origin, {}),
         str(path),
-        lambda file: locator.lines(texts[file]),
+        lambda file: positions.lines(texts[file]),
     )
     return _beside(path, made)
 
@@ -193,7 +193,7 @@ def _parsed(file: Path, texts: dict[str, str]) -> dict[str, Any]:
     try:
         content = _content(file, _MAX_FILE)
         text = texts[str(file)] = content.decode("utf-8-sig")
-        if locator.may_be_endless(text) and (excess := locator.excess(text)):
+        if positions.may_be_endless(text) and (excess := positions.excess(text)):
             raise ConfigError([f"{file}:{excess[0]}: {excess[1]}"])
         return tomllib.loads(text)
     except UnicodeDecodeError as error:
@@ -206,7 +206,7 @@ def _parsed(file: Path, texts: dict[str, str]) -> dict[str, Any]:
         last = text.rstrip("\n").count("\n") + 1
         raise ConfigError([f"{file}:{found[1] if found else last}: is not TOML: {what}"]) from None
     except RecursionError:
-        line, what = locator.excess(text) or (1, "has more in each other than can be read")
+        line, what = positions.excess(text) or (1, "has more in each other than can be read")
         raise ConfigError([f"{file}:{line}: {what}"]) from None
     except ValueError as error:
         raise ConfigError([f"{file}{_number_mistake(text) or f': {error}'}"]) from None

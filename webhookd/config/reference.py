@@ -15,12 +15,12 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import models_json_schema
 
 from webhookd.config.checks import NAME, Kind
+from webhookd.config.environment import variable
 from webhookd.config.mistakes import LATER, table_in
-from webhookd.config.overlay import variable
-from webhookd.config.shapes import NAMED, SECRETS, SECTIONS, Retry, Shape
+from webhookd.config.schema import NAMED, SECRETS, SECTIONS, Retry, Shape
 
 _PAGE: Final = """\
-<!-- Made by `python -m webhookd.config.reference` from the models in webhookd/config/shapes.py; change those. -->
+<!-- Made by `python -m webhookd.config.reference` from the models in webhookd/config/schema.py; change those. -->
 
 # Configuration
 

@@ -22,14 +22,14 @@ from webhookd.daemon import reloader
 from webhookd.daemon.notify import Notifier
 from webhookd.daemon.processes import ourselves, see
 from webhookd.daemon.watcher import watch
+from webhookd.egress.oauth import Tokens
 from webhookd.egress.sender import Sender
-from webhookd.egress.tokens import Tokens
 from webhookd.engine import janitor, neighbours, recorder, retrier
 from webhookd.engine.clock import Clock
 from webhookd.engine.dispatch import dispatcher
 from webhookd.engine.intake import reader
 from webhookd.engine.parked import follower
-from webhookd.engine.parked.pages import Pages
+from webhookd.engine.parked.log_pages import Pages
 from webhookd.errors import ConfigError, Moved, StoreRefused, StoreUnavailable
 from webhookd.model import Endpoint
 from webhookd.policy.backoff import over_before
@@ -39,14 +39,14 @@ from webhookd.policy.members import Member, shares
 from webhookd.policy.parking import Parking
 from webhookd.store.backlog import Backlog
 from webhookd.store.batches import Batches
-from webhookd.store.bell import Bell
 from webhookd.store.database import Database
 from webhookd.store.dial import Dsn
-from webhookd.store.keepers import Keepers
+from webhookd.store.lock_holders import Keepers
 from webhookd.store.migrations import check_schema
 from webhookd.store.parking import ParkingStore
 from webhookd.store.registry import Beat, Joined, Known, Registry
 from webhookd.store.results import Results
+from webhookd.store.wakeup import Bell
 from webhookd.tasks import Setbacks, first_of, is_worth_a_line, unless
 
 DRAIN_SECONDS = 8.0  # for writing the last results, beyond the attempts in flight: systemd waits for 30 in all

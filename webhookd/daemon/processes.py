@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from webhookd.policy.alive import Process, Seen, Stat, stat_of
+from webhookd.policy.liveness import Process, Seen, Stat, stat_of
 
 PROC = Path("/proc")
 BOOT = "BOOT_ID"  # where the unit hides all of /proc but processes, it says what boot this is

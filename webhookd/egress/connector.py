@@ -17,10 +17,10 @@ from aiohttp.http import HttpProcessingError, RawResponseMessage, StreamWriter
 from aiohttp.tracing import Trace
 from multidict import CIMultiDict
 
-from webhookd.egress.crew import Crew
 from webhookd.egress.guard import address_mistake, host_mistake
 from webhookd.egress.handshake import ASIDE, Aside
 from webhookd.egress.resolver import Resolver, Verdict
+from webhookd.egress.threads import Crew
 from webhookd.model import Network, Proxy
 
 PROXY_SECONDS = 3.0  # at most, for a connection to the proxy, which is near: a longer wait is no receiver's fault

@@ -23,9 +23,9 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from webhookd.egress.connector import READ_BUFFER, SCARCE, Connector, Protocol, abandon, is_final, protocol_of
-from webhookd.egress.crew import Crew
 from webhookd.egress.guard import url_mistake
 from webhookd.egress.resolver import Resolver, Verdict
+from webhookd.egress.threads import Crew
 from webhookd.egress.tls import tls_context
 from webhookd.model import Egress, NoResponse, Request, Response
 

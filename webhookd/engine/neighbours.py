@@ -10,7 +10,7 @@ from typing import Protocol
 
 import structlog
 
-from webhookd.policy.alive import Process, Seen, is_dead
+from webhookd.policy.liveness import Process, Seen, is_dead
 from webhookd.tasks import Setbacks
 
 LOOK_SECONDS = 1.0

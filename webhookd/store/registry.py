@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from webhookd.errors import OtherPlace
-from webhookd.policy.alive import Process
 from webhookd.policy.difference import Specs
+from webhookd.policy.liveness import Process
 from webhookd.policy.members import Member
 from webhookd.store.database import Database
 from webhookd.store.statements import QUERIES

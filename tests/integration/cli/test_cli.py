@@ -20,7 +20,7 @@ from typer.main import get_command
 from tests.waiting import HANGS, until
 from webhookd import __version__
 from webhookd.cli.main import COMMANDS, app
-from webhookd.cli.sink import Received, sink
+from webhookd.cli.receiver import Received, sink
 from webhookd.store.statements import MIGRATIONS
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"

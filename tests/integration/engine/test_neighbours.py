@@ -13,7 +13,7 @@ import pytest
 
 from tests.integration.conftest import Receiver, Running, Sql, configuration, eventually, finished, insert, settled
 from webhookd.daemon.daemon import Daemon, Pace
-from webhookd.policy.alive import Process
+from webhookd.policy.liveness import Process
 
 SELDOM = Pace(beat=20.0, rescue=0.1, look=0.05, flush=0.004, patience=0.3, neighbours=0.05)
 WHO = "from webhookd.daemon.processes import ourselves; print(*ourselves(), flush=True); input()"

@@ -8,7 +8,7 @@ import pytest
 
 from tests.integration.conftest import Ear, Receiver, Running, Sql, configuration, eventually, insert
 from tests.waiting import HANGS, until
-from webhookd.engine.intake import rest
+from webhookd.engine.intake import polling
 
 INSERT = "INSERT INTO webhookd.outbox (type, payload) VALUES ('cancelled', '{}')"
 MANY = "INSERT INTO webhookd.outbox (type, payload) SELECT 'unwanted', '{}' FROM generate_series(1, 250)"
@@ -18,7 +18,7 @@ NAP, SOON = 60.0, 30.0  # seconds: of a daemon that nobody wakes, and what is no
 
 @pytest.fixture(autouse=True)
 def long_naps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rest, "NAP", NAP)
+    monkeypatch.setattr(polling, "NAP", NAP)
 
 
 @pytest.fixture

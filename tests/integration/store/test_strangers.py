@@ -14,7 +14,7 @@ import structlog
 from tests.integration.cli.test_cli import PLAIN, webhookd
 from tests.integration.conftest import Receiver, Running, Sql, configuration, eventually, insert, insert_many
 from tests.waiting import until
-from webhookd.store import bell, keepers
+from webhookd.store import lock_holders, wakeup
 
 PROBLEMS = "SELECT problems FROM webhookd.health"
 LISTENER = "SELECT listen_pid FROM webhookd.daemon WHERE stopped_at IS NULL"
@@ -50,8 +50,8 @@ async def test_who_keeps_the_sleep_lock_is_told_and_delays_nothing(
 async def test_who_floods_the_channel_is_told_and_delays_nothing(
     stranger: Sql, sql: Sql, receiver: Receiver, daemon: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bell, "LEAVE_FIRST", 1.0)
-    monkeypatch.setattr(bell, "QUIET_FOR", 1.0)
+    monkeypatch.setattr(wakeup, "LEAVE_FIRST", 1.0)
+    monkeypatch.setattr(wakeup, "QUIET_FOR", 1.0)
     async with daemon(configuration({"hook": {"url": receiver.url("hook")}})):
         await eventually(lambda: sql.fetchval(LISTENER), "a daemon that listens")
         before = await sql.fetchval(LISTENER)
@@ -68,7 +68,7 @@ async def test_who_floods_the_channel_is_told_and_delays_nothing(
 async def test_all_who_flood_the_channel_are_told_by_number_when_they_are_gone(
     producer: str, sql: Sql, receiver: Receiver, daemon: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bell, "MOST_RINGS", 20)
+    monkeypatch.setattr(wakeup, "MOST_RINGS", 20)
     gone, there = [
         await asyncpg.connect(producer, server_settings={"application_name": name}) for name in ("gone", "there")
     ]
@@ -165,7 +165,7 @@ async def test_daemons_that_take_turns_are_in_nobody_s_way(sql: Sql, receiver: R
     with structlog.testing.capture_logs() as lines:
         async with daemon(config), daemon(config):
             written: list[str] = []
-            until_then = asyncio.get_running_loop().time() + 2 * keepers.IN_THE_WAY_AFTER
+            until_then = asyncio.get_running_loop().time() + 2 * lock_holders.IN_THE_WAY_AFTER
             while asyncio.get_running_loop().time() < until_then:
                 written += await insert_many(sql, 20)
                 await asyncio.sleep(0.05)  # most of their turns find nothing

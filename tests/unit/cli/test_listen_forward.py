@@ -9,7 +9,7 @@ import pytest
 from aioresponses import aioresponses
 
 from webhookd.cli.listen.forward import client, passing
-from webhookd.cli.sink import Answer, Received
+from webhookd.cli.receiver import Answer, Received
 
 TARGET = "http://127.0.0.1:3000/hooks?a=%2F"
 HEADERS = {"host": "127.0.0.1:1", "content-length": "2", "webhook-id": "evt_1", "cookie": "a=b"}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from webhookd.cli.listen.view import MOST_CHARACTERS, MOST_LINES, Seen, body_lines, described, lines
-from webhookd.cli.sink import Received
+from webhookd.cli.receiver import Received
 
 AT = datetime(2030, 1, 31, 8, tzinfo=UTC)
 HEADERS = {"webhook-id": "evt_1", "webhook-attempt": "2"}

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from tests.certificates import self_signed
 from webhookd.config.config import Config, build
-from webhookd.config.locator import lines
-from webhookd.config.shapes import SECTIONS, Auth, EndpointTable, Hmac, Retry, Tls
+from webhookd.config.positions import lines
+from webhookd.config.schema import SECTIONS, Auth, EndpointTable, Hmac, Retry, Tls
 from webhookd.errors import ConfigError
 from webhookd.message.formats import FORMATS
 from webhookd.message.sealing import SealingKey

@@ -11,7 +11,7 @@ import pytest
 
 from webhookd.config.config import Config
 from webhookd.config.loader import load
-from webhookd.config.shapes import NAMED, SECTIONS
+from webhookd.config.schema import NAMED, SECTIONS
 from webhookd.model import Event
 
 CONFIG = Path(__file__).parents[3] / "config"

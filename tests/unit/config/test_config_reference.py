@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from webhookd.config.reference import json_schema, page
-from webhookd.config.shapes import NAMED, SECTIONS
+from webhookd.config.schema import NAMED, SECTIONS
 
 REPOSITORY = Path(__file__).parents[3]
 SHIPPED = [REPOSITORY / "config" / "webhookd.toml", *sorted((REPOSITORY / "config").glob("*/*.toml"))]

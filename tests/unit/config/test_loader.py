@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from webhookd.config.loader import dsn, find, load, section
-from webhookd.config.shapes import Daemon, Database
+from webhookd.config.schema import Daemon, Database
 from webhookd.errors import ConfigError
 from webhookd.message.signing import parse_secret
 

@@ -23,7 +23,7 @@ from webhookd.engine.dispatch.dispatcher import DEATHS_MOST, UNSEEN_SECONDS, Dis
 from webhookd.engine.dispatch.limits import AT_A_TIME
 from webhookd.engine.dispatch.payloads import Payloads
 from webhookd.engine.dispatch.queues import EndpointQueue, Fed, Feed
-from webhookd.engine.dispatch.turns import STRANDED_SECONDS
+from webhookd.engine.dispatch.scheduler import STRANDED_SECONDS
 from webhookd.errors import StoreUnavailable
 from webhookd.message.formats import FORMATS
 from webhookd.message.signing import SCHEMES

@@ -16,7 +16,7 @@ from tests.waiting import until
 from webhookd.engine.dispatch.queues import SPILLED_MOST
 from webhookd.engine.parked import follower, windows
 from webhookd.engine.parked.follower import Dispatcher, Follower, Store
-from webhookd.engine.parked.pages import Pages
+from webhookd.engine.parked.log_pages import Pages
 from webhookd.engine.parked.windows import Recorder
 from webhookd.errors import StoreRefused, StoreUnavailable
 from webhookd.model import Delivery, Endpoint, Event, Postponed, Result, Window

@@ -7,7 +7,7 @@ import pytest
 from tests.endpoints import HOOK
 from webhookd.engine.dispatch.limits import AT_A_TIME, Limits
 from webhookd.engine.dispatch.queues import EndpointQueue
-from webhookd.engine.dispatch.turns import Turns
+from webhookd.engine.dispatch.scheduler import Turns
 from webhookd.policy.members import Shares
 
 HALF = Shares(1, (1, 2), {})

@@ -9,7 +9,7 @@ import pytest
 from tests.waiting import until
 from webhookd.engine.neighbours import ASK_EVERY, Neighbours
 from webhookd.errors import StoreForbidden, StoreUnavailable
-from webhookd.policy.alive import Process, Seen, Stat
+from webhookd.policy.liveness import Process, Seen, Stat
 
 HERE = "host boot pid:[1] time:[1]"
 US = Process(HERE, 10, 5)

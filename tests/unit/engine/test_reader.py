@@ -14,11 +14,11 @@ from structlog.testing import capture_logs
 
 from tests.endpoints import HOOK
 from tests.waiting import HANGS, until
-from webhookd.engine.intake import behind, opening, reader, rest
+from webhookd.engine.intake import deferred, fanout, polling, reader
 from webhookd.engine.intake.reader import Reader
 from webhookd.errors import Moved, OtherPlace, SchemaMismatch, StoreForbidden, StoreRefused, StoreUnavailable
 from webhookd.model import Batch, Cut, Delivery, Endpoint, Event, Postponed, Result, Share, Window
-from webhookd.store.bell import Bell as RealBell
+from webhookd.store.wakeup import Bell as RealBell
 
 DAY = datetime(2021, 1, 27, tzinfo=UTC)
 OTHER = replace(HOOK, id=2, name="other")
@@ -205,9 +205,9 @@ class Parts:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "AWAY_FIRST", 0.001)
     monkeypatch.setattr(reader, "AWAY_MOST", 0.002)
-    monkeypatch.setattr(behind, "BEHIND_FIRST", 0.001)
-    monkeypatch.setattr(behind, "BEHIND_MOST", 0.002)
-    monkeypatch.setattr(rest, "NAP", 0.02)
+    monkeypatch.setattr(deferred, "BEHIND_FIRST", 0.001)
+    monkeypatch.setattr(deferred, "BEHIND_MOST", 0.002)
+    monkeypatch.setattr(polling, "NAP", 0.02)
 
 
 @asynccontextmanager
@@ -264,10 +264,10 @@ async def test_others_have_their_turn_while_a_large_batch_is_opened() -> None:
 
 
 async def test_small_payloads_come_along_with_a_few_events_and_with_no_more() -> None:
-    few, more = batch(1, *range(opening.FEW)), batch(2, *range(100, 101 + opening.FEW))
+    few, more = batch(1, *range(fanout.FEW)), batch(2, *range(100, 101 + fanout.FEW))
     async with reading([few], [more]) as parts:
         await until(lambda: len(parts.log.along) == 2, "both")
-    assert parts.log.along == [(opening.FEW, opening.SMALL), (opening.FEW + 1, -1)]
+    assert parts.log.along == [(fanout.FEW, fanout.SMALL), (fanout.FEW + 1, -1)]
 
 
 async def test_a_batch_that_nobody_wants_ends_at_once() -> None:
@@ -279,7 +279,7 @@ async def test_a_batch_that_nobody_wants_ends_at_once() -> None:
 
 
 async def test_a_ring_during_a_cut_survives_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rest, "NAP", 600.0)
+    monkeypatch.setattr(polling, "NAP", 600.0)
     async with reading() as parts:
         await until(lambda: parts.bell.asleep, "a sleeping reader")
 
@@ -296,7 +296,7 @@ async def test_a_ring_during_a_cut_survives_it(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_a_ring_that_was_answered_leaves_the_reader_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rest, "NAP", 600.0)
+    monkeypatch.setattr(polling, "NAP", 600.0)
     async with reading() as parts:
         await until(lambda: parts.bell.asleep, "a sleeping reader")
         parts.bell.rung.set()
@@ -312,9 +312,9 @@ async def test_what_rings_for_nothing_is_listened_to_less_and_less(monkeypatch: 
         waits.append(seconds)
         return event.is_set()
 
-    monkeypatch.setattr(rest, "wait_for", wait_for)
+    monkeypatch.setattr(polling, "wait_for", wait_for)
     bell = Bell()
-    resting = rest.Rest(bell, asyncio.Event())
+    resting = polling.Rest(bell, asyncio.Event())
     monkeypatch.setattr(bell, "lie_down", lambda: "sleep")
 
     async def look(events: int) -> None:
@@ -327,17 +327,17 @@ async def test_what_rings_for_nothing_is_listened_to_less_and_less(monkeypatch: 
     waits.clear()
     for _ in range(10):
         await look(0)
-    assert waits[1::2] == [rest.NAP] * 10, "and is woken"
-    assert waits[::2] == [min(rest.LULL_FIRST * 2**n, rest.LULL_MOST) for n in range(1, 11)]
+    assert waits[1::2] == [polling.NAP] * 10, "and is woken"
+    assert waits[::2] == [min(polling.LULL_FIRST * 2**n, polling.LULL_MOST) for n in range(1, 11)]
     waits.clear()
     await look(1)
     resting.look()
     await resting.sleep()
-    assert waits == [rest.LULL_FIRST, rest.NAP, rest.NAP], "at last nobody rang"
+    assert waits == [polling.LULL_FIRST, polling.NAP, polling.NAP], "at last nobody rang"
 
 
 async def test_it_looks_again_soon_where_another_had_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rest, "NAP", 600.0)
+    monkeypatch.setattr(polling, "NAP", 600.0)
     async with reading() as parts:
         await until(lambda: parts.bell.asleep, "a sleeping reader")
         await asyncio.sleep(0.05)
@@ -356,8 +356,8 @@ async def test_one_that_listens_naps_between_its_looks(monkeypatch: pytest.Monke
         waits.append(seconds)
         return event.is_set()
 
-    monkeypatch.setattr(rest, "wait_for", wait_for)
-    resting = rest.Rest(bell, asyncio.Event())
+    monkeypatch.setattr(polling, "wait_for", wait_for)
+    resting = polling.Rest(bell, asyncio.Event())
     for _ in range(40):
         resting.look()
         resting.found(0)
@@ -366,11 +366,11 @@ async def test_one_that_listens_naps_between_its_looks(monkeypatch: pytest.Monke
             bell._answer = "listen"
             bell.rung.set()
         await resting.sleep()
-    assert waits.count(rest.NAP) >= 19
+    assert waits.count(polling.NAP) >= 19
 
 
 async def test_a_few_events_leave_it_where_producers_ring_and_many_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rest, "NAP", 600.0)
+    monkeypatch.setattr(polling, "NAP", 600.0)
     async with reading() as parts:
         await until(lambda: parts.bell.asleep, "a sleeping reader")
         looks = len(parts.log.shares)
@@ -387,7 +387,7 @@ async def test_a_few_events_leave_it_where_producers_ring_and_many_do_not(monkey
 
 
 async def test_a_ring_is_answered_long_before_the_nap_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rest, "NAP", 600.0)
+    monkeypatch.setattr(polling, "NAP", 600.0)
     async with reading() as parts:
         for number in (1, 2, 3):
             asked = len(parts.bell.calls)
@@ -398,7 +398,7 @@ async def test_a_ring_is_answered_long_before_the_nap_is_over(monkeypatch: pytes
 
 
 async def test_it_cuts_once_more_after_it_has_lain_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rest, "NAP", 600.0)
+    monkeypatch.setattr(polling, "NAP", 600.0)
     parts = Parts((HOOK,), 600.0, 10)
 
     class Late(Bell):
@@ -548,7 +548,7 @@ async def test_a_batch_that_may_have_killed_its_daemons_is_opened_one_event_at_a
 
 
 async def test_such_a_batch_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rest, "NAP", 0.001)
+    monkeypatch.setattr(polling, "NAP", 0.001)
     slow = [batch(5, 11, 12, claims=reader.ONE_BY_ONE + 1), batch(6, 13, claims=reader.ONE_BY_ONE + 1)]
     async with reading(orphans=[slow]) as parts:
         await until(lambda: len(parts.dispatcher.offered) == 2, "the first delivery of each")
@@ -646,7 +646,7 @@ async def test_large_heads_fill_the_share_of_a_tenant() -> None:
 
 
 async def test_others_have_their_turn_while_events_are_matched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "MATCHING", 0.0)
+    monkeypatch.setattr(fanout, "MATCHING", 0.0)
     async with reading() as parts:
         matched: list[int] = []
         seen: set[int] = set()
@@ -763,8 +763,8 @@ async def test_a_batch_that_cannot_be_read_lets_all_others_pass_and_is_told_and_
 
 
 async def test_a_batch_that_cannot_be_read_is_tried_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(behind, "BEHIND_FIRST", 1.0)
-    monkeypatch.setattr(behind, "BEHIND_MOST", 60.0)
+    monkeypatch.setattr(deferred, "BEHIND_FIRST", 1.0)
+    monkeypatch.setattr(deferred, "BEHIND_MOST", 60.0)
     with capture_logs() as logs:
         async with reading([batch(1, 11)]) as parts:
             parts.log.poison[11] = StoreUnavailable("an I/O error")
@@ -854,7 +854,7 @@ async def test_stop_leaves_what_is_not_handed_out_unfinished() -> None:
 async def test_stop_wakes_a_sleeper(
     answer: Literal["sleep", "listen", "poll"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rest, "NAP", 600.0)
+    monkeypatch.setattr(polling, "NAP", 600.0)
     async with asyncio.timeout(HANGS), reading() as parts:
         parts.bell.rest = answer
         await until(lambda: parts.bell.calls, "a look")

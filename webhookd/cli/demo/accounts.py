@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from webhookd.cli.sink import Received
+from webhookd.cli.receiver import Received
 from webhookd.model import Endpoint
 from webhookd.policy.matching import Matcher
 from webhookd.store.reports import Mark, Pulse, Reports

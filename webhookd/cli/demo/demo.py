@@ -25,7 +25,7 @@ from webhookd.cli.demo.accounts import Receipts, Summary, summarize
 from webhookd.cli.demo.view import Seen, summary_table, summary_text, view
 from webhookd.cli.embedded import postgres
 from webhookd.cli.options import STOP_SIGNALS, AsJson, folder, on_stop_signals, ran
-from webhookd.cli.sink import Received, sink
+from webhookd.cli.receiver import Received, sink
 from webhookd.cli.tables import say, show_json, tell
 from webhookd.config.config import Config
 from webhookd.daemon.daemon import Daemon

@@ -9,7 +9,7 @@ from random import Random
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from webhookd.cli.sink import Behaviour
+from webhookd.cli.receiver import Behaviour
 from webhookd.config import loader
 from webhookd.config.config import Config
 from webhookd.errors import WebhookdError

@@ -6,7 +6,7 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
-from webhookd.cli.sink import Answer, Received
+from webhookd.cli.receiver import Answer, Received
 from webhookd.cli.tables import say
 
 SECONDS = 30.0  # longer than a sender's default patience

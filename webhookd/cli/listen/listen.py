@@ -15,7 +15,7 @@ import typer
 from webhookd.cli.listen.forward import client, passing
 from webhookd.cli.listen.view import Seen, described, lines
 from webhookd.cli.options import Usage, on_stop_signals, ran
-from webhookd.cli.sink import Behaviour, Received, sink
+from webhookd.cli.receiver import Behaviour, Received, sink
 from webhookd.cli.tables import document, say, show_json, tell
 from webhookd.egress.guard import url_mistake
 from webhookd.errors import WebhookdError

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from webhookd.cli.sink import Received
+from webhookd.cli.receiver import Received
 from webhookd.cli.tables import inert, inert_json
 
 MOST_LINES: Final = 40

@@ -32,7 +32,7 @@ from webhookd.engine.dispatch.queues import (
     Standing,
 )
 from webhookd.engine.dispatch.room import MOST_DELIVERIES, Room
-from webhookd.engine.dispatch.turns import ASIDE_AFTER, FOREVER, STRANDED_SECONDS, Turns
+from webhookd.engine.dispatch.scheduler import ASIDE_AFTER, FOREVER, STRANDED_SECONDS, Turns
 from webhookd.message import request
 from webhookd.model import Delivery, Ended, Endpoint, NoResponse, Postponed, Request, Response, Result
 from webhookd.policy import outcome

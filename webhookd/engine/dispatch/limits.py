@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from webhookd.engine.dispatch.queues import EndpointQueue, Host
-from webhookd.engine.dispatch.turns import Turns
+from webhookd.engine.dispatch.scheduler import Turns
 from webhookd.policy.members import Shares, alone
 
 AT_A_TIME = 200  # endpoints that are looked at before others have their turn on the loop

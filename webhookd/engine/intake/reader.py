@@ -20,11 +20,11 @@ from typing import Protocol
 
 import structlog
 
-from webhookd.engine.intake import opening
-from webhookd.engine.intake.behind import Behind
-from webhookd.engine.intake.hand import Hand, Portion
-from webhookd.engine.intake.opening import Opening
-from webhookd.engine.intake.rest import Bell, Rest
+from webhookd.engine.intake import fanout
+from webhookd.engine.intake.buffer import Hand, Portion
+from webhookd.engine.intake.deferred import Behind
+from webhookd.engine.intake.fanout import Opening
+from webhookd.engine.intake.polling import Bell, Rest
 from webhookd.errors import SchemaMismatch, StoreForbidden, StoreUnavailable
 from webhookd.model import Batch, Cut, Delivery, Endpoint, Event, Postponed, Result, Share
 from webhookd.tasks import Setbacks, wait_for
@@ -54,7 +54,7 @@ DONE = None, None
 log = structlog.get_logger("webhookd.reader")
 
 
-class Batches(opening.Batches, Protocol):
+class Batches(fanout.Batches, Protocol):
     """What the reader needs of the store."""
 
     async def cut(self, owner: int, share: Share) -> Cut:
@@ -85,7 +85,7 @@ class Dispatcher(Protocol):
         """Take a delivery."""
 
 
-class Parking(opening.Parking, Protocol):
+class Parking(fanout.Parking, Protocol):
     """Who reads the log with a cursor."""
 
     @property

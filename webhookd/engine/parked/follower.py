@@ -18,7 +18,7 @@ from webhookd.engine.dispatch.queues import SPILLED_MOST, Fed, Feed
 from webhookd.engine.given_up import GivenUp
 from webhookd.engine.parked import windows
 from webhookd.engine.parked.cursors import Cursors, first
-from webhookd.engine.parked.pages import Pages
+from webhookd.engine.parked.log_pages import Pages
 from webhookd.engine.parked.pauses import Pauses
 from webhookd.engine.parked.windows import Recorder, Windows
 from webhookd.model import Endpoint

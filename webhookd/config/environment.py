@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any, Final, get_args, get_origin
 
-from webhookd.config import locator
+from webhookd.config import positions
 from webhookd.config.mistakes import Mistake, unknown
-from webhookd.config.shapes import SECTIONS
+from webhookd.config.schema import SECTIONS
 
 _VARIABLE: Final = re.compile(r"WEBHOOKD_([A-Z0-9]+)__([A-Z0-9_]+)")
 _ALIASES: Final = {"WEBHOOKD_DSN": ("database", "dsn")}
@@ -73,7 +73,7 @@ def _typed(annotation: object, text: str) -> object:
     if get_origin(annotation) is tuple:
         if text.lstrip().startswith("["):  # as in the file, for lists of tables
             with suppress(ValueError, RecursionError):  # TOMLDecodeError, and numbers of thousands of digits
-                if locator.excess(f"list = {text}"):
+                if positions.excess(f"list = {text}"):
                     return text
                 return tomllib.loads(f"list = {text}")["list"]
         return [each.strip() for each in text.split(",") if each.strip()]

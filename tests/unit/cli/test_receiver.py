@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import aiohttp
 import pytest
 
-from webhookd.cli.sink import Behaviour, Received, sink
+from webhookd.cli.receiver import Behaviour, Received, sink
 from webhookd.message.signing import new_secret, parse_secret, standard
 
 SECRET = parse_secret(new_secret())

@@ -13,7 +13,7 @@ import structlog
 
 from webhookd.store.database import connect, is_pooled, translated
 from webhookd.store.dial import Dsn
-from webhookd.store.keepers import IN_THE_WAY_AFTER, Lasting, named
+from webhookd.store.lock_holders import IN_THE_WAY_AFTER, Lasting, named
 from webhookd.store.session import pins
 from webhookd.store.statements import QUERIES
 from webhookd.tasks import Setbacks, wait_for

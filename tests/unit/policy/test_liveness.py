@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.waiting import until
 from webhookd.daemon.processes import ourselves, see
-from webhookd.policy.alive import Process, Stat, is_dead, stat_of
+from webhookd.policy.liveness import Process, Stat, is_dead, stat_of
 
 US = Process("host boot pid:[1] time:[1]", 4242, 777)
 LINE = "4242 (webhookd) S 1 4242 4242 0 -1 4194560 1 0 0 0 1 1 0 0 20 0 3 0 777 1 1 18446744073709551615"

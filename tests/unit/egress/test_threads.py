@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from tests.waiting import HANGS
-from webhookd.egress.crew import THREADS, Crew
+from webhookd.egress.threads import THREADS, Crew
 
 
 async def test_the_smallest_rank_comes_first_and_the_loop_hears_of_it() -> None:

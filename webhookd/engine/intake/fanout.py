@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from webhookd.engine.intake.hand import Pairs, weight
+from webhookd.engine.intake.buffer import Pairs, weight
 from webhookd.engine.intake.unmatched import Unmatched
 from webhookd.model import Batch, Endpoint, Event
 from webhookd.policy.matching import OWN_TYPES, Matcher

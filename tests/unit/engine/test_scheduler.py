@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.endpoints import HOOK
 from webhookd.engine.dispatch.payloads import Payload
 from webhookd.engine.dispatch.queues import QUEUED, EndpointQueue, Flight, Standing, host_of
-from webhookd.engine.dispatch.turns import ASIDE_PER_SLOT, FOREVER, Turns
+from webhookd.engine.dispatch.scheduler import ASIDE_PER_SLOT, FOREVER, Turns
 from webhookd.model import Batch, Delivery, Event
 from webhookd.policy.limiter import Signal
 

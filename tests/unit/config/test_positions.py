@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.config import locator
-from webhookd.config.locator import lines, may_be_endless
+from webhookd.config import positions
+from webhookd.config.positions import lines, may_be_endless
 
 _bare = st.text("abcXYZ019_-", min_size=1, max_size=4)
 _any = st.text(st.characters(codec="utf-8", exclude_characters="\x7f", exclude_categories=["Cs", "Cc"]), max_size=5)
@@ -116,7 +116,7 @@ def test_a_line(text: str, path: tuple[str, ...], line: int) -> None:
 
 
 def test_a_key_of_many_parts_is_noticed_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locator, "_PIECE", 50)
+    monkeypatch.setattr(positions, "_PIECE", 50)
     for before in range(120):
         text = "#" * before + "\n" + "k = 1\n" * 10
         assert may_be_endless(text + "a." * 32 + "b = 1")

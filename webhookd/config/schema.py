@@ -31,7 +31,7 @@ from webhookd.config.checks import (
     Timeout,
     Url,
 )
-from webhookd.config.sources import (
+from webhookd.config.secrets import (
     Authorization,
     ClientSecret,
     ClientWord,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webhookd.egress import tokens
-from webhookd.egress.tokens import Token, Tokens, asked, token_in
+from webhookd.egress import oauth
+from webhookd.egress.oauth import Token, Tokens, asked, token_in
 from webhookd.model import Grant, NoResponse, Request, Response
 
 SERVER = "https://login.example.com/token"
@@ -73,7 +73,7 @@ def network() -> Network:
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     watch = Watch()
-    monkeypatch.setattr(tokens, "time", watch)
+    monkeypatch.setattr(oauth, "time", watch)
     return watch
 
 
