@@ -33,7 +33,7 @@ def members(text: bytes) -> Mapping[str, bytes]:
     return found
 
 
-def labels_of(metadata: bytes | None) -> Mapping[str, object] | None:
+def parsed(metadata: bytes | None) -> Mapping[str, object] | None:
     """The metadata as an object of Python, or None if it is none. What Python cannot make of a member is its text."""
     if metadata is None:
         return None

@@ -102,7 +102,7 @@ async def wait_for(event: asyncio.Event, seconds: float) -> bool:
     return True
 
 
-async def unless(stopped: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+async def cancelled_by(stopped: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
     """What `work` gives, or None when `stopped` is set before; then the work is cancelled."""
     working = asyncio.ensure_future(work)
     waiting = asyncio.ensure_future(stopped.wait())

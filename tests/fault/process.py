@@ -22,7 +22,7 @@ from webhookd.config import loader
 from webhookd.daemon.daemon import Daemon, Pace
 from webhookd.engine import janitor, neighbours, recorder, retrier
 from webhookd.engine.dispatch import dispatcher
-from webhookd.engine.dispatch.scheduler import Turns
+from webhookd.engine.dispatch.scheduler import Scheduler
 from webhookd.engine.intake import polling, reader
 from webhookd.message import request
 from webhookd.model import Batch, Delivery, Request
@@ -99,8 +99,8 @@ async def _anywhere(_self: Database, _connection: object, _first: str) -> None:
     return None
 
 
-def _turns(aside: float, *, aside_after: float) -> Turns:
-    return Turns(aside_after=aside)
+def _scheduler(aside: float, *, aside_after: float) -> Scheduler:
+    return Scheduler(aside_after=aside)
 
 
 def _without(statement: str, fence: str, instead: str) -> str:
@@ -159,7 +159,7 @@ def main() -> None:
     breaker.PROBE_FIRST *= arguments.pace
     breaker.PROBE_MOST *= arguments.pace
     if arguments.aside_after:
-        setattr(dispatcher, "Turns", partial(_turns, arguments.aside_after))  # noqa: B010 - mypy knows no other way
+        setattr(dispatcher, "Scheduler", partial(_scheduler, arguments.aside_after))  # noqa: B010 - mypy knows no other way
     if arguments.poll:
         polling.NAP = polling.POLL_FIRST = polling.POLL_MOST = arguments.poll
     for module, name in DATABASE_TIMES:

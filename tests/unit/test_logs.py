@@ -102,7 +102,7 @@ def test_the_same_is_worth_a_line_less_and_less() -> None:
 
 
 def test_a_database_that_is_away_for_a_part_alone_is_told_by_that_part_and_by_nobody_else() -> None:
-    setbacks, alone = Setbacks("bell"), False
+    setbacks, alone = Setbacks("wake-up"), False
     setbacks.is_alone = lambda: alone
     with capture_logs() as lines:
         for _ in range(2 * LASTS):
@@ -115,7 +115,7 @@ def test_a_database_that_is_away_for_a_part_alone_is_told_by_that_part_and_by_no
         for _ in range(LASTS - 1):
             setbacks.met(StoreUnavailable("gone"))
         setbacks.over()
-    assert [(line["event"], line["part"]) for line in lines] == [("part_failed", "bell"), ("part_works", "bell")]
+    assert [(line["event"], line["part"]) for line in lines] == [("part_failed", "wake-up"), ("part_works", "wake-up")]
 
 
 async def test_a_flood_of_what_is_given_up_is_a_line_now_and_then() -> None:

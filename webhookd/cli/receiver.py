@@ -57,7 +57,7 @@ class Answer(NamedTuple):
 
 
 @asynccontextmanager
-async def sink(
+async def local_receiver(
     keys: tuple[Key, ...],
     on_request: Callable[[Received], None],
     behaviours: Mapping[str, Behaviour] = MappingProxyType({}),

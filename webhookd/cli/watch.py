@@ -14,7 +14,7 @@ from webhookd.cli.options import on_stop_signals
 from webhookd.cli.tables import Fitted, inert, live_console, say, tell
 from webhookd.errors import SchemaMismatch, StoreUnavailable, WebhookdError
 from webhookd.store.database import Database
-from webhookd.tasks import unless
+from webhookd.tasks import cancelled_by
 
 T = TypeVar("T")
 View = Callable[[T | WebhookdError], None]
@@ -27,7 +27,7 @@ async def watch(dsn: str, ask: Callable[[Database], Awaitable[T]], view: View[T]
     stopped = asyncio.Event()
     on_stop_signals(stopped.set, stopped.set)
     async with Database(dsn or None, size=1) as database:
-        await unless(stopped, _repeat(database, ask, view))
+        await cancelled_by(stopped, _repeat(database, ask, view))
 
 
 async def _repeat(database: Database, ask: Callable[[Database], Awaitable[T]], view: View[T]) -> None:

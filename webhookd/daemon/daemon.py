@@ -29,7 +29,7 @@ from webhookd.engine.clock import Clock
 from webhookd.engine.dispatch import dispatcher
 from webhookd.engine.intake import reader
 from webhookd.engine.parked import follower
-from webhookd.engine.parked.log_pages import Pages
+from webhookd.engine.parked.log_pages import LogPages
 from webhookd.errors import ConfigError, Moved, StoreRefused, StoreUnavailable
 from webhookd.model import Endpoint
 from webhookd.policy.backoff import over_before
@@ -41,13 +41,13 @@ from webhookd.store.backlog import Backlog
 from webhookd.store.batches import Batches
 from webhookd.store.database import Database
 from webhookd.store.dial import Dsn
-from webhookd.store.lock_holders import Keepers
+from webhookd.store.lock_holders import LockHolders
 from webhookd.store.migrations import check_schema
 from webhookd.store.parking import ParkingStore
 from webhookd.store.registry import Beat, Joined, Known, Registry
 from webhookd.store.results import Results
-from webhookd.store.wakeup import Bell
-from webhookd.tasks import Setbacks, first_of, is_worth_a_line, unless
+from webhookd.store.wakeup import WakeUp
+from webhookd.tasks import Setbacks, cancelled_by, first_of, is_worth_a_line
 
 DRAIN_SECONDS = 8.0  # for writing the last results, beyond the attempts in flight: systemd waits for 30 in all
 CLAIM_SECONDS = 2.0  # for a claim that is under way; one that is lost is adopted or runs out
@@ -153,16 +153,16 @@ class Daemon:
     async def _live(self) -> None:
         async with (
             Database(self._dsn) as database,
-            Keepers(self._dsn) as keepers,  # from here on, since who joins may have to wait for a lock, too
-            Bell(self._direct_dsn) as bell,
+            LockHolders(self._dsn) as lock_holders,  # from here on, since who joins may have to wait for a lock, too
+            WakeUp(self._direct_dsn) as wakeup,
             Sender(self._config.egress, self._user_agent) as sender,
         ):
             registry = Registry(database)
-            joined = await unless(self._stopped, self._join(database, registry))
+            joined = await cancelled_by(self._stopped, self._join(database, registry))
             if joined is None:
                 return
             batches = Batches(database)
-            unfinished = await self._deliver(joined, database, batches, registry, bell, keepers, sender)
+            unfinished = await self._deliver(joined, database, batches, registry, wakeup, lock_holders, sender)
             await self._leave(joined.daemon_id, batches, ParkingStore(database), registry, unfinished)
 
     async def _join(self, database: Database, registry: Registry) -> _Joined:
@@ -243,8 +243,8 @@ class Daemon:
         database: Database,
         batches: Batches,
         registry: Registry,
-        bell: Bell,
-        keepers: Keepers,
+        wakeup: WakeUp,
+        lock_holders: LockHolders,
         sender: Sender,
     ) -> list[int]:
         """Run the parts until stopped; the ids of the batches that were not finished."""
@@ -268,7 +268,7 @@ class Daemon:
         backlog = Backlog(database, daemon_id, self._dead_after)
         retrying = retrier.Retrier(backlog, batches, sending, results, own.get, look_seconds=pace.look)
         parking_store = ParkingStore(database)
-        pages = Pages(parking_store, batches)
+        pages = LogPages(parking_store, batches)
         following = follower.Follower(
             parking_store,
             pages,
@@ -285,7 +285,7 @@ class Daemon:
         sending.answers.on_trouble = following.trouble
         reading = reader.Reader(
             batches,
-            bell,
+            wakeup,
             sending,
             results,
             following,
@@ -317,7 +317,7 @@ class Daemon:
             divide(beaten.members)
             nonlocal matcher
             old, matcher = matcher, new
-            reading.opening.endpoints_for = matcher.endpoints_for
+            reading.fanout.endpoints_for = matcher.endpoints_for
             pages.configure(matcher.endpoints_for)
             following.changed()
             keeping.retention = config.retention
@@ -346,10 +346,10 @@ class Daemon:
 
         def problem() -> str:
             """What keeps a part from its work, in one sentence: of several, the first."""
-            parts = (retrying, following, sending.feeder, keeping, reloading, around, bell, keepers)
+            parts = (retrying, following, sending.feeder, keeping, reloading, around, wakeup, lock_holders)
             setbacks = (keeping.beating, keeping.minding, *(part.setbacks for part in parts))
-            found = (keepers.problem, reading.problem, results.problem, *(each.sentence for each in setbacks))
-            first = next(filter(None, (*found, bell.problem)), "")
+            found = (lock_holders.problem, reading.problem, results.problem, *(each.sentence for each in setbacks))
+            first = next(filter(None, (*found, wakeup.problem)), "")
             return first[:MOST_OF_A_PROBLEM].replace("\0", "")  # it must never be what a heartbeat fails for
 
         keeping = janitor.Janitor(
@@ -360,12 +360,12 @@ class Daemon:
             self._config.retention,
             on_beat=on_beat,
             on_silence=on_silence,
-            listen_pid=lambda: bell.pid,
+            listen_pid=lambda: wakeup.pid,
             problem=problem,
             beat_seconds=pace.beat,
         )
         around = self._neighbours(registry, reading.rescue)
-        bell.setbacks.is_alone = keepers.setbacks.is_alone = lambda: reading.connected
+        wakeup.setbacks.is_alone = lock_holders.setbacks.is_alone = lambda: reading.connected
         reloading = reloader.Reloader(
             registry,
             daemon_id,
@@ -385,7 +385,7 @@ class Daemon:
 
         async with asyncio.TaskGroup() as parts:
             parts.create_task(keeping.run())
-            ringing = parts.create_task(bell.run(daemon_id))
+            ringing = parts.create_task(wakeup.run(daemon_id))
             burying = parts.create_task(around.run(daemon_id))
             watching = parts.create_task(watch(self._watch, self.reload, self._stopped))
             changing = parts.create_task(reloading.run())

@@ -20,7 +20,7 @@ from multidict import CIMultiDict
 from webhookd.egress.guard import address_mistake, host_mistake
 from webhookd.egress.handshake import ASIDE, Aside
 from webhookd.egress.resolver import Resolver, Verdict
-from webhookd.egress.threads import Crew
+from webhookd.egress.threads import ThreadPool
 from webhookd.model import Network, Proxy
 
 PROXY_SECONDS = 3.0  # at most, for a connection to the proxy, which is near: a longer wait is no receiver's fault
@@ -123,7 +123,7 @@ class Connector(aiohttp.TCPConnector):
     """
 
     def __init__(
-        self, resolver: Resolver, crew: Crew, allow_networks: tuple[Network, ...], proxy: Proxy | None
+        self, resolver: Resolver, threads: ThreadPool, allow_networks: tuple[Network, ...], proxy: Proxy | None
     ) -> None:
         super().__init__(
             limit=0,  # waiting for a slot would eat the deadline; the dispatcher bounds concurrency
@@ -135,7 +135,7 @@ class Connector(aiohttp.TCPConnector):
         self._factory = functools.partial(Protocol, self._loop)  # type: ignore[assignment]  # there is no public way
         self._allow_networks = allow_networks
         self._names = resolver
-        self._crew = crew
+        self._threads = threads
         self._proxy = proxy
         self._has_tunnelled = False
         self._retired = False
@@ -235,7 +235,7 @@ class Connector(aiohttp.TCPConnector):
 
     def _begin_aside(self) -> Aside:
         """What computes for the next connection of this task: uvloop takes its context when it is made."""
-        aside = Aside(self._crew.compute)
+        aside = Aside(self._threads.compute)
         ASIDE.set(aside)
         return aside
 

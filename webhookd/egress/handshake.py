@@ -284,7 +284,7 @@ def _judge_hello(message: bytes) -> None:
         raise ssl.SSLError("the first message of the server is in pieces")
     if message[0] != _HELLO or message[6:38] != _RETRY:
         return
-    # Behind the session, the cipher, the compression, and the length of the extensions.
+    # Deferred the session, the cipher, the compression, and the length of the extensions.
     at = 39 + int.from_bytes(message[38:39]) + 2 + 1 + 2
     while at + 4 <= len(message):
         kind, length = int.from_bytes(message[at : at + 2]), int.from_bytes(message[at + 2 : at + 4])

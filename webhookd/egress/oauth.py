@@ -30,7 +30,7 @@ _ERRORS = frozenset(  # RFC 6749 5.2
 ) | {"invalid_scope"}
 _NO_TOKEN = NoResponse("auth_error")
 
-log = structlog.get_logger("webhookd.tokens")
+log = structlog.get_logger("webhookd.oauth")
 
 Answer = Response | NoResponse
 

@@ -25,7 +25,7 @@ from yarl import URL
 from webhookd.egress.connector import READ_BUFFER, SCARCE, Connector, Protocol, abandon, is_final, protocol_of
 from webhookd.egress.guard import url_mistake
 from webhookd.egress.resolver import Resolver, Verdict
-from webhookd.egress.threads import Crew
+from webhookd.egress.threads import ThreadPool
 from webhookd.egress.tls import tls_context
 from webhookd.model import Egress, NoResponse, Request, Response
 
@@ -75,7 +75,7 @@ class Sender:
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._resolver = Resolver(self._egress.allow_networks)
-        self._crew = Crew()
+        self._threads = ThreadPool()
         self._connector = self._new_connector()
         return self
 
@@ -83,7 +83,7 @@ class Sender:
         for connector in (*self._retired, self._connector):
             await connector.close()
         await self._resolver.close()
-        self._crew.close()
+        self._threads.close()
 
     def configure(self, egress: Egress) -> None:
         """Allow this from now on. Idle connections are closed; one in use ends its request and is closed then."""
@@ -98,7 +98,7 @@ class Sender:
         self._connector = self._new_connector()
 
     def _new_connector(self) -> Connector:
-        return Connector(self._resolver, self._crew, self._egress.allow_networks, self._egress.proxy)
+        return Connector(self._resolver, self._threads, self._egress.allow_networks, self._egress.proxy)
 
     async def send(self, request: Request) -> Response | NoResponse:
         """What the receiver said, or why nothing was heard within `request.timeout` seconds; neither is ever raised.

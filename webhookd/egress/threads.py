@@ -12,7 +12,7 @@ THREADS = 2
 _Work = tuple[float, int, Callable[[], None], Callable[[], None]]
 
 
-class Crew:
+class ThreadPool:
     """Runs work on threads of its own, that of the smallest rank first; of equal ones the first that came."""
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Crew:
         """Run `work`, which raises nothing, in a thread, and then `over` on the loop."""
         if self._made < THREADS:
             try:
-                threading.Thread(target=self._run, name=f"crew-{self._made + 1}", daemon=True).start()
+                threading.Thread(target=self._run, name=f"compute-{self._made + 1}", daemon=True).start()
                 self._made += 1
             except RuntimeError:  # no thread more for this process: those that there are have to do, or the loop
                 if not self._made:

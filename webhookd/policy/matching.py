@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from webhookd.metadata import labels_of
+from webhookd.metadata import parsed
 from webhookd.model import Endpoint, Event
 
 ANY_TENANT = "*"
@@ -53,7 +53,7 @@ def passes_filter(endpoint: Subscriber, metadata: bytes | None) -> bool:
     """
     if not endpoint.filter:
         return True
-    labels = labels_of(metadata)
+    labels = parsed(metadata)
     return labels is not None and _failing_key(endpoint, labels) is None
 
 
@@ -75,14 +75,14 @@ def is_about(endpoint: Subscriber, event: Event) -> bool:
     """True for an event of our own about this very endpoint, which could not get it, or would without end."""
     if not event.type.startswith(OWN_TYPES):
         return False
-    labels = labels_of(event.metadata)
+    labels = parsed(event.metadata)
     return labels is not None and labels.get("endpoint") == endpoint.label
 
 
 def _filter_mistake(endpoint: Subscriber, metadata: bytes | None) -> str:
     if metadata is None:
         return f"the event has no metadata, and {_any_of(endpoint.filter)} is asked for"
-    labels = labels_of(metadata)
+    labels = parsed(metadata)
     if labels is None:
         return "the metadata of the event is no JSON object"
     key = _failing_key(endpoint, labels) or ""
@@ -165,7 +165,7 @@ class _Subscribers:
 
     def wanting(self, metadata: bytes | None) -> tuple[Endpoint, ...]:
         """Those whose filter lets it pass."""
-        labels = labels_of(metadata) if self._by_label else None
+        labels = parsed(metadata) if self._by_label else None
         if labels is None:
             return self.unfiltered
         found = {
@@ -203,7 +203,7 @@ class Matcher:
         subscribers = self._cached.get((event.tenant, event.type)) or self._subscribers(event.tenant, event.type)
         found = subscribers.wanting(event.metadata)
         if event.type.startswith(OWN_TYPES):
-            about = (labels_of(event.metadata) or {}).get("endpoint")
+            about = (parsed(event.metadata) or {}).get("endpoint")
             found = tuple(endpoint for endpoint in found if endpoint.label != about)
         return found
 

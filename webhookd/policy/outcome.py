@@ -86,7 +86,7 @@ def is_failure(answer: Answer, wait: float) -> bool:
     return not 200 <= answer.status < 300 and not asks_for_less(answer, wait)
 
 
-def is_stranded(answer: Answer) -> bool | None:
+def is_egress_down(answer: Answer) -> bool | None:
     """True when an answer says that our own way out is shut, False when it is open, None when it says nothing of it."""
     if isinstance(answer, Response):
         return False

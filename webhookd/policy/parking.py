@@ -32,7 +32,7 @@ class Parked(NamedTuple):
         return self.to_batch is not None and self.next_batch >= self.to_batch
 
     @property
-    def is_still(self) -> bool:
+    def is_halted(self) -> bool:
         """True when nothing of it may be sent."""
         return self.paused or self.disabled
 
@@ -43,7 +43,7 @@ class Parking:
     def __init__(self, version: int = -1, rows: Sequence[Parked] = ()) -> None:
         self.version = version
         self.rows = rows
-        # Behind the newest boundary nothing changes, and that is where nearly every batch is.
+        # Deferred the newest boundary nothing changes, and that is where nearly every batch is.
         self._newest = max((max(row.from_batch, row.to_batch or 0) for row in rows), default=0)
         self._aside = self._of(self._newest)
 

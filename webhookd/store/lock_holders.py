@@ -25,7 +25,7 @@ WAITS: Final = {  # by the lock: what does
 }
 OTHER: Final = "statements of ours wait: what they need"
 
-log = structlog.get_logger("webhookd.keepers")
+log = structlog.get_logger("webhookd.lock_holders")
 
 
 class Lasting:
@@ -49,7 +49,7 @@ def named(row: Any) -> str:
     return f"process {row['pid']}{f' of {role}' if role else ''}{f' ({application})' if application else ''}"
 
 
-class Keepers:
+class LockHolders:
     """Looks for those who keep a lock from us, as long as it is entered; `problem` names them.
 
     It has a connection of its own, since all others may be what waits.
@@ -77,7 +77,7 @@ class Keepers:
         while True:
             pause, began = LOOK_EVERY, time.monotonic()
             try:
-                self._see(await self._database.fetch(QUERIES["keepers"]))
+                self._see(await self._database.fetch(QUERIES["lock_holders"]))
                 pause = max(pause, min((time.monotonic() - began) * RESTRAINT, RESTRAINT_MOST))
             except Exception as error:
                 self.problem = ""  # who keeps what is not known any longer

@@ -34,13 +34,13 @@ FLOODERS_NAMED = 3
 LEAVE_FIRST, LEAVE_MOST = 10.0, 300.0  # seconds for which a flooded channel is left alone
 QUIET_FOR = 5.0  # seconds on the channel without a flood, until that is over
 
-Rest = Literal["sleep", "listen", "poll"]
+Answer = Literal["sleep", "listen", "poll"]
 
-log = structlog.get_logger("webhookd.bell")
+log = structlog.get_logger("webhookd.wakeup")
 
 
-class Bell:
-    """`rung` is set by each NOTIFY, and when there is an answer to `lie_down`.
+class WakeUp:
+    """`rung` is set by each NOTIFY, and when there is an answer to `request`.
 
     The reader polls where a pooler stands in the way, whose connections must be left as they were, and where the
     trigger is missing that rings (`webhookd migrate --no-wake`). The payload of a NOTIFY is ignored: any role can send
@@ -50,13 +50,13 @@ class Bell:
 
     def __init__(self, dsn: Dsn) -> None:
         self.rung = asyncio.Event()
-        self.setbacks = Setbacks("bell")
+        self.setbacks = Setbacks("wake-up")
         self._dsn = dsn
         self._connection: asyncpg.Connection[Any] | None = None
         self._wanted = asyncio.Event()
         self._wants_sleep = False
         self._held = False  # the sleep lock is ours
-        self._answer: Rest = "poll"
+        self._answer: Answer = "poll"
         self._next_try = 0.0
         self._next_check = 0.0
         self._told = ""
@@ -88,9 +88,9 @@ class Bell:
         """Who keeps producers from waking us, or nothing."""
         return self._flood or self._kept
 
-    def lie_down(self) -> Rest:
+    def request(self) -> Answer:
         """Ask producers to ring. 'sleep', 'listen': they do. 'poll': not yet, or not at all, so look again soon."""
-        answer: Rest = "poll"
+        answer: Answer = "poll"
         if self._connection is not None and not self._connection.is_closed():
             answer = self._answer
         if answer == "listen":
@@ -100,7 +100,7 @@ class Bell:
             self._wanted.set()
         return answer
 
-    def get_up(self) -> None:
+    def release(self) -> None:
         """Tell producers that nobody sleeps."""
         if self._wants_sleep:
             self._wants_sleep = False
@@ -131,7 +131,7 @@ class Bell:
                 return
         self._see_whether_it_is_quiet()
         if self._wants_sleep and not self._held:
-            answer: Rest = await _ask(connection, "sleep")
+            answer: Answer = await _ask(connection, "take_sleep_lock")
             self._held = answer == "sleep"
             if self._wants_sleep:
                 self._answer = answer
@@ -145,7 +145,7 @@ class Bell:
             await self._check(connection)
         elif self._held:
             self._held = False
-            await _ask(connection, "get_up")
+            await _ask(connection, "release_sleep_lock")
 
     def _see_whether_it_is_quiet(self) -> None:
         if self._flood and _now() >= self._quiet_at:

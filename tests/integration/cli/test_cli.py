@@ -20,7 +20,7 @@ from typer.main import get_command
 from tests.waiting import HANGS, until
 from webhookd import __version__
 from webhookd.cli.main import COMMANDS, app
-from webhookd.cli.receiver import Received, sink
+from webhookd.cli.receiver import Received, local_receiver
 from webhookd.store.statements import MIGRATIONS
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
@@ -380,7 +380,7 @@ def test_status_of_a_database_that_nobody_serves(dsn: str) -> None:
 
 async def test_run_delivers_shows_in_status_and_ends_on_sigterm(dsn: str, tmp_path: Path) -> None:
     got: list[Received] = []
-    async with sink((), got.append, random=lambda: 0.5) as url:
+    async with local_receiver((), got.append, random=lambda: 0.5) as url:
         config = configuration(tmp_path, dsn, f"{url}/hook")
         async with running(config) as (daemon, log):
             await until(lambda: said(log, "started"), "the daemon runs")

@@ -85,12 +85,12 @@ async def test_a_right_that_is_taken_away_is_told_by_the_part_that_lacks_it(
     assert {("part_failed", part), ("part_works", part)} <= told
 
 
-async def test_a_bell_that_has_no_connection_is_told(granted: Sql, dsn: str, receiver: Receiver) -> None:
+async def test_a_wake_up_that_has_no_connection_is_told(granted: Sql, dsn: str, receiver: Receiver) -> None:
     sql = granted
     async with Proxy(dsn) as proxy:
         proxy.cut()
         async with with_few_rights(dsn, receiver, proxy.dsn("webhookd_daemon")):
-            await eventually(says(sql, "its bell waits: The database does not answer"), "it says so")
+            await eventually(says(sql, "its wake-up waits: The database does not answer"), "it says so")
             event_id = await insert(sql)
             await settled(sql, event_id, {"hook": "delivered"})
             proxy.heal()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import aiohttp
 import pytest
 
-from webhookd.cli.receiver import Behaviour, Received, sink
+from webhookd.cli.receiver import Behaviour, Received, local_receiver
 from webhookd.message.signing import new_secret, parse_secret, standard
 
 SECRET = parse_secret(new_secret())
@@ -32,7 +32,7 @@ async def post(url: str, headers: Mapping[str, str], body: bytes = BODY) -> tupl
 
 async def test_a_request_that_is_signed_well_is_accepted_and_reported_as_it_came() -> None:
     got: list[Received] = []
-    async with sink((SECRET,), got.append, random=lambda: 0.5) as url:
+    async with local_receiver((SECRET,), got.append, random=lambda: 0.5) as url:
         assert await post(f"{url}/orders/new", {**signed(), "X-Other": "Value"}) == (200, "")
     (received,) = got
     assert (received.path, received.body, received.problem, received.status) == ("/orders/new", BODY, None, 200)
@@ -53,7 +53,7 @@ async def test_a_request_that_proves_nothing_is_refused_with_the_reason(
 ) -> None:
     headers = {} if age is None else signed(at=time.time() - age)
     got: list[Received] = []
-    async with sink((SECRET,), got.append, random=lambda: 0.5) as url:
+    async with local_receiver((SECRET,), got.append, random=lambda: 0.5) as url:
         status, text = await post(f"{url}/", headers, body)
     assert status == 401
     assert reason in text
@@ -62,7 +62,7 @@ async def test_a_request_that_proves_nothing_is_refused_with_the_reason(
 
 async def test_without_keys_everything_is_accepted() -> None:
     got: list[Received] = []
-    async with sink((), got.append, random=lambda: 0.5) as url:
+    async with local_receiver((), got.append, random=lambda: 0.5) as url:
         assert (await post(f"{url}/", {}))[0] == 200
     assert got[0].problem is None
 
@@ -70,7 +70,9 @@ async def test_without_keys_everything_is_accepted() -> None:
 async def test_a_flaky_path_fails_in_its_share() -> None:
     got: list[Received] = []
     chances = itertools.cycle([0.1, 0.3, 0.9])
-    async with sink((SECRET,), got.append, {"/flaky": Behaviour(failing=0.3)}, random=lambda: next(chances)) as url:
+    async with local_receiver(
+        (SECRET,), got.append, {"/flaky": Behaviour(failing=0.3)}, random=lambda: next(chances)
+    ) as url:
         statuses = [(await post(f"{url}/flaky", signed()))[0] for _ in range(6)]
     assert statuses == [500, 200, 200] * 2
     assert [received.status for received in got] == statuses
@@ -78,7 +80,7 @@ async def test_a_flaky_path_fails_in_its_share() -> None:
 
 async def test_a_slow_path_takes_its_time_and_the_others_do_not() -> None:
     got: list[Received] = []
-    async with sink((SECRET,), got.append, {"/slow": Behaviour(delay=0.3)}, random=lambda: 0.5) as url:
+    async with local_receiver((SECRET,), got.append, {"/slow": Behaviour(delay=0.3)}, random=lambda: 0.5) as url:
         started = time.monotonic()
         async with asyncio.TaskGroup() as tasks:
             slow = tasks.create_task(post(f"{url}/slow", signed()))
@@ -94,7 +96,7 @@ async def test_a_hanging_path_is_reported_never_answers_and_does_not_keep_the_si
     async with (
         asyncio.timeout(5),
         asyncio.TaskGroup() as tasks,
-        sink((SECRET,), got.put_nowait, hang, random=lambda: 0.5) as url,
+        local_receiver((SECRET,), got.put_nowait, hang, random=lambda: 0.5) as url,
     ):
         asking = tasks.create_task(refused(f"{url}/hang"))
         assert (await got.get()).status is None
@@ -109,6 +111,6 @@ async def refused(url: str) -> None:
 async def test_a_body_of_many_megabytes_is_taken() -> None:
     got: list[Received] = []
     body = b"x" * (8 * 1024 * 1024)
-    async with sink((SECRET,), got.append, random=lambda: 0.5) as url:
+    async with local_receiver((SECRET,), got.append, random=lambda: 0.5) as url:
         assert (await post(f"{url}/", signed(body), body))[0] == 200
     assert got[0].body == body

@@ -6,11 +6,11 @@ import threading
 import pytest
 
 from tests.waiting import HANGS
-from webhookd.egress.threads import THREADS, Crew
+from webhookd.egress.threads import THREADS, ThreadPool
 
 
 async def test_the_smallest_rank_comes_first_and_the_loop_hears_of_it() -> None:
-    crew, gate, done, worked = Crew(), threading.Event(), asyncio.Event(), []
+    threads, gate, done, worked = ThreadPool(), threading.Event(), asyncio.Event(), []
     here = threading.get_ident()
 
     def over(rank: float) -> None:
@@ -24,9 +24,11 @@ async def test_the_smallest_rank_comes_first_and_the_loop_hears_of_it() -> None:
 
     told: list[float] = []
     for _ in range(THREADS):
-        crew.compute(-1, wait, lambda: over(-1))
+        threads.compute(-1, wait, lambda: over(-1))
     for rank in (3.0, 1.0, 5.0, 1.0, 0.0):
-        crew.compute(rank, lambda rank=rank: worked.append((rank, threading.get_ident())), lambda rank=rank: over(rank))  # type: ignore[misc]
+        threads.compute(
+            rank, lambda rank=rank: worked.append((rank, threading.get_ident())), lambda rank=rank: over(rank)
+        )  # type: ignore[misc]
     gate.set()
     async with asyncio.timeout(HANGS):
         await done.wait()
@@ -34,7 +36,7 @@ async def test_the_smallest_rank_comes_first_and_the_loop_hears_of_it() -> None:
     assert here not in {thread for _, thread in worked}
     begun = [rank for rank, _ in worked]
     assert max(begun[:2]) <= 1, "two threads may tell in any order, but they take by rank"
-    crew.close()
+    threads.close()
 
 
 async def test_without_a_thread_the_loop_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,8 +44,8 @@ async def test_without_a_thread_the_loop_does_it(monkeypatch: pytest.MonkeyPatch
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", no_more)
-    crew, done, worked = Crew(), asyncio.Event(), []
-    crew.compute(0, lambda: worked.append(threading.get_ident()), done.set)
+    threads, done, worked = ThreadPool(), asyncio.Event(), []
+    threads.compute(0, lambda: worked.append(threading.get_ident()), done.set)
     await done.wait()
     assert worked == [threading.get_ident()]
-    crew.close()
+    threads.close()

@@ -22,8 +22,8 @@ from webhookd.engine.dispatch import answers, feeder
 from webhookd.engine.dispatch.dispatcher import DEATHS_MOST, UNSEEN_SECONDS, Dispatcher
 from webhookd.engine.dispatch.limits import AT_A_TIME
 from webhookd.engine.dispatch.payloads import Payloads
-from webhookd.engine.dispatch.queues import EndpointQueue, Fed, Feed
-from webhookd.engine.dispatch.scheduler import STRANDED_SECONDS
+from webhookd.engine.dispatch.queues import EndpointQueue, Feed, FeedState
+from webhookd.engine.dispatch.scheduler import EGRESS_DOWN_SECONDS
 from webhookd.errors import StoreUnavailable
 from webhookd.message.formats import FORMATS
 from webhookd.message.signing import SCHEMES
@@ -328,19 +328,19 @@ async def test_while_our_way_out_is_shut_little_is_taken_into_memory() -> None:
         await until(lambda: parts.recorder.postponed, "our way out to be found shut")
         assert parts.dispatcher.room == 0
         assert parts.dispatcher.claimable(HOOK.id) == (0, 0.0)
-        shut_at = parts.dispatcher._turns.stranded_at
-        parts.dispatcher._turns.stranded_at = shut_at - STRANDED_SECONDS  # as if that had passed
+        shut_at = parts.dispatcher._scheduler.egress_down_at
+        parts.dispatcher._scheduler.egress_down_at = shut_at - EGRESS_DOWN_SECONDS  # as if that had passed
         assert parts.dispatcher.room == 0  # what is held can look
-        parts.dispatcher._turns.stranded_at = shut_at - UNSEEN_SECONDS
+        parts.dispatcher._scheduler.egress_down_at = shut_at - UNSEEN_SECONDS
         assert parts.dispatcher.room > 0  # but has not
-        parts.dispatcher._turns.stranded_at = shut_at - STRANDED_SECONDS
+        parts.dispatcher._scheduler.egress_down_at = shut_at - EGRESS_DOWN_SECONDS
         held.opened.set()
         await until(lambda: parts.recorder.delivered, "nothing is held any longer")
         assert parts.dispatcher.room > 0
         parts.network.answers = {}
         parts.offer(3)
         await until(lambda: len(parts.recorder.delivered) == 2, "it is open again")
-        assert parts.dispatcher._turns.stranded_at == 0
+        assert parts.dispatcher._scheduler.egress_down_at == 0
 
 
 async def test_thousands_for_a_hung_endpoint_do_not_fill_the_memory() -> None:
@@ -1252,7 +1252,7 @@ async def test_thousands_of_endpoints_get_new_shares_some_at_a_time(monkeypatch:
 
         await until(lambda: not parts.dispatcher._limits.is_under_way, "their hosts")
         shared.clear()
-        parts.dispatcher.follow({7: Fed(Feed.CURSOR)})
+        parts.dispatcher.follow({7: FeedState(Feed.CURSOR)})
         assert set(shared) == {7}, "no other, when one is parked"
         assert parts.dispatcher._queues[7].most == 10
 
@@ -1262,7 +1262,7 @@ async def test_an_endpoint_that_shares_a_host_leaves_its_slots_right_when_it_alo
     async with running(one, other, max_in_flight_per_host=4) as parts:
         host = parts.dispatcher._queues[2].host
         assert host.most == 8
-        parts.dispatcher.follow({2: Fed(Feed.NONE)})
+        parts.dispatcher.follow({2: FeedState(Feed.NONE)})
         assert host.most == 8, "its neighbour has as many"
         parts.dispatcher.configure([other], parts.settings)
         assert host.most == 4

@@ -16,7 +16,7 @@ from tests.waiting import until
 from webhookd.engine.dispatch.queues import SPILLED_MOST
 from webhookd.engine.parked import follower, windows
 from webhookd.engine.parked.follower import Dispatcher, Follower, Store
-from webhookd.engine.parked.log_pages import Pages
+from webhookd.engine.parked.log_pages import LogPages
 from webhookd.engine.parked.windows import Recorder
 from webhookd.errors import StoreRefused, StoreUnavailable
 from webhookd.model import Delivery, Endpoint, Event, Postponed, Result, Window
@@ -78,7 +78,7 @@ def follow(
 ) -> Follower:
     return Follower(
         cast(Store, store),
-        cast(Pages, None),
+        cast(LogPages, None),
         cast(Dispatcher, dispatcher or Nobody()),
         cast(Recorder, None),
         42,
@@ -447,7 +447,7 @@ class Resumed(Tables):
         return {}
 
     def follower(self, dispatcher: Nobody) -> Follower:
-        pages = Pages(self, self)
+        pages = LogPages(self, self)
         pages.configure(lambda _: tuple(self.endpoints.values()))
         following = Follower(
             cast(Store, self),

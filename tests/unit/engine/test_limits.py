@@ -7,13 +7,13 @@ import pytest
 from tests.endpoints import HOOK
 from webhookd.engine.dispatch.limits import AT_A_TIME, Limits
 from webhookd.engine.dispatch.queues import EndpointQueue
-from webhookd.engine.dispatch.scheduler import Turns
+from webhookd.engine.dispatch.scheduler import Scheduler
 from webhookd.policy.members import Shares
 
 HALF = Shares(1, (1, 2), {})
 
 
-def queues(turns: Turns, count: int, hosts: int) -> list[EndpointQueue]:
+def queues(turns: Scheduler, count: int, hosts: int) -> list[EndpointQueue]:
     """So many endpoints on so many hosts; what follows is none of them yet kept to our share."""
     endpoints = (replace(HOOK, id=n, url=f"https://{n % hosts}.example.com/") for n in range(count))
     return [EndpointQueue(endpoint, turns.host(endpoint.url)) for endpoint in endpoints]
@@ -21,7 +21,7 @@ def queues(turns: Turns, count: int, hosts: int) -> list[EndpointQueue]:
 
 @pytest.mark.parametrize("hosts", [1, 50, 1_000])
 def test_all_come_to_their_share_some_at_a_time(hosts: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = Turns()
+    turns = Scheduler()
     limits, every = Limits(turns), queues(turns, 1_000, hosts)
     limits.slots, limits.per_host, limits.shares = 100, 60, HALF
     looked_at = 0
@@ -44,7 +44,7 @@ def test_all_come_to_their_share_some_at_a_time(hosts: int, monkeypatch: pytest.
 
 
 def test_what_changes_meanwhile_is_looked_at_in_the_same_run() -> None:
-    turns = Turns()
+    turns = Scheduler()
     limits, every = Limits(turns), queues(turns, 2 * AT_A_TIME, 1)
     assert limits.change(every)
     assert limits.some()
@@ -57,7 +57,7 @@ def test_what_changes_meanwhile_is_looked_at_in_the_same_run() -> None:
 
 
 def test_one_that_goes_meanwhile_is_left_alone() -> None:
-    turns = Turns()
+    turns = Scheduler()
     limits, (one, other) = Limits(turns), queues(turns, 2, 2)
     limits.shares = HALF
     limits.change([one, other])

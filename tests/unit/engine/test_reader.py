@@ -18,7 +18,7 @@ from webhookd.engine.intake import deferred, fanout, polling, reader
 from webhookd.engine.intake.reader import Reader
 from webhookd.errors import Moved, OtherPlace, SchemaMismatch, StoreForbidden, StoreRefused, StoreUnavailable
 from webhookd.model import Batch, Cut, Delivery, Endpoint, Event, Postponed, Result, Share, Window
-from webhookd.store.wakeup import Bell as RealBell
+from webhookd.store.wakeup import WakeUp as RealWakeUp
 
 DAY = datetime(2021, 1, 27, tzinfo=UTC)
 OTHER = replace(HOOK, id=2, name="other")
@@ -100,7 +100,7 @@ class Log:
         return event._replace(metadata=self.metadata[event.id], unread=0)
 
 
-class Bell:
+class WakeUp:
     """A bell that the test rings; `rest` is what it answers."""
 
     def __init__(self, rest: Literal["sleep", "listen", "poll"] = "sleep") -> None:
@@ -109,13 +109,13 @@ class Bell:
         self.asleep = False
         self.calls: list[str] = []
 
-    def lie_down(self) -> Literal["sleep", "listen", "poll"]:
-        self.calls.append("lie_down")
+    def request(self) -> Literal["sleep", "listen", "poll"]:
+        self.calls.append("request")
         self.asleep = True
         return self.rest
 
-    def get_up(self) -> None:
-        self.calls.append("get_up")
+    def release(self) -> None:
+        self.calls.append("release")
         self.asleep = False
 
 
@@ -183,13 +183,13 @@ class Parts:
 
     def __init__(self, endpoints: tuple[Endpoint, ...], rescue_seconds: float, room: int) -> None:
         self.log = Log()
-        self.bell = Bell()
+        self.wakeup = WakeUp()
         self.dispatcher = Dispatcher(room)
         self.recorder = Recorder()
         self.parking = Parking()
         self.reader = Reader(
             self.log,
-            self.bell,
+            self.wakeup,
             self.dispatcher,
             self.recorder,
             self.parking,
@@ -198,15 +198,15 @@ class Parts:
             dead_after=15.0,
             rescue_seconds=rescue_seconds,
         )
-        self.reader.opening.endpoints_for = lambda _: endpoints
+        self.reader.fanout.endpoints_for = lambda _: endpoints
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "AWAY_FIRST", 0.001)
     monkeypatch.setattr(reader, "AWAY_MOST", 0.002)
-    monkeypatch.setattr(deferred, "BEHIND_FIRST", 0.001)
-    monkeypatch.setattr(deferred, "BEHIND_MOST", 0.002)
+    monkeypatch.setattr(deferred, "DEFER_FIRST", 0.001)
+    monkeypatch.setattr(deferred, "DEFER_MOST", 0.002)
     monkeypatch.setattr(polling, "NAP", 0.02)
 
 
@@ -281,25 +281,25 @@ async def test_a_batch_that_nobody_wants_ends_at_once() -> None:
 async def test_a_ring_during_a_cut_survives_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polling, "NAP", 600.0)
     async with reading() as parts:
-        await until(lambda: parts.bell.asleep, "a sleeping reader")
+        await until(lambda: parts.wakeup.asleep, "a sleeping reader")
 
         def commit() -> None:
             number = 1 + len(parts.dispatcher.offered)
             parts.log.cuts.append([batch(number, number)])
-            parts.bell.rung.set()
+            parts.wakeup.rung.set()
 
         for _ in range(2):
             offered = len(parts.dispatcher.offered)
             parts.log.during_cuts = [commit]
-            parts.bell.rung.set()
+            parts.wakeup.rung.set()
             await until(lambda n=offered: len(parts.dispatcher.offered) > n, "the event that came during a cut")  # type: ignore[misc]
 
 
 async def test_a_ring_that_was_answered_leaves_the_reader_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polling, "NAP", 600.0)
     async with reading() as parts:
-        await until(lambda: parts.bell.asleep, "a sleeping reader")
-        parts.bell.rung.set()
+        await until(lambda: parts.wakeup.asleep, "a sleeping reader")
+        parts.wakeup.rung.set()
         await asyncio.sleep(0.1)
         assert len(parts.log.shares) < 20  # it does not spin
 
@@ -313,12 +313,12 @@ async def test_what_rings_for_nothing_is_listened_to_less_and_less(monkeypatch: 
         return event.is_set()
 
     monkeypatch.setattr(polling, "wait_for", wait_for)
-    bell = Bell()
-    resting = polling.Rest(bell, asyncio.Event())
-    monkeypatch.setattr(bell, "lie_down", lambda: "sleep")
+    wakeup = WakeUp()
+    resting = polling.Polling(wakeup, asyncio.Event())
+    monkeypatch.setattr(wakeup, "request", lambda: "sleep")
 
     async def look(events: int) -> None:
-        bell.rung.set()
+        wakeup.rung.set()
         resting.look()
         resting.found(events)
         await resting.sleep()
@@ -339,32 +339,32 @@ async def test_what_rings_for_nothing_is_listened_to_less_and_less(monkeypatch: 
 async def test_it_looks_again_soon_where_another_had_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polling, "NAP", 600.0)
     async with reading() as parts:
-        await until(lambda: parts.bell.asleep, "a sleeping reader")
+        await until(lambda: parts.wakeup.asleep, "a sleeping reader")
         await asyncio.sleep(0.05)
         parts.log.refusals = [True] * 3
-        parts.bell.rung.set()
+        parts.wakeup.rung.set()
         await until(lambda: not parts.log.refusals, "cuts until it is free", timeout=10)
 
 
 async def test_one_that_listens_naps_between_its_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Although what it is told is true of the moment alone, and it has to ask again each time."""
     waits: list[float] = []
-    bell = RealBell("")
-    monkeypatch.setattr(bell, "_connection", SimpleNamespace(is_closed=lambda: False))
+    wakeup = RealWakeUp("")
+    monkeypatch.setattr(wakeup, "_connection", SimpleNamespace(is_closed=lambda: False))
 
     async def wait_for(event: asyncio.Event, seconds: float) -> bool:
         waits.append(seconds)
         return event.is_set()
 
     monkeypatch.setattr(polling, "wait_for", wait_for)
-    resting = polling.Rest(bell, asyncio.Event())
+    resting = polling.Polling(wakeup, asyncio.Event())
     for _ in range(40):
         resting.look()
         resting.found(0)
-        if bell._wanted.is_set():  # a part of its own asks while it cuts, and another sleeps
-            bell._wanted.clear()
-            bell._answer = "listen"
-            bell.rung.set()
+        if wakeup._wanted.is_set():  # a part of its own asks while it cuts, and another sleeps
+            wakeup._wanted.clear()
+            wakeup._answer = "listen"
+            wakeup.rung.set()
         await resting.sleep()
     assert waits.count(polling.NAP) >= 19
 
@@ -372,28 +372,28 @@ async def test_one_that_listens_naps_between_its_looks(monkeypatch: pytest.Monke
 async def test_a_few_events_leave_it_where_producers_ring_and_many_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polling, "NAP", 600.0)
     async with reading() as parts:
-        await until(lambda: parts.bell.asleep, "a sleeping reader")
+        await until(lambda: parts.wakeup.asleep, "a sleeping reader")
         looks = len(parts.log.shares)
         parts.log.cuts.append([batch(1, 1)])
-        parts.bell.rung.set()
+        parts.wakeup.rung.set()
         await until(lambda: parts.dispatcher.offered, "the event")
         await asyncio.sleep(0.1)
-        assert "get_up" not in parts.bell.calls
+        assert "release" not in parts.wakeup.calls
         assert len(parts.log.shares) == looks + 2, "the cut that finds it, and the one after which it sleeps on"
         parts.log.cuts.append([batch(2, *range(100, 600))])
-        parts.bell.rung.set()
-        await until(lambda: "get_up" in parts.bell.calls, "it gets up")
-        await until(lambda: parts.bell.asleep, "it sleeps again", timeout=20)
+        parts.wakeup.rung.set()
+        await until(lambda: "release" in parts.wakeup.calls, "it gets up")
+        await until(lambda: parts.wakeup.asleep, "it sleeps again", timeout=20)
 
 
 async def test_a_ring_is_answered_long_before_the_nap_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polling, "NAP", 600.0)
     async with reading() as parts:
         for number in (1, 2, 3):
-            asked = len(parts.bell.calls)
-            await until(lambda n=asked: "lie_down" in parts.bell.calls[n:] or parts.bell.asleep, "sleep")  # type: ignore[misc]
+            asked = len(parts.wakeup.calls)
+            await until(lambda n=asked: "request" in parts.wakeup.calls[n:] or parts.wakeup.asleep, "sleep")  # type: ignore[misc]
             parts.log.cuts.append([batch(number, number)])
-            parts.bell.rung.set()
+            parts.wakeup.rung.set()
             await until(lambda n=number: (n, 1) in parts.dispatcher.pairs, "the event that rang")  # type: ignore[misc]
 
 
@@ -401,11 +401,11 @@ async def test_it_cuts_once_more_after_it_has_lain_down(monkeypatch: pytest.Monk
     monkeypatch.setattr(polling, "NAP", 600.0)
     parts = Parts((HOOK,), 600.0, 10)
 
-    class Late(Bell):
-        def lie_down(self) -> Literal["sleep", "listen", "poll"]:
+    class Late(WakeUp):
+        def request(self) -> Literal["sleep", "listen", "poll"]:
             if not self.calls:  # committed between the cut that was empty and the lock: it rang nobody
                 parts.log.cuts.append([batch(1, 11)])
-            return super().lie_down()
+            return super().request()
 
     late = Late()
     reading = Reader(
@@ -419,7 +419,7 @@ async def test_it_cuts_once_more_after_it_has_lain_down(monkeypatch: pytest.Monk
         dead_after=15.0,
         rescue_seconds=600.0,
     )
-    reading.opening.endpoints_for = lambda _: (HOOK,)
+    reading.fanout.endpoints_for = lambda _: (HOOK,)
     async with asyncio.TaskGroup() as group:
         group.create_task(reading.run())
         await until(lambda: parts.dispatcher.pairs == [(11, 1)], "the event that rang nobody")
@@ -428,8 +428,8 @@ async def test_it_cuts_once_more_after_it_has_lain_down(monkeypatch: pytest.Monk
 
 async def test_without_a_bell_it_polls_and_finds() -> None:
     async with reading() as parts:
-        parts.bell.rest = "poll"
-        await until(lambda: "lie_down" in parts.bell.calls, "a first look")
+        parts.wakeup.rest = "poll"
+        await until(lambda: "request" in parts.wakeup.calls, "a first look")
         parts.log.cuts.append([batch(1, 11)])
         await until(lambda: parts.dispatcher.pairs == [(11, 1)], "the event, without a ring")
 
@@ -437,12 +437,12 @@ async def test_without_a_bell_it_polls_and_finds() -> None:
 async def test_under_load_nobody_is_asked_to_ring() -> None:
     async with reading() as parts:
         parts.log.cuts += [[batch(n, *range(n * 500, n * 500 + 500))] for n in range(1, 20)]
-        parts.bell.rung.set()
+        parts.wakeup.rung.set()
         await until(lambda: len(parts.dispatcher.offered) == 19 * 500, "all of them")
-        calls = parts.bell.calls
-        last = len(calls) - 1 - calls[::-1].index("get_up")
-        assert "lie_down" not in calls[calls.index("get_up") : last]
-        await until(lambda: parts.bell.asleep, "sleep when the load is over")
+        calls = parts.wakeup.calls
+        last = len(calls) - 1 - calls[::-1].index("release")
+        assert "request" not in calls[calls.index("release") : last]
+        await until(lambda: parts.wakeup.asleep, "sleep when the load is over")
 
 
 async def test_no_room_stops_the_reading_and_freed_room_resumes_it() -> None:
@@ -489,7 +489,7 @@ async def test_it_says_once_that_the_database_is_away_and_once_that_it_is_back()
             await until(lambda: parts.reader.connected, "a first answer")
             for times in (1, 2):
                 parts.log.troubles["cut"] = [StoreUnavailable("gone") for _ in range(3)]
-                parts.bell.rung.set()
+                parts.wakeup.rung.set()
                 await until(lambda n=times: len(logs) == 1 + 2 * n, "it is away, and back")  # type: ignore[misc]
     told = [(line["event"], line["log_level"]) for line in logs]
     assert told == [("reading", "info"), *[("database_away", "warning"), ("database_back", "info")] * 2]
@@ -505,7 +505,7 @@ async def test_another_reason_for_the_same_outage_is_told_as_well_and_a_right_th
             for troubles in ([StoreUnavailable(each) for each in reasons], [StoreForbidden("no")] * 2):
                 parts.log.troubles["cut"] = list(troubles)
                 parts.reader._setbacks._most = 0.001
-                parts.bell.rung.set()
+                parts.wakeup.rung.set()
                 await until(lambda: not parts.log.troubles["cut"] and not parts.reader.problem, "that it goes on")
     told = [(line["event"], line.get("reason")) for line in logs]
     outage = ["ended", "refused", *map(str, range(reader.MOST_TOLD - 2))]
@@ -553,7 +553,7 @@ async def test_such_a_batch_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> 
     async with reading(orphans=[slow]) as parts:
         await until(lambda: len(parts.dispatcher.offered) == 2, "the first delivery of each")
         parts.log.cuts.append([batch(7, *range(500, 900))])
-        parts.bell.rung.set()
+        parts.wakeup.rung.set()
         await until(lambda: len(parts.dispatcher.offered) == 402, "all of the other batch")
         assert slow[0].open == 2
 
@@ -621,11 +621,11 @@ async def test_metadata_is_there_to_be_matched_and_not_kept_when_it_is_large(siz
             seen.append(event.metadata)
             return HOOK, OTHER
 
-        parts.reader.opening.endpoints_for = endpoints_for
+        parts.reader.fanout.endpoints_for = endpoints_for
         text = b'"' + b"x" * size + b'"'
         parts.log.metadata = {1: text}
         parts.log.cuts.append([batch(1, 1)])
-        parts.bell.rung.set()
+        parts.wakeup.rung.set()
         await until(lambda: len(parts.dispatcher.offered) == 2, "both")
         assert seen == [text]  # once
         first, second = (delivery.event for delivery in parts.dispatcher.offered)
@@ -655,9 +655,9 @@ async def test_others_have_their_turn_while_events_are_matched(monkeypatch: pyte
             matched.append(event.id)
             return ()
 
-        parts.reader.opening.endpoints_for = endpoints_for
+        parts.reader.fanout.endpoints_for = endpoints_for
         parts.log.cuts.append([batch(1, *range(500))])
-        parts.bell.rung.set()
+        parts.wakeup.rung.set()
         while len(matched) < 500:
             seen.add(len(matched))
             await asyncio.sleep(0)
@@ -668,10 +668,10 @@ async def test_it_draws_on_after_whose_surplus_was_drawn_last() -> None:
     async with reading() as parts:
         parts.log.drawn = "acme"
         parts.log.cuts.append([batch(1, 1)])
-        parts.bell.rung.set()
+        parts.wakeup.rung.set()
         await until(lambda: parts.log.shares[-1:] and parts.log.shares[-1].after == "acme", "a cut that knows")
         parts.log.drawn = None
-        parts.bell.rung.set()
+        parts.wakeup.rung.set()
         await until(lambda: len(parts.log.shares) > 5, "more cuts")
         assert parts.log.shares[-1].after == "acme"
 
@@ -747,7 +747,7 @@ async def test_a_batch_that_cannot_be_read_lets_all_others_pass_and_is_told_and_
             await until(lambda: parts.log.calls.count("heads") > 5, "some tries")
             for number in range(3, 6):
                 parts.log.cuts.append([batch(number, number * 10)])
-                parts.bell.rung.set()
+                parts.wakeup.rung.set()
                 await until(lambda n=number: (n * 10, 1) in parts.dispatcher.pairs, "what was cut after it")  # type: ignore[misc]
             assert parts.dispatcher.pairs == [(21, 1), (30, 1), (40, 1), (50, 1)]
             assert "batch 1 cannot be read, 2 events: " in parts.reader.problem
@@ -763,8 +763,8 @@ async def test_a_batch_that_cannot_be_read_lets_all_others_pass_and_is_told_and_
 
 
 async def test_a_batch_that_cannot_be_read_is_tried_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deferred, "BEHIND_FIRST", 1.0)
-    monkeypatch.setattr(deferred, "BEHIND_MOST", 60.0)
+    monkeypatch.setattr(deferred, "DEFER_FIRST", 1.0)
+    monkeypatch.setattr(deferred, "DEFER_MOST", 60.0)
     with capture_logs() as logs:
         async with reading([batch(1, 11)]) as parts:
             parts.log.poison[11] = StoreUnavailable("an I/O error")
@@ -784,7 +784,7 @@ async def test_a_bug_in_matching_sets_one_event_aside_and_costs_no_other() -> No
             raise KeyError("a bug")
         return (HOOK,)
 
-    parts.reader.opening.endpoints_for = endpoints_for
+    parts.reader.fanout.endpoints_for = endpoints_for
     parts.log.cuts.append([mine])
     parts.log.troubles["set_aside"] = [StoreUnavailable("away for a moment")]
     with capture_logs():
@@ -806,7 +806,7 @@ async def _cuts_though_nothing_can_be_adopted(error: Exception) -> None:
     async with reading(rescue_seconds=0.01, troubles={"adopt": [error] * 1_000}) as parts:
         for number in range(1, 4):
             parts.log.cuts.append([batch(number, number)])
-            parts.bell.rung.set()
+            parts.wakeup.rung.set()
             await until(lambda n=number: len(parts.dispatcher.offered) == n, "what is cut")  # type: ignore[misc]
 
 
@@ -827,7 +827,7 @@ async def test_after_a_lost_reply_it_looks_at_once_for_what_it_may_own() -> None
         rescues = parts.log.calls.count("adopt")
         parts.log.orphans.append([batch(7, 71, claims=2)])
         parts.log.troubles["cut"] = [StoreUnavailable("the reply was lost")]
-        parts.bell.rung.set()
+        parts.wakeup.rung.set()
         await until(lambda: parts.dispatcher.pairs == [(71, 1)], "the batch whose number never reached us")
         assert parts.log.calls.count("adopt") > rescues
 
@@ -856,6 +856,6 @@ async def test_stop_wakes_a_sleeper(
 ) -> None:
     monkeypatch.setattr(polling, "NAP", 600.0)
     async with asyncio.timeout(HANGS), reading() as parts:
-        parts.bell.rest = answer
-        await until(lambda: parts.bell.calls, "a look")
+        parts.wakeup.rest = answer
+        await until(lambda: parts.wakeup.calls, "a look")
         await asyncio.sleep(0.05)

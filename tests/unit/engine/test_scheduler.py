@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.endpoints import HOOK
 from webhookd.engine.dispatch.payloads import Payload
 from webhookd.engine.dispatch.queues import QUEUED, EndpointQueue, Flight, Standing, host_of
-from webhookd.engine.dispatch.scheduler import ASIDE_PER_SLOT, FOREVER, Turns
+from webhookd.engine.dispatch.scheduler import ASIDE_PER_SLOT, FOREVER, Scheduler
 from webhookd.model import Batch, Delivery, Event
 from webhookd.policy.limiter import Signal
 
@@ -26,7 +26,7 @@ class Daemon:
     """Queues with something in them, and their turns."""
 
     def __init__(self, slots: int = 100, per_host: int = 100) -> None:
-        self.turns = Turns()
+        self.turns = Scheduler()
         self.limits = slots, per_host
         self.numbers = itertools.count(1)
         self.queues: list[EndpointQueue] = []
@@ -217,20 +217,20 @@ def test_while_our_way_out_is_shut_one_attempt_a_second_looks_at_it() -> None:
     turns = daemon.turns
     daemon.fill(daemon.queues[0], 10)
     turns.land(first[0])
-    assert turns.hear(True, NOW, NOW + 1)
-    assert not turns.hear(True, NOW, NOW + 1.1)  # known by now
-    assert not turns.hear(False, NOW, NOW + 1.2)  # began before
-    assert not turns.hear(None, NOW + 1.1, NOW + 1.2)  # got nowhere near it
+    assert turns.note_egress(True, NOW, NOW + 1)
+    assert not turns.note_egress(True, NOW, NOW + 1.1)  # known by now
+    assert not turns.note_egress(False, NOW, NOW + 1.2)  # began before
+    assert not turns.note_egress(None, NOW + 1.1, NOW + 1.2)  # got nowhere near it
     for flight in first[1:]:
         turns.land(flight)
     assert daemon.start(NOW + 2) == []
     (look,) = daemon.start(NOW + 2.2)
     turns.land(look)
-    assert not turns.hear(True, NOW + 2.2, NOW + 2.3)
+    assert not turns.note_egress(True, NOW + 2.2, NOW + 2.3)
     assert daemon.start(NOW + 3.2) == []
     (look,) = daemon.start(NOW + 3.4)
     turns.land(look)
-    assert turns.hear(False, NOW + 3.4, NOW + 3.5)
+    assert turns.note_egress(False, NOW + 3.4, NOW + 3.5)
     assert len(daemon.start(NOW + 3.5)) == 8
 
 
@@ -326,10 +326,10 @@ def test_what_waits_behind_silence_is_counted() -> None:
     silent, answering, old = daemon.queue(ready=30), daemon.queue(ready=30), daemon.queue(ready=30)
     daemon.start(NOW)
     answering.learn(Signal.GOOD, NOW, NOW + 0.08)
-    assert daemon.turns.still(NOW + 0.04) == 0
-    assert daemon.turns.still(NOW + 0.1) == 40
+    assert daemon.turns.behind_silence(NOW + 0.04) == 0
+    assert daemon.turns.behind_silence(NOW + 0.1) == 40
     daemon.turns.age(NOW + 2)
-    assert daemon.turns.still(NOW + 2) == silent.queued + answering.queued + old.queued == 60
+    assert daemon.turns.behind_silence(NOW + 2) == silent.queued + answering.queued + old.queued == 60
 
 
 def test_a_slot_that_one_endpoint_of_a_host_cannot_use_goes_to_the_next() -> None:

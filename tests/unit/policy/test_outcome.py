@@ -35,8 +35,8 @@ from webhookd.policy.outcome import (
     OWN_FAULT_PAUSE,
     attempt_of,
     decide,
+    is_egress_down,
     is_failure,
-    is_stranded,
     retry_after,
     signal,
     wait_of,
@@ -179,12 +179,12 @@ def test_who_asks_for_less_has_not_failed_but_must_ask_for_something() -> None:
 
 
 def test_what_an_answer_says_of_our_own_way_out() -> None:
-    assert is_stranded(NoResponse("proxy_error", ours=True)) is True
+    assert is_egress_down(NoResponse("proxy_error", ours=True)) is True
     for through in (NoResponse("proxy_error"), NoResponse("timeout"), NoResponse("tls_error"), Response(502)):
-        assert is_stranded(through) is False
+        assert is_egress_down(through) is False
     for neither in ("egress_denied", "invalid_url", "auth_error", "connect_timeout", "dns_error"):
-        assert is_stranded(NoResponse(neither)) is None
-    assert is_stranded(NoResponse("internal", ours=True)) is None
+        assert is_egress_down(NoResponse(neither)) is None
+    assert is_egress_down(NoResponse("internal", ours=True)) is None
 
 
 def test_a_fault_of_ours_costs_no_attempt_even_on_the_horizon() -> None:

@@ -25,7 +25,7 @@ from webhookd.cli.demo.accounts import Receipts, Summary, summarize
 from webhookd.cli.demo.view import Seen, summary_table, summary_text, view
 from webhookd.cli.embedded import postgres
 from webhookd.cli.options import STOP_SIGNALS, AsJson, folder, on_stop_signals, ran
-from webhookd.cli.receiver import Received, sink
+from webhookd.cli.receiver import Received, local_receiver
 from webhookd.cli.tables import say, show_json, tell
 from webhookd.config.config import Config
 from webhookd.daemon.daemon import Daemon
@@ -108,7 +108,7 @@ class _Demo:
         secret = new_secret()
         await migrate(self._dsn)
         async with (
-            sink((parse_secret(secret),), self._receive, files.BEHAVIOURS, random=self._random.random) as url,
+            local_receiver((parse_secret(secret),), self._receive, files.BEHAVIOURS, random=self._random.random) as url,
             Database(self._dsn, size=3) as database,
         ):
             config = files.write(self._directory, self._dsn, url, secret)

@@ -15,7 +15,7 @@ import typer
 from webhookd.cli.listen.forward import client, passing
 from webhookd.cli.listen.view import Seen, described, lines
 from webhookd.cli.options import Usage, on_stop_signals, ran
-from webhookd.cli.receiver import Behaviour, Received, sink
+from webhookd.cli.receiver import Behaviour, Received, local_receiver
 from webhookd.cli.tables import document, say, show_json, tell
 from webhookd.egress.guard import url_mistake
 from webhookd.errors import WebhookdError
@@ -69,7 +69,9 @@ def listen(
         async with client() as session:
             forward = None if forward_to is None else passing(session, forward_to)
             try:
-                async with sink((key,), show, random=chance, port=port, otherwise=behaviour, forward=forward) as url:
+                async with local_receiver(
+                    (key,), show, random=chance, port=port, otherwise=behaviour, forward=forward
+                ) as url:
                     say("\n".join(introduction(url, text, secret_file)), err=as_json)
                     await stopped.wait()
             except OSError as error:

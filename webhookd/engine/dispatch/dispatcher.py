@@ -23,16 +23,16 @@ from webhookd.engine.dispatch.limits import AT_A_TIME, Limits
 from webhookd.engine.dispatch.payloads import Payload
 from webhookd.engine.dispatch.queues import (
     GONE_MOST,
+    SILENT_SECONDS,
     SPILLED_MOST,
-    STILL_SECONDS,
     EndpointQueue,
-    Fed,
     Feed,
+    FeedState,
     Flight,
     Standing,
 )
 from webhookd.engine.dispatch.room import MOST_DELIVERIES, Room
-from webhookd.engine.dispatch.scheduler import ASIDE_AFTER, FOREVER, STRANDED_SECONDS, Turns
+from webhookd.engine.dispatch.scheduler import ASIDE_AFTER, EGRESS_DOWN_SECONDS, FOREVER, Scheduler
 from webhookd.message import request
 from webhookd.model import Delivery, Ended, Endpoint, NoResponse, Postponed, Request, Response, Result
 from webhookd.policy import outcome
@@ -48,7 +48,7 @@ UNSEEN_SECONDS = 5.0  # without a look at our way out, from which on more is tak
 log = structlog.get_logger("webhookd.dispatcher")
 
 
-_LIVE = Fed()
+_LIVE = FeedState()
 
 
 class Sender(Protocol):
@@ -112,8 +112,8 @@ class Dispatcher:
         self._user_agent = user_agent
         self._patience = patience
         self._queues: dict[int, EndpointQueue] = {}
-        self._turns = Turns(aside_after=min(ASIDE_AFTER, patience))
-        self._limits = Limits(self._turns)
+        self._scheduler = Scheduler(aside_after=min(ASIDE_AFTER, patience))
+        self._limits = Limits(self._scheduler)
         self._alarm: asyncio.TimerHandle | None = None  # for the first queue that may start at some moment
         self._alarm_at = FOREVER
         self.feeder = Feeder(
@@ -125,11 +125,12 @@ class Dispatcher:
             on_fed=self._fill_lanes,
         )
         self._room = Room(most_deliveries)
-        self._still, self._still_until = 0, 0.0  # deliveries behind attempts without an answer; good until that moment
+        self._behind_silence = 0  # deliveries that wait behind attempts without an answer
+        self._behind_silence_until = 0.0  # the moment until which that is good
         self._lane_group: asyncio.TaskGroup | None = None
         self._stopped = asyncio.Event()
         self._on_hold = False
-        self._fed: dict[int, Fed] = {}  # those that are not live
+        self._fed: dict[int, FeedState] = {}  # those that are not live
         self.room_freed = asyncio.Event()  # set when a delivery leaves; whoever waits clears it
         self.configure((), delivery)
 
@@ -148,24 +149,24 @@ class Dispatcher:
 
     def _waiting_for_silence(self) -> int:
         now = time.monotonic()
-        if now >= self._still_until:
-            self._still_until = now + STILL_SECONDS / 2
-            self._still = self._turns.still(now)
-        return self._still
+        if now >= self._behind_silence_until:
+            self._behind_silence_until = now + SILENT_SECONDS / 2
+            self._behind_silence = self._scheduler.behind_silence(now)
+        return self._behind_silence
 
     def _is_waiting_for_a_way_out(self, now: float) -> bool:
         # What is held can look whether it is open again, unless it all waits for its endpoints.
-        return self._turns.is_stranded(now, UNSEEN_SECONDS if self._room.held else STRANDED_SECONDS)
+        return self._scheduler.is_egress_down(now, UNSEEN_SECONDS if self._room.held else EGRESS_DOWN_SECONDS)
 
     @property
     def in_flight(self) -> int:
         """Attempts under way."""
-        return self._turns.started + self._turns.aside
+        return self._scheduler.started + self._scheduler.aside
 
     def claimable(self, endpoint_id: int) -> tuple[int, float]:
         """How many deliveries of the backlog this endpoint could start soon, and the lease they need, in seconds."""
         queue, now = self._queues.get(endpoint_id), time.monotonic()
-        if queue is None or self._on_hold or self._stopped.is_set() or not self._turns.is_open(queue.standing):
+        if queue is None or self._on_hold or self._stopped.is_set() or not self._scheduler.is_open(queue.standing):
             return 0, 0.0
         if self._is_waiting_for_a_way_out(now):
             return 0, 0.0
@@ -224,7 +225,7 @@ class Dispatcher:
 
     def _ready(self, queue: EndpointQueue) -> None:
         if self._queues.get(queue.endpoint.id) is queue:
-            self._turns.ask(queue)
+            self._scheduler.ask(queue)
         else:
             self._spill_all(queue)  # its endpoint went while its payloads came
 
@@ -240,7 +241,7 @@ class Dispatcher:
             queue = self._queues.pop(endpoint_id)
             queue.host.queues.discard(queue)
             self._spill_all(queue)
-        self._turns.forget_hosts()
+        self._scheduler.forget_hosts()
         self._limit(self._queues.values())
 
     def prepare(self, endpoints: Collection[Endpoint]) -> Iterator[None]:
@@ -248,11 +249,11 @@ class Dispatcher:
         for number, endpoint in enumerate(endpoints, start=1):
             queue = self._queues.get(endpoint.id)
             if queue is None:
-                queue = self._queues[endpoint.id] = EndpointQueue(endpoint, self._turns.host(endpoint.url))
+                queue = self._queues[endpoint.id] = EndpointQueue(endpoint, self._scheduler.host(endpoint.url))
                 queue.follow(*self._fed.get(endpoint.id, _LIVE))
                 self._limits.keep(queue)
             elif queue.endpoint is not endpoint:
-                queue.change(endpoint, self._turns.host(endpoint.url))
+                queue.change(endpoint, self._scheduler.host(endpoint.url))
             if number % AT_A_TIME == 0:
                 yield
         yield
@@ -263,7 +264,7 @@ class Dispatcher:
             self._limits.shares = shares
             self._limit(self._queues.values())
 
-    def follow(self, fed: Mapping[int, Fed]) -> None:
+    def follow(self, fed: Mapping[int, FeedState]) -> None:
         """Feed these endpoints from there, and the others as before."""
         changed = []
         for endpoint_id, now_fed in fed.items():
@@ -330,7 +331,7 @@ class Dispatcher:
 
     def _ring(self) -> None:
         self._alarm_at = FOREVER
-        self._turns.wake(time.monotonic())
+        self._scheduler.wake(time.monotonic())
         self._fill_lanes()
 
     def _take(self) -> Flight | None:
@@ -338,17 +339,17 @@ class Dispatcher:
         if self._stopped.is_set() or self._on_hold:
             return None
         now = time.monotonic()
-        while (queue := self._turns.take(now)) is not None:
+        while (queue := self._scheduler.take(now)) is not None:
             delivery, payload = queue.ready.popleft()
             self.feeder.ask(queue)
             if delivery.endpoint is not queue.endpoint:  # changed, however long ago whoever offered it had looked
                 delivery.follow(queue.endpoint)
             if delivery.start_by >= now:
-                return self._turns.start(queue, delivery, payload, now)
+                return self._scheduler.start(queue, delivery, payload, now)
             # Too late for its lease: whoever claims it next sends it.
             self._leave(delivery, payload)
-            self._turns.ask(queue)
-        if (upcoming := self._turns.upcoming) < self._alarm_at:
+            self._scheduler.ask(queue)
+        if (upcoming := self._scheduler.upcoming) < self._alarm_at:
             self._set_alarm(upcoming)
         return None
 
@@ -374,12 +375,12 @@ class Dispatcher:
         finally:
             delivery.event = lean
             now = time.monotonic()
-            self._turns.land(flight)
+            self._scheduler.land(flight)
             self._room.answered()
             self._room.leave(delivery.event.tenant)
             self.feeder.drop(delivery.event)
-        if self._turns.hear(outcome.is_stranded(answer), flight.started, now):
-            log.warning("proxy_away" if self._turns.stranded_at else "proxy_back")
+        if self._scheduler.note_egress(outcome.is_egress_down(answer), flight.started, now):
+            log.warning("proxy_away" if self._scheduler.egress_down_at else "proxy_back")
         self.answers.take(flight, answer, at, now)
         if queue.is_shut(now):
             self._spill_all(queue)
@@ -413,14 +414,14 @@ class Dispatcher:
         while not await wait_for(self._stopped, SWEEP_SECONDS):
             now = time.monotonic()
             self._room.measure(SWEEP_SECONDS)
-            self._turns.age(now)
-            for delivery in self._turns.stragglers(now - self._patience):
+            self._scheduler.age(now)
+            for delivery in self._scheduler.stragglers(now - self._patience):
                 self._recorder.lease(delivery, delivery.endpoint.timeout + LEASE_MARGIN)
             for number, queue in enumerate(list(self._queues.values()), start=1):
                 if (queue.ready or queue.waiting) and queue.is_held_up(now):
                     self._spill_overdue(queue, now)
                 if queue.ready:
-                    self._turns.ask(queue)  # a limit that was raised rings no bell
+                    self._scheduler.ask(queue)  # a limit that was raised tells nobody
                 if number % AT_A_TIME == 0:
                     await asyncio.sleep(0)
             self._fill_lanes()

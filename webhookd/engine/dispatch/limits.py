@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from webhookd.engine.dispatch.queues import EndpointQueue, Host
-from webhookd.engine.dispatch.scheduler import Turns
+from webhookd.engine.dispatch.scheduler import Scheduler
 from webhookd.policy.members import Shares, alone
 
 AT_A_TIME = 200  # endpoints that are looked at before others have their turn on the loop
@@ -12,10 +12,10 @@ AT_A_TIME = 200  # endpoints that are looked at before others have their turn on
 class Limits:
     """How many attempts may be under way at one time: `slots` in all, `per_host`, and as many as each endpoint has."""
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: Scheduler) -> None:
         self.slots = self.per_host = 0
         self.shares: Shares = alone()
-        self._turns = turns
+        self._scheduler = turns
         self._endpoints: dict[EndpointQueue, None] = {}  # those to look at
         self._hosts: set[Host] = set()  # and then their hosts
 
@@ -44,7 +44,7 @@ class Limits:
         while self._hosts and not self._endpoints and looked_at < AT_A_TIME:
             hosts.append(host := self._hosts.pop())
             looked_at += len(host.queues)
-        self._turns.configure(self.slots, self.per_host, hosts, self.shares)
+        self._scheduler.configure(self.slots, self.per_host, hosts, self.shares)
         return self.is_under_way
 
     @property

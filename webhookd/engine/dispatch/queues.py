@@ -16,7 +16,7 @@ QUEUED = 200  # deliveries that may wait for an endpoint whatever its pace
 SPILLED_MOST = 1_000  # deliveries that an endpoint may have in the backlog because it cannot keep up
 PACE_WEIGHT = 0.05  # of the newest latency in its moving average
 SLOW_SECONDS = 1.0  # of latency: such an endpoint shares half of the daemon's slots with others of its kind
-STILL_SECONDS = 0.05  # without an answer while something is in flight: what waits there may wait for long
+SILENT_SECONDS = 0.05  # without an answer while something is in flight: what waits there may wait for long
 SILENT_FACTOR = 3.0  # times its own latency: an attempt that waits for so long is silent, not slow
 
 
@@ -36,7 +36,7 @@ class Feed(Enum):
     NONE = "none"  # it is parked at another daemon, or nothing may be sent to it
 
 
-class Fed(NamedTuple):
+class FeedState(NamedTuple):
     """Where an endpoint gets what it is owed, and where its breaker is: failures, and the moment of the next probe."""
 
     feed: Feed = Feed.MEMORY
@@ -152,9 +152,9 @@ class EndpointQueue:
         """True when what waits here waits for the endpoint, not for the daemon."""
         return self.standing is not Standing.PROVEN or not self.has_slot() or self.until() > now
 
-    def is_still(self, now: float) -> bool:
+    def is_silent(self, now: float) -> bool:
         """True when attempts are under way and none has been answered for a moment."""
-        since = now - STILL_SECONDS
+        since = now - SILENT_SECONDS
         return bool(self.flying) and self._answered_at < since and next(iter(self.flying.values())).started < since
 
     def is_full(self, now: float, patience: float) -> bool:
@@ -172,7 +172,7 @@ class EndpointQueue:
         if self.blocked_until > now:
             return self.blocked_until - now
         seconds = self.latency
-        if self.is_still(now):
+        if self.is_silent(now):
             seconds = max(seconds, now - max(self._answered_at, next(iter(self.flying.values())).started))
         wait = self.queued * seconds / self.limit
         return wait if self.pace is None else max(wait, self.queued / self.pace.rate)

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterable
 
 from webhookd.engine.dispatch.payloads import Payload
-from webhookd.engine.dispatch.queues import STILL_SECONDS, EndpointQueue, Flight, Host, Standing, host_of
+from webhookd.engine.dispatch.queues import SILENT_SECONDS, EndpointQueue, Flight, Host, Standing, host_of
 from webhookd.model import Delivery
 from webhookd.policy.limiter import share
 from webhookd.policy.members import Shares, alone
@@ -19,12 +19,12 @@ from webhookd.policy.rotation import Rotation
 ASIDE_AFTER = 1.0  # seconds without an answer
 FOREVER = float("inf")
 ALONE = alone()
-STRANDED_SECONDS = 1.0  # until we look whether our way out is open again
+EGRESS_DOWN_SECONDS = 1.0  # until we look whether our way out is open again
 ASIDE_PER_SLOT = 4  # attempts that may be aside, for each slot of the daemon
 _AFTER = {Standing.PROVEN: Standing.SLOW, Standing.SLOW: Standing.STUCK, Standing.STUCK: Standing.PROVEN}
 
 
-class Turns:
+class Scheduler:
     """The queues that could start an attempt, and the attempts under way. All moments are of the monotonic clock."""
 
     def __init__(self, *, aside_after: float = ASIDE_AFTER) -> None:
@@ -42,7 +42,7 @@ class Turns:
         self._by_standing = [0, 0, 0]  # attempts under way, by what was known of their endpoint when they started
         self.started = 0  # attempts that hold a slot of the daemon
         self.aside = 0  # attempts that no longer do
-        self.stranded_at = 0.0  # when our way out was last found shut; 0 while it is open
+        self.egress_down_at = 0.0  # when our way out was last found shut; 0 while it is open
 
     # Limits.
 
@@ -86,23 +86,23 @@ class Turns:
 
     # Our own way out.
 
-    def hear(self, stranded: bool | None, started: float, now: float) -> bool:
+    def note_egress(self, stranded: bool | None, started: float, now: float) -> bool:
         """Follow an attempt that started then: was our way out shut, if it says so? True when that has changed.
 
         While it is, all would fail alike, so one attempt at a time looks whether it is open again.
         """
-        before = self.stranded_at
+        before = self.egress_down_at
         if stranded:
-            self.stranded_at = now
+            self.egress_down_at = now
         elif stranded is False and started > before:  # what began before proves nothing
-            self.stranded_at = 0.0
-        return (before > 0) != (self.stranded_at > 0)
+            self.egress_down_at = 0.0
+        return (before > 0) != (self.egress_down_at > 0)
 
-    def is_stranded(self, now: float, seconds: float = STRANDED_SECONDS) -> bool:
+    def is_egress_down(self, now: float, seconds: float = EGRESS_DOWN_SECONDS) -> bool:
         """True when our way out was found shut in the last so many seconds; by default, when nothing starts."""
-        return self.stranded_at > 0 and now < self.stranded_at + seconds
+        return self.egress_down_at > 0 and now < self.egress_down_at + seconds
 
-    # Turns.
+    # Scheduler.
 
     def ask(self, queue: EndpointQueue) -> None:
         """This queue may be able to start something."""
@@ -110,7 +110,7 @@ class Turns:
 
     def take(self, now: float) -> EndpointQueue | None:
         """A queue that starts an attempt now, as `start` is to be told; None when none can."""
-        if self.started >= (1 if self.stranded_at else self._slots) or self.is_stranded(now):
+        if self.started >= (1 if self.egress_down_at else self._slots) or self.is_egress_down(now):
             return None
         while (queue := self._next()) is not None:
             if not queue.ready or len(queue.flying) >= queue.limit:
@@ -215,10 +215,10 @@ class Turns:
         """The deliveries that started before that moment and whose batch still waits for them."""
         return [flight.delivery for flight in _until(self._old, before) if flight.delivery.batch is not None]
 
-    def still(self, now: float) -> int:
+    def behind_silence(self, now: float) -> int:
         """How many deliveries wait behind attempts that have had no answer for a moment."""
-        flights = itertools.chain(self._old.values(), _until(self._young, now - STILL_SECONDS))
-        return sum(queue.queued for queue in {flight.queue for flight in flights} if queue.is_still(now))
+        flights = itertools.chain(self._old.values(), _until(self._young, now - SILENT_SECONDS))
+        return sum(queue.queued for queue in {flight.queue for flight in flights} if queue.is_silent(now))
 
 
 def _until(flights: dict[Delivery, Flight], moment: float) -> list[Flight]:

@@ -25,7 +25,7 @@ def weight(event: Event) -> int:
     return 1 + size // 1_024
 
 
-class Hand:
+class Buffer:
     """Portions in turns: of one tenant after the other, and of each one portion after the other."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ import structlog
 from webhookd.model import Batch
 from webhookd.tasks import Setbacks
 
-BEHIND_FIRST, BEHIND_MOST = 0.1, 60.0  # seconds for which a batch that could not be read lets others pass
+DEFER_FIRST, DEFER_MOST = 0.1, 60.0  # seconds for which a batch that could not be read lets others pass
 FOREVER: Final = float("inf")
 
 log = structlog.get_logger("webhookd.reader")
@@ -21,11 +21,11 @@ class Hindered:
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
-        self.setbacks = Setbacks(f"reading of batch {batch.id}", BEHIND_FIRST, BEHIND_MOST)
+        self.setbacks = Setbacks(f"reading of batch {batch.id}", DEFER_FIRST, DEFER_MOST)
         self.due = 0.0  # monotonic
 
 
-class Behind:
+class Deferred:
     """Those that wait behind the others."""
 
     def __init__(self) -> None:

@@ -46,7 +46,7 @@ class Parking(Protocol):
         """The endpoints that get the events of this batch by their cursor."""
 
 
-class Opening:
+class FanOut:
     """Knows who subscribes to what: `endpoints_for(event)`. `broken` are events that a bug keeps from being matched."""
 
     def __init__(self, batches: Batches, parking: Parking) -> None:

@@ -19,27 +19,27 @@ PAUSE_LEAST, PAUSE_MOST = 0.002, 0.02
 RATE_WINDOW = 0.25  # seconds over which the rate of events is averaged
 
 
-class Bell(Protocol):
+class WakeUp(Protocol):
     """How producers wake the reader."""
 
     rung: asyncio.Event
 
-    def lie_down(self) -> Literal["sleep", "listen", "poll"]:
+    def request(self) -> Literal["sleep", "listen", "poll"]:
         """Ask to be woken; whether we are, by now."""
 
-    def get_up(self) -> None:
+    def release(self) -> None:
         """No longer ask."""
 
 
-class Rest:
+class Polling:
     """Knows how many events come, and waits for the next.
 
     Who is woken goes on to be while it has some events to see to: at less than some hundreds a second to get up for
     each, and to lie down again, costs more than being rung for it.
     """
 
-    def __init__(self, bell: Bell, stopped: asyncio.Event) -> None:
-        self._bell = bell
+    def __init__(self, wakeup: WakeUp, stopped: asyncio.Event) -> None:
+        self._wakeup = wakeup
         self._stopped = stopped
         self._rate = 0.0
         self._rate_at = time.monotonic()
@@ -58,9 +58,9 @@ class Rest:
         """The reader is about to look: from here on a ring tells of what it may not see."""
         if self.is_over and self._lies:
             self._get_up()
-        self._was_rung = self._bell.rung.is_set()
-        self._bell.rung.clear()
-        self._heard = self._lies and self._bell.lie_down() != "poll"
+        self._was_rung = self._wakeup.rung.is_set()
+        self._wakeup.rung.clear()
+        self._heard = self._lies and self._wakeup.request() != "poll"
 
     def found(self, events: int) -> None:
         """So many were there."""
@@ -84,14 +84,14 @@ class Rest:
             self._lull = min(self._lull * 2, LULL_MOST)
         if self._heard:
             self._poll = POLL_FIRST
-            await wait_for(self._bell.rung, NAP)
+            await wait_for(self._wakeup.rung, NAP)
             return
         if not self._lies:
             self._lies = True
-            self._bell.lie_down()  # and from now on before each look, which is when the answer has to be true
-        await wait_for(self._bell.rung, self._poll)  # it also rings when it has an answer
+            self._wakeup.request()  # and from now on before each look, which is when the answer has to be true
+        await wait_for(self._wakeup.rung, self._poll)  # it also rings when it has an answer
         self._poll = min(self._poll * 1.5, POLL_MOST)
 
     def _get_up(self) -> None:
         self._lies = False
-        self._bell.get_up()
+        self._wakeup.release()

@@ -21,10 +21,10 @@ from typing import Protocol
 import structlog
 
 from webhookd.engine.intake import fanout
-from webhookd.engine.intake.buffer import Hand, Portion
-from webhookd.engine.intake.deferred import Behind
-from webhookd.engine.intake.fanout import Opening
-from webhookd.engine.intake.polling import Bell, Rest
+from webhookd.engine.intake.buffer import Buffer, Portion
+from webhookd.engine.intake.deferred import Deferred
+from webhookd.engine.intake.fanout import FanOut
+from webhookd.engine.intake.polling import Polling, WakeUp
 from webhookd.errors import SchemaMismatch, StoreForbidden, StoreUnavailable
 from webhookd.model import Batch, Cut, Delivery, Endpoint, Event, Postponed, Result, Share
 from webhookd.tasks import Setbacks, wait_for
@@ -106,12 +106,12 @@ class Recorder(Protocol):
 
 
 class Reader:
-    """Turns the log into deliveries, as many as memory allows."""
+    """Scheduler the log into deliveries, as many as memory allows."""
 
     def __init__(
         self,
         batches: Batches,
-        bell: Bell,
+        wakeup: WakeUp,
         dispatcher: Dispatcher,
         recorder: Recorder,
         parking: Parking,
@@ -122,11 +122,11 @@ class Reader:
         rescue_seconds: float = RESCUE_SECONDS,
     ) -> None:
         self._store = batches
-        self._bell = bell
+        self._wakeup = wakeup
         self._dispatcher = dispatcher
         self._recorder = recorder
         self._parking = parking
-        self.opening = Opening(batches, parking)
+        self.fanout = FanOut(batches, parking)
         self._owner = owner
         self._dead_after = dead_after
         self._rescue_seconds = rescue_seconds
@@ -134,13 +134,13 @@ class Reader:
         self._unsure = False  # the reply to a cut was lost: there may be batches that are ours and that we do not know
         self._open: dict[int, Batch] = {}
         self._unread: deque[Batch] = deque()  # of the open ones, those whose events we do not know yet
-        self._hand = Hand()  # and those not yet offered to the end
+        self._buffer = Buffer()  # and those not yet offered to the end
         self._drawn: str | None = None  # whose surplus was drawn last
-        self._behind = Behind()  # of the open ones, those that let others pass until they can be read
+        self._deferred = Deferred()  # of the open ones, those that let others pass until they can be read
         self._cut_again_at = 0.0
         self._more = False  # the last cut has not come to the end of the log
         self._stopped = asyncio.Event()
-        self._rest = Rest(bell, self._stopped)
+        self._polling = Polling(wakeup, self._stopped)
         self.low = low  # every batch up to here is done; the janitor moves it
         self.steady_until = 0.0  # until then, on the database's clock, we may call others dead: the janitor's word
         self.connected = False  # the last question was answered
@@ -157,7 +157,7 @@ class Reader:
     @property
     def problem(self) -> str:
         """Why nothing is read, or which batch cannot be."""
-        return self._setbacks.problem or self._behind.problem
+        return self._setbacks.problem or self._deferred.problem
 
     def rescue(self) -> None:
         """Look for batches without an owner with the next turn, rather than in some seconds."""
@@ -166,7 +166,7 @@ class Reader:
     def stop(self) -> None:
         """Cut and adopt nothing more."""
         self._stopped.set()
-        self._bell.rung.set()
+        self._wakeup.rung.set()
         self._dispatcher.room_freed.set()
 
     async def run(self) -> None:
@@ -181,38 +181,38 @@ class Reader:
                 await wait_for(self._stopped, pause)
             else:
                 self._setbacks.over()
-        self.opening.unmatched.close()
+        self.fanout.unmatched.close()
 
     async def _turn(self) -> None:
         await self._wait_for_room()
         if self._stopped.is_set():
             return
         now = time.monotonic()
-        self._unread.extend(self._behind.due(now))
+        self._unread.extend(self._deferred.due(now))
         if not self._in_hand or now >= self._cut_again_at:
             if now >= self._next_rescue:
                 await self._rescue()
             await self._look()
         if self._unread:
             await self._open_next()
-        if self._hand:
+        if self._buffer:
             await self._hand_out()
 
     async def _look(self) -> None:
-        self._rest.look()
+        self._polling.look()
         if await self._cut() or self._in_hand:
             return
-        if self._rest.is_over:
-            await self._rest.pause()
+        if self._polling.is_over:
+            await self._polling.pause()
         elif self._more:  # another has the log, and may have looked before what rang for us was committed
             await wait_for(self._stopped, ANOTHER_CUTS)
         else:
-            await self._rest.sleep()
+            await self._polling.sleep()
 
     @property
     def _in_hand(self) -> int:
         """Events that are ours and not yet offered."""
-        return self._hand.events + sum(len(batch.event_ids) for batch in self._unread)
+        return self._buffer.events + sum(len(batch.event_ids) for batch in self._unread)
 
     async def _cut(self) -> bool:
         """Cut; True when there was something new."""
@@ -221,16 +221,15 @@ class Reader:
         # A surplus waits while an endpoint that it may be for is being parked, since from then on a cursor reads it.
         can_draw = in_hand < HARD_LIMIT and not self._unread and not self._parking.is_parking
         self._unsure, unsure = True, self._unsure
-        found = await self._store.cut(
-            self._owner,
-            Share(most, MOST_READ, PIECE if can_draw else 0, self._hand.full(most), self._hand.tenants, self._drawn),
-        )
+        piece, full = PIECE if can_draw else 0, self._buffer.full(most)
+        share = Share(most, MOST_READ, piece, full, self._buffer.tenants, self._drawn)
+        found = await self._store.cut(self._owner, share)
         self._unsure = False
         self._reached(unsure)
         self._drawn = found.drawn or self._drawn
         self._more = found.more
         self._cut_again_at = time.monotonic() + (CUT_AGAIN if found.more else CUT_BETWEEN)
-        self._rest.found(sum(len(batch.event_ids) for batch in found.batches))
+        self._polling.found(sum(len(batch.event_ids) for batch in found.batches))
         self._take_on(found.batches)
         return bool(found.batches)
 
@@ -269,29 +268,29 @@ class Reader:
         """Have the events of the next batch in hand; one that cannot be read goes behind the others."""
         batch = self._unread[0]
         try:
-            owed = await self.opening.read(batch, next_up=not self._hand)
+            owed = await self.fanout.read(batch, next_up=not self._buffer)
         except Exception as error:
-            self._behind.put(batch, error, time.monotonic())  # if it is the database, the next cut tells
+            self._deferred.put(batch, error, time.monotonic())  # if it is the database, the next cut tells
             self._unread.popleft()
             self._cut_again_at = 0.0
             return
         self._unread.popleft()
-        self._behind.forget(batch)
-        self._hand.take(batch, owed)
+        self._deferred.forget(batch)
+        self._buffer.take(batch, owed)
         if not owed:
             await self._finish(batch)
 
     async def _hand_out(self) -> None:
         """Offer some deliveries of whose turn it is, of all who have room."""
         is_full = False
-        for _ in range(len(self._hand)):
-            portion = self._hand.turn()
+        for _ in range(len(self._buffer)):
+            portion = self._buffer.turn()
             one_by_one = portion.batch.claims > ONE_BY_ONE
             room = self._dispatcher.room_for(portion.tenant)
             is_full = is_full or room <= 0
             if room > 0 and not (one_by_one and portion.batch.open > 1):
                 await self._hand_out_some(
-                    portion, 1 if one_by_one else min(room, max(AT_A_TIME // len(self._hand), LEAST_AT_A_TIME))
+                    portion, 1 if one_by_one else min(room, max(AT_A_TIME // len(self._buffer), LEAST_AT_A_TIME))
                 )
                 return
         if is_full:
@@ -305,10 +304,10 @@ class Reader:
             if self._dispatcher.room <= 0 or self._stopped.is_set():
                 return  # the batch stays open, and is given back
             if (pair := next(portion.pairs, DONE)) is DONE:
-                if self.opening.broken:
-                    await self._store.set_aside(self.opening.broken)
-                    self.opening.broken.clear()
-                if self._hand.finish(portion):
+                if self.fanout.broken:
+                    await self._store.set_aside(self.fanout.broken)
+                    self.fanout.broken.clear()
+                if self._buffer.finish(portion):
                     await self._finish(portion.batch)
                 return
             if pair is None:
@@ -318,9 +317,9 @@ class Reader:
 
     async def _finish(self, batch: Batch) -> None:
         self._recorder.settle(batch)
-        if not self._hand and not self._unread:
+        if not self._buffer and not self._unread:
             self._cut_again_at = 0.0
-            await self._rest.pause()
+            await self._polling.pause()
 
     def _offer(self, batch: Batch, event: Event, endpoint: Endpoint) -> None:
         batch.open += 1

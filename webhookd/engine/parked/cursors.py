@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Set
 
-from webhookd.engine.dispatch.queues import Fed, Feed
+from webhookd.engine.dispatch.queues import Feed, FeedState
 from webhookd.policy.parking import Cursor, Parked
 
 Key = tuple[int, int]  # of a cursor: its endpoint, and its first batch
@@ -14,12 +14,12 @@ class Cursors:
     def __init__(self) -> None:
         self._ours: dict[Key, Cursor] = {}
         self._leaving: dict[Key, Cursor] = {}
-        self.fed: dict[int, Fed] = {}  # the endpoints that are not live, whoever sends to them
+        self.fed: dict[int, FeedState] = {}  # the endpoints that are not live, whoever sends to them
 
     def __iter__(self) -> Iterator[Cursor]:
         return iter(list(self._ours.values()))
 
-    def feed(self, fed: Mapping[int, Fed]) -> None:
+    def feed(self, fed: Mapping[int, FeedState]) -> None:
         """From where these endpoints get what they are owed; of the others nothing changes."""
         for endpoint_id, now_fed in fed.items():
             if now_fed.feed is Feed.MEMORY:

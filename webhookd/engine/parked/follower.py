@@ -14,11 +14,11 @@ from typing import Protocol
 
 import structlog
 
-from webhookd.engine.dispatch.queues import SPILLED_MOST, Fed, Feed
+from webhookd.engine.dispatch.queues import SPILLED_MOST, Feed, FeedState
 from webhookd.engine.given_up import GivenUp
 from webhookd.engine.parked import windows
 from webhookd.engine.parked.cursors import Cursors, first
-from webhookd.engine.parked.log_pages import Pages
+from webhookd.engine.parked.log_pages import LogPages
 from webhookd.engine.parked.pauses import Pauses
 from webhookd.engine.parked.windows import Recorder, Windows
 from webhookd.model import Endpoint
@@ -64,7 +64,7 @@ class Dispatcher(windows.Dispatcher, Protocol):
     def rests(self, endpoint_id: int) -> None: ...
     def keeps_up(self, endpoint_id: int) -> None: ...
     def gone_since(self, endpoint_id: int) -> float | None: ...
-    def follow(self, fed: Mapping[int, Fed]) -> None: ...
+    def follow(self, fed: Mapping[int, FeedState]) -> None: ...
 
 
 class Follower:
@@ -77,7 +77,7 @@ class Follower:
     def __init__(
         self,
         store: Store,
-        pages: Pages,
+        pages: LogPages,
         dispatcher: Dispatcher,
         recorder: Recorder,
         owner: int,
@@ -121,7 +121,7 @@ class Follower:
             store, pages, dispatcher, recorder, self._cursors, endpoint, owes, lambda: self.shares, self._stopped
         )
         # Before anything is claimed: what is parked is not ours to send to until we have looked.
-        self._feed({row.endpoint_id: Fed(Feed.NONE) for row in parking.rows if row.to_batch is None})
+        self._feed({row.endpoint_id: FeedState(Feed.NONE) for row in parking.rows if row.to_batch is None})
 
     def changed(self) -> None:
         """Our endpoints are others now, and so may be what is parked."""
@@ -222,7 +222,7 @@ class Follower:
         """
         self._cursors.settle()
         keys: set[tuple[int, int]] = set()
-        fed: dict[int, Fed] = {}
+        fed: dict[int, FeedState] = {}
         parked: set[int] = set()
         paused: list[int] = []
         async for row in in_slices(parking.rows, AT_A_TIME):
@@ -230,8 +230,8 @@ class Follower:
                 paused.append(row.endpoint_id)
             ours = row.owner == self._owner and self._endpoint(row.endpoint_id) is not None
             if row.to_batch is None:
-                feed = Feed.CURSOR if ours and not row.is_still else Feed.NONE
-                fed[row.endpoint_id] = Fed(feed, row.fails, time.monotonic() + (row.retry_in or 0.0))
+                feed = Feed.CURSOR if ours and not row.is_halted else Feed.NONE
+                fed[row.endpoint_id] = FeedState(feed, row.fails, time.monotonic() + (row.retry_in or 0.0))
                 if ours:
                     self._noted.setdefault(row.endpoint_id, row.fails)
             if ours and row.reason != "disabled" and not row.is_at_its_end:
@@ -247,14 +247,14 @@ class Follower:
         known = self._cursors.fed
         live = list(known.keys() - parked)
         for since in range(0, len(live), AT_A_TIME):
-            self._feed(dict.fromkeys(live[since : since + AT_A_TIME], Fed()))
+            self._feed(dict.fromkeys(live[since : since + AT_A_TIME], FeedState()))
             await asyncio.sleep(0)
         self._pauses.now(paused)
         self._noted = {
             id_: fails for id_, fails in self._noted.items() if id_ in known and known[id_].feed is Feed.CURSOR
         }
 
-    def _feed(self, fed: Mapping[int, Fed]) -> None:
+    def _feed(self, fed: Mapping[int, FeedState]) -> None:
         self._cursors.feed(fed)
         self._dispatcher.follow(fed)
 
@@ -360,7 +360,7 @@ class Follower:
         idle, well = [], {}
         upcoming = first(self._cursors, newest)
         async for row in in_slices(self._parking.rows, AT_A_TIME):
-            if row.to_batch is not None or row.is_still:
+            if row.to_batch is not None or row.is_halted:
                 continue
             cursor = self._cursors.get((row.endpoint_id, row.from_batch))
             if row.idle:

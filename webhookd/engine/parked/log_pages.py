@@ -18,7 +18,7 @@ KEPT = 40  # that several cursors may read
 KEPT_SIZE = 1_000_000  # events of these, and endpoints that they are owed to
 MATCHING = 0.003  # seconds of looking for endpoints, before others have their turn on the loop
 
-log = structlog.get_logger("webhookd.pages")
+log = structlog.get_logger("webhookd.log_pages")
 
 
 class Page(Protocol):
@@ -87,7 +87,7 @@ class Taken(NamedTuple):
     pos: int
 
 
-class Pages:
+class LogPages:
     """Reads for cursors. `configure` tells who subscribes to what."""
 
     def __init__(self, store: Store, heads: Heads) -> None:

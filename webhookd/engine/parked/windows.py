@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Final, Protocol
 
 from webhookd.engine.parked.cursors import Cursors, first
-from webhookd.engine.parked.log_pages import Pages, Taken
+from webhookd.engine.parked.log_pages import LogPages, Taken
 from webhookd.model import Delivery, Endpoint, Postponed, Result, Window
 from webhookd.policy.limiter import share
 from webhookd.policy.members import Shares
@@ -54,7 +54,7 @@ class Windows:
     def __init__(
         self,
         store: Store,
-        pages: Pages,
+        pages: LogPages,
         dispatcher: Dispatcher,
         recorder: Recorder,
         cursors: Cursors,

@@ -473,7 +473,7 @@ SELECT k.label, array_agg(d.id ORDER BY d.id), array_agg(d.host ORDER BY d.id)
  WHERE k.label = ANY ($1::text[]) AND d.stopped_at IS NULL AND d.beat_at > now() - $2 * interval '1 s'
  GROUP BY k.label ORDER BY k.label;
 
--- name: sleep
+-- name: take_sleep_lock
 -- 'sleep': the sleep lock is ours, so producers notify. 'listen': another daemon sleeps, so they notify too. 'poll': a transaction
 -- that inserted is open, and will not.
 SELECT CASE WHEN pg_try_advisory_lock(7301, 2) THEN 'sleep'
@@ -517,7 +517,7 @@ SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'webhookd.outbox'::regclas
 -- Is anybody there?
 SELECT 1;
 
--- name: get_up
+-- name: release_sleep_lock
 -- Producers need not notify any longer.
 SELECT pg_advisory_unlock(7301, 2);
 
