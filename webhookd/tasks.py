@@ -32,11 +32,17 @@ class Setbacks:
     is away by the reader alone, for all; by a part with a connection of its own where `is_alone()`, after some tries.
     """
 
-    def __init__(self, part: str, first: float = AGAIN_FIRST, most: float = AGAIN_MOST) -> None:
+    def __init__(
+        self,
+        part: str,
+        first: float = AGAIN_FIRST,
+        most: float = AGAIN_MOST,
+        is_alone: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._part = part
         self._first = first
         self._most = most
-        self.is_alone: Callable[[], bool] = lambda: False  # the database is away for this part, and not for the reader
+        self._is_alone = is_alone  # the database is away for this part, and not for the reader
         self._pause = first
         self._met = 0
         self._told = False  # that it cannot do its work
@@ -65,7 +71,7 @@ class Setbacks:
             problem = f"a bug of webhookd in its {self._part}: {type(error).__name__}; the log has more"
             log.error("part_broke", part=self._part, exc_info=error)
         elif isinstance(error, (StoreUnavailable, SchemaMismatch)) and not isinstance(error, StoreForbidden):
-            if self._met >= LASTS and not self._told and self.is_alone():
+            if self._met >= LASTS and not self._told and self._is_alone():
                 self._fail(problem)
         elif problem != self.problem:
             self._fail(problem)

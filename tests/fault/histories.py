@@ -21,11 +21,12 @@ from tests.integration.conftest import Sql, configuration
 from tests.waiting import until
 from webhookd.config.config import Config
 from webhookd.daemon import daemon, reloader
-from webhookd.daemon.daemon import Daemon, Pace
-from webhookd.engine import janitor, retrier
+from webhookd.daemon.daemon import Daemon
+from webhookd.engine import engine, janitor, retrier
 from webhookd.engine.dispatch import dispatcher
 from webhookd.engine.dispatch.queues import Feed
-from webhookd.engine.parked import follower
+from webhookd.engine.engine import Pace
+from webhookd.engine.parked import endings, follower
 from webhookd.errors import ConfigError
 from webhookd.model import NoResponse, Request, Response
 from webhookd.policy import breaker
@@ -144,11 +145,12 @@ def install(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(daemon, "Sender", Sender)
     patch.setattr(daemon, "Database", Gated)
     patch.setattr(daemon, "Registry", Beating)
-    patch.setattr(dispatcher, "Dispatcher", Watched)
+    patch.setattr(engine, "Dispatcher", Watched)
     patch.setattr(breaker, "PROBE_FIRST", 0.05)
     patch.setattr(breaker, "PROBE_MOST", 0.2)
     patch.setattr(dispatcher, "SPILLED_MOST", SPILLED)
     patch.setattr(follower, "SPILLED_MOST", SPILLED)
+    patch.setattr(endings, "SPILLED_MOST", SPILLED)
     patch.setattr(dispatcher, "LEASE_MARGIN", 3.0)
     patch.setattr(retrier, "START_MARGIN", 0.5)
     patch.setattr(reloader, "REMOVE_EVERY", 2)
@@ -366,7 +368,7 @@ class History:
                 self._say(
                     f"  {queue.endpoint.name}: {counts}, {more}; {member.dispatcher.claimable(queue.endpoint.id)}"
                 )
-            self._say(f"  room {member.dispatcher.room}, on hold {member.dispatcher._on_hold}")
+            self._say(f"  room {member.dispatcher.room}, on hold {member.dispatcher._lanes.takes_nothing}")
 
     def _having(self, name: str) -> list[Member]:
         return [member for member in self.live if name in member.has]

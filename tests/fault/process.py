@@ -19,10 +19,11 @@ import structlog
 import uvloop
 
 from webhookd.config import loader
-from webhookd.daemon.daemon import Daemon, Pace
+from webhookd.daemon.daemon import Daemon
 from webhookd.engine import janitor, neighbours, recorder, retrier
 from webhookd.engine.dispatch import dispatcher
 from webhookd.engine.dispatch.scheduler import Scheduler
+from webhookd.engine.engine import Pace
 from webhookd.engine.intake import polling, reader
 from webhookd.message import request
 from webhookd.model import Batch, Delivery, Request

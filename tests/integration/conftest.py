@@ -14,7 +14,8 @@ from tests.conftest import execute
 from tests.planted import SECRET
 from tests.waiting import HANGS, until
 from webhookd.config.config import Config, build
-from webhookd.daemon.daemon import Daemon, Pace
+from webhookd.daemon.daemon import Daemon
+from webhookd.engine.engine import Pace
 from webhookd.store.statements import GRANTS
 
 Sql: TypeAlias = "asyncpg.Connection[asyncpg.Record]"

@@ -102,8 +102,8 @@ def test_the_same_is_worth_a_line_less_and_less() -> None:
 
 
 def test_a_database_that_is_away_for_a_part_alone_is_told_by_that_part_and_by_nobody_else() -> None:
-    setbacks, alone = Setbacks("wake-up"), False
-    setbacks.is_alone = lambda: alone
+    alone = False
+    setbacks = Setbacks("wake-up", is_alone=lambda: alone)
     with capture_logs() as lines:
         for _ in range(2 * LASTS):
             setbacks.met(StoreUnavailable("gone"))

@@ -106,7 +106,7 @@ class Janitor:
         self._daemon = daemon
         self._low = low
         self._clock = clock
-        self.retention = retention
+        self._retention = retention
         self._on_beat = on_beat
         self._on_silence = on_silence
         self._listen_pid = listen_pid
@@ -130,6 +130,10 @@ class Janitor:
     def dead_after(self) -> float:
         """Seconds of silence after which a daemon is dead to the others."""
         return self._beat_seconds * DEAD_AFTER_BEATS
+
+    def configure(self, retention: Retention) -> None:
+        """Keep what there is for so long from now on."""
+        self._retention = retention
 
     def stop(self) -> None:
         """Beat no more."""
@@ -249,7 +253,7 @@ class Janitor:
 
     async def _piece(self) -> float:
         """Do a piece of the work on the tables; the seconds until the next one."""
-        keep = self.retention
+        keep = self._retention
         if keep.manage_partitions:
             pieces = await self._store.maintain(keep.events, keep.attempts)
             problems = {piece for piece in pieces if piece[1] is not None}

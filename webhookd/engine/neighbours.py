@@ -32,7 +32,7 @@ class Store(Protocol):
 class Neighbours:
     """`ourselves` is None where nothing can be known; `see(pid)` says what is to be seen of a process of this machine.
 
-    `longest_lease()`: seconds for which a delivery may be leased. `on_buried()` hears that there is something to adopt.
+    `longest_lease()`: seconds for which a delivery may be leased.
     """
 
     def __init__(
@@ -42,27 +42,26 @@ class Neighbours:
         see: Callable[[int], Seen],
         longest_lease: Callable[[], float],
         *,
-        on_buried: Callable[[], None] = lambda: None,
         look_seconds: float = LOOK_SECONDS,
     ) -> None:
         self._store = store
         self._ourselves = ourselves
         self._see = see
         self._longest_lease = longest_lease
-        self._on_buried = on_buried
         self._look_seconds = look_seconds
         self.setbacks = Setbacks("watch over neighbours", look_seconds)
         self._known: list[tuple[int, Process]] = []
 
-    async def run(self, daemon: int) -> None:
-        """Look until cancelled, as this daemon."""
+    async def run(self, daemon: int, on_buried: Callable[[], None]) -> None:
+        """Look until cancelled, as this daemon; `on_buried()` hears that there is something to adopt."""
         looks = 0
         while self._ourselves is not None:
             pause = self._look_seconds
             try:
                 if looks % ASK_EVERY == 0:
                     await self.ask(daemon)
-                await self.bury()
+                if await self.bury():
+                    on_buried()
                 looks += 1
             except Exception as error:
                 pause = self.setbacks.met(error)
@@ -75,13 +74,13 @@ class Neighbours:
         if self._ourselves is not None:
             self._known = await self._store.neighbours(self._ourselves.machine, daemon)
 
-    async def bury(self) -> None:
-        """Let the database know who has died."""
+    async def bury(self) -> bool:
+        """Let the database know who has died; True when it did not."""
         dead = [daemon for daemon, process in self._known if is_dead(process, self._see(process.pid))]
         if not dead:
-            return
+            return False
         buried = await self._store.bury(dead, self._longest_lease())
         self._known = [(daemon, process) for daemon, process in self._known if daemon not in dead]
         if buried:
             log.warning("neighbours_died", daemons=buried)
-            self._on_buried()
+        return bool(buried)

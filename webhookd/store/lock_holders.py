@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final, Self
 
@@ -52,11 +52,11 @@ def named(row: Any) -> str:
 class LockHolders:
     """Looks for those who keep a lock from us, as long as it is entered; `problem` names them.
 
-    It has a connection of its own, since all others may be what waits.
+    It has a connection of its own, since all others may be what waits; `is_alone()` where it alone has none.
     """
 
-    def __init__(self, dsn: Dsn) -> None:
-        self.setbacks = Setbacks("look for who keeps locks")
+    def __init__(self, dsn: Dsn, is_alone: Callable[[], bool] = lambda: False) -> None:
+        self.setbacks = Setbacks("look for who keeps locks", is_alone=is_alone)
         self.problem = ""
         self._told = False  # that somebody keeps one
         self._database = Database(dsn, size=1)

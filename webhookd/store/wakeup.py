@@ -5,6 +5,7 @@ A part of its own, so that the reader waits for nothing here: it says what it wa
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -45,12 +46,12 @@ class WakeUp:
     The reader polls where a pooler stands in the way, whose connections must be left as they were, and where the
     trigger is missing that rings (`webhookd migrate --no-wake`). The payload of a NOTIFY is ignored: any role can send
     one. What any role can also do, to keep the lock or to flood the channel, costs no more than that we poll, and
-    `problem` says who does it.
+    `problem` says who does it. `is_alone()` where the database is away for this connection alone.
     """
 
-    def __init__(self, dsn: Dsn) -> None:
+    def __init__(self, dsn: Dsn, is_alone: Callable[[], bool] = lambda: False) -> None:
         self.rung = asyncio.Event()
-        self.setbacks = Setbacks("wake-up")
+        self.setbacks = Setbacks("wake-up", is_alone=is_alone)
         self._dsn = dsn
         self._connection: asyncpg.Connection[Any] | None = None
         self._wanted = asyncio.Event()

@@ -12,7 +12,8 @@ from signal import SIGSTOP
 import pytest
 
 from tests.integration.conftest import Receiver, Running, Sql, configuration, eventually, finished, insert, settled
-from webhookd.daemon.daemon import Daemon, Pace
+from webhookd.daemon.daemon import Daemon
+from webhookd.engine.engine import Pace
 from webhookd.policy.liveness import Process
 
 SELDOM = Pace(beat=20.0, rescue=0.1, look=0.05, flush=0.004, patience=0.3, neighbours=0.05)

@@ -22,7 +22,7 @@ from tests.integration.conftest import (
 )
 from tests.waiting import until
 from webhookd.engine.dispatch import dispatcher
-from webhookd.engine.parked import follower
+from webhookd.engine.parked import endings, follower
 from webhookd.policy import breaker
 from webhookd.store.database import Database
 from webhookd.store.parking import ParkingStore
@@ -205,6 +205,7 @@ async def test_one_that_cannot_keep_up_reads_the_log(
 ) -> None:
     monkeypatch.setattr(dispatcher, "SPILLED_MOST", 100)
     monkeypatch.setattr(follower, "SPILLED_MOST", 100)
+    monkeypatch.setattr(endings, "SPILLED_MOST", 100)
     quick = asyncio.Event()
 
     async def slow(_: Got) -> web.Response:
@@ -235,6 +236,7 @@ async def test_one_that_fails_once_it_is_parked_is_told_each_time(
 ) -> None:
     monkeypatch.setattr(dispatcher, "SPILLED_MOST", 100)
     monkeypatch.setattr(follower, "SPILLED_MOST", 100)
+    monkeypatch.setattr(endings, "SPILLED_MOST", 100)
     monkeypatch.setattr(breaker, "PROBE_MOST", 0.1)
     quick, status = asyncio.Event(), [200]
 
@@ -273,6 +275,7 @@ async def test_one_that_cannot_keep_up_is_live_again_whoever_sent_what_another_h
     """One slot, so of two daemons one puts off all it reads, and the other sends it."""
     monkeypatch.setattr(dispatcher, "SPILLED_MOST", 100)
     monkeypatch.setattr(follower, "SPILLED_MOST", 100)
+    monkeypatch.setattr(endings, "SPILLED_MOST", 100)
     quick = asyncio.Event()
 
     async def slow(_: Got) -> web.Response:
@@ -295,6 +298,7 @@ async def test_one_that_cannot_keep_up_is_live_again_when_the_time_of_what_it_wa
     """Rows that end without an answer are none that it has to take."""
     monkeypatch.setattr(dispatcher, "SPILLED_MOST", 100)
     monkeypatch.setattr(follower, "SPILLED_MOST", 100)
+    monkeypatch.setattr(endings, "SPILLED_MOST", 100)
     answered = receiver.hangs("hook")
     config = configuration({"hook": {"url": receiver.url("hook"), "max_in_flight": 1}})
     async with daemon(config):
@@ -457,7 +461,7 @@ async def test_what_was_answered_before_a_resume_disables_nothing(
 async def test_what_waits_too_long_behind_a_dead_endpoint_is_a_range(
     sql: Sql, receiver: Receiver, daemon: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follower, "GIVE_UP_LOOKS", 2)
+    monkeypatch.setattr(endings, "GIVE_UP_LOOKS", 2)
     monkeypatch.setattr(breaker, "PROBE_MOST", 0.1)
     is_dead(receiver, "hook")
     retry = {"schedule": ["100ms"], "give_up_after": "2s"}

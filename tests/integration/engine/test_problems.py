@@ -23,7 +23,8 @@ from tests.integration.conftest import (
 )
 from tests.waiting import until
 from webhookd.config.config import Config
-from webhookd.daemon.daemon import Daemon, Pace
+from webhookd.daemon.daemon import Daemon
+from webhookd.engine.engine import Pace
 from webhookd.errors import ConfigError
 from webhookd.store.statements import QUERIES
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from functools import partial
 
 import pytest
 
@@ -22,13 +23,14 @@ async def test_the_smallest_rank_comes_first_and_the_loop_hears_of_it() -> None:
     def wait() -> None:
         gate.wait(HANGS)
 
+    def work(rank: float) -> None:
+        worked.append((rank, threading.get_ident()))
+
     told: list[float] = []
     for _ in range(THREADS):
         threads.compute(-1, wait, lambda: over(-1))
     for rank in (3.0, 1.0, 5.0, 1.0, 0.0):
-        threads.compute(
-            rank, lambda rank=rank: worked.append((rank, threading.get_ident())), lambda rank=rank: over(rank)
-        )  # type: ignore[misc]
+        threads.compute(rank, partial(work, rank), partial(over, rank))
     gate.set()
     async with asyncio.timeout(HANGS):
         await done.wait()

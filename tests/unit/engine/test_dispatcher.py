@@ -24,6 +24,7 @@ from webhookd.engine.dispatch.limits import AT_A_TIME
 from webhookd.engine.dispatch.payloads import Payloads
 from webhookd.engine.dispatch.queues import EndpointQueue, Feed, FeedState
 from webhookd.engine.dispatch.scheduler import EGRESS_DOWN_SECONDS
+from webhookd.engine.state import Heartbeat
 from webhookd.errors import StoreUnavailable
 from webhookd.message.formats import FORMATS
 from webhookd.message.signing import SCHEMES
@@ -193,7 +194,7 @@ class Parts:
         self.endpoints = {endpoint.id: endpoint for endpoint in endpoints}
         self.store, self.network, self.recorder = Store(), Network(), Recorder()
         self.batch = Batch(1, 7, 0.0, [], DAY, DAY, 1, 0)
-        self.clock = Clock()
+        self.clock, self.heartbeat = Clock(), Heartbeat()
         told = {field.name: changes.pop(field.name) for field in fields(Settings) if field.name in changes}
         self.settings = Settings(**told)
         self.dispatcher = Dispatcher(
@@ -201,7 +202,9 @@ class Parts:
             self.network,
             self.recorder,
             self.clock,
+            self.heartbeat,
             self.settings,
+            on_trouble=lambda *_: None,
             random=lambda: 0.5,
             user_agent="webhookd/9.9",
             **{"patience": 0.2, **changes},
@@ -756,7 +759,7 @@ async def test_the_horizon_knows_when_nobody_ran() -> None:
     parts = Parts([hook(1, retry=RetryPolicy(give_up_after=100.0))])
     delivery = parts.offer(1, clock_from=1000.0)
     assert parts.dispatcher.answers.last_start(delivery) == 1100
-    parts.dispatcher.answers.downtimes = ((1010.0, 1060.0),)
+    parts.heartbeat.downtimes = ((1010.0, 1060.0),)
     assert parts.dispatcher.answers.last_start(delivery) == 1150
 
 

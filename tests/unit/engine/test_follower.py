@@ -14,10 +14,11 @@ from structlog.testing import capture_logs
 from tests.endpoints import HOOK
 from tests.waiting import until
 from webhookd.engine.dispatch.queues import SPILLED_MOST
-from webhookd.engine.parked import follower, windows
+from webhookd.engine.parked import endings, follower, windows
 from webhookd.engine.parked.follower import Dispatcher, Follower, Store
 from webhookd.engine.parked.log_pages import LogPages
 from webhookd.engine.parked.windows import Recorder
+from webhookd.engine.state import Heartbeat, Subscriptions
 from webhookd.errors import StoreRefused, StoreUnavailable
 from webhookd.model import Delivery, Endpoint, Event, Postponed, Result, Window
 from webhookd.policy.members import Shares
@@ -70,6 +71,17 @@ class Nobody:
         self.counted_anew.append(endpoint_id)
 
 
+class Known(Subscriptions):
+    """Any endpoint that is asked for."""
+
+    def __init__(self, find: Callable[[int], Endpoint | None]) -> None:
+        super().__init__(42)
+        self.find = find
+
+    def endpoint(self, endpoint_id: int) -> Endpoint | None:
+        return self.find(endpoint_id)
+
+
 def follow(
     store: Tables,
     dispatcher: Nobody | None = None,
@@ -81,9 +93,9 @@ def follow(
         cast(LogPages, None),
         cast(Dispatcher, dispatcher or Nobody()),
         cast(Recorder, None),
-        42,
         Parking(0),
-        endpoint if callable(endpoint) else lambda _: endpoint,
+        Heartbeat(),
+        Known(endpoint if callable(endpoint) else lambda _: endpoint),
         lambda _: False,
         lambda _: 0.0,
         dead_after=dead_after,
@@ -287,8 +299,8 @@ class Orphans(Tables):
 async def test_what_has_no_sender_is_taken_by_one_at_once_and_soon_by_anybody(others: tuple[int, ...]) -> None:
     store = Orphans()
     following = follow(store, Well(), endpoint=HOOK, dead_after=1.2)
-    following.shares = Shares(42, (42, *others), {})
-    at_once = [id_ for id_ in (1, 2) if following.shares.first(id_) == 42]
+    following._subscriptions.shares = Shares(42, (42, *others), {})
+    at_once = [id_ for id_ in (1, 2) if following._subscriptions.shares.first(id_) == 42]
     following.changed()
     async with asyncio.TaskGroup() as group:
         group.create_task(following.run())
@@ -300,7 +312,7 @@ async def test_what_has_no_sender_is_taken_by_one_at_once_and_soon_by_anybody(ot
 async def test_what_another_can_send_to_is_left_to_it() -> None:
     store = Orphans()
     following = follow(store, Well(), endpoint=HOOK, dead_after=0.06)
-    following.shares = Shares(42, (9, 42), {2: (42,)})  # the second it has no longer
+    following._subscriptions.shares = Shares(42, (9, 42), {2: (42,)})  # the second it has no longer
     following.changed()
     async with asyncio.TaskGroup() as group:
         group.create_task(following.run())
@@ -447,16 +459,18 @@ class Resumed(Tables):
         return {}
 
     def follower(self, dispatcher: Nobody) -> Follower:
-        pages = LogPages(self, self)
-        pages.configure(lambda _: tuple(self.endpoints.values()))
+        subscriptions = Subscriptions(42)
+        subscriptions.endpoints = self.endpoints
+        subscriptions.endpoints_for = lambda _: tuple(self.endpoints.values())
+        pages = LogPages(self, self, subscriptions)
         following = Follower(
             cast(Store, self),
             pages,
             cast(Dispatcher, dispatcher),
             cast(Recorder, self.recorder),
-            42,
             Parking(-1),
-            self.endpoints.get,
+            Heartbeat(),
+            subscriptions,
             lambda _: False,
             lambda _: 1e9,
             dead_after=15.0,
@@ -622,5 +636,5 @@ async def test_what_waited_for_its_whole_time_is_ended_for_some_at_a_time() -> N
         group.create_task(following.run())
         await until(lambda: len(store.given_up) == 3, "all of them")
         following.stop()
-    assert max(map(len, store.given_up)) <= follower.GIVE_UP_AT_ONCE
+    assert max(map(len, store.given_up)) <= endings.GIVE_UP_AT_ONCE
     assert sorted(id_ for ids in store.given_up for id_ in ids) == list(range(1, 121))

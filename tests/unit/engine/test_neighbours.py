@@ -49,9 +49,9 @@ class Machine:
 
 @asynccontextmanager
 async def looking(machine: Machine, us: Process | None = US) -> AsyncIterator[Neighbours]:
-    made = Neighbours(machine, us, machine.see, lambda: 45.0, on_buried=machine.tell, look_seconds=0.01)
+    made = Neighbours(machine, us, machine.see, lambda: 45.0, look_seconds=0.01)
     async with asyncio.TaskGroup() as group:
-        task = group.create_task(made.run(3))
+        task = group.create_task(made.run(3, machine.tell))
         yield made
         task.cancel()
 
@@ -75,7 +75,7 @@ async def test_the_living_are_left_alone_and_a_death_is_told_once(machine: Machi
 
 
 async def test_who_was_buried_by_another_is_not_told_again(machine: Machine) -> None:
-    made = Neighbours(machine, US, machine.see, lambda: 45.0, on_buried=machine.tell)
+    made = Neighbours(machine, US, machine.see, lambda: 45.0)
     await made.ask()
     machine.rows.clear()
     machine.seen.clear()
@@ -114,6 +114,6 @@ async def test_who_does_not_know_itself_knows_nobody(machine: Machine) -> None:
     made = Neighbours(machine, None, machine.see, lambda: 45.0)
     await made.ask()
     await made.bury()
-    await made.run(3)
+    await made.run(3, machine.tell)
     assert not machine.asked
     assert not machine.buried

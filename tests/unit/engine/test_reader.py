@@ -14,8 +14,10 @@ from structlog.testing import capture_logs
 
 from tests.endpoints import HOOK
 from tests.waiting import HANGS, until
-from webhookd.engine.intake import deferred, fanout, polling, reader
+from webhookd.engine.intake import deferred, fanout, outage, polling, reader
+from webhookd.engine.intake.outage import Outage
 from webhookd.engine.intake.reader import Reader
+from webhookd.engine.state import Heartbeat, Subscriptions
 from webhookd.errors import Moved, OtherPlace, SchemaMismatch, StoreForbidden, StoreRefused, StoreUnavailable
 from webhookd.model import Batch, Cut, Delivery, Endpoint, Event, Postponed, Result, Share, Window
 from webhookd.store.wakeup import WakeUp as RealWakeUp
@@ -187,18 +189,20 @@ class Parts:
         self.dispatcher = Dispatcher(room)
         self.recorder = Recorder()
         self.parking = Parking()
+        self.heartbeat, self.subscriptions, self.outage = Heartbeat(), Subscriptions(42), Outage()
         self.reader = Reader(
             self.log,
             self.wakeup,
             self.dispatcher,
             self.recorder,
             self.parking,
-            42,
-            0,
+            self.heartbeat,
+            self.subscriptions,
+            self.outage,
             dead_after=15.0,
             rescue_seconds=rescue_seconds,
         )
-        self.reader.fanout.endpoints_for = lambda _: endpoints
+        self.subscriptions.endpoints_for = lambda _: endpoints
 
 
 @pytest.fixture(autouse=True)
@@ -414,12 +418,13 @@ async def test_it_cuts_once_more_after_it_has_lain_down(monkeypatch: pytest.Monk
         parts.dispatcher,
         parts.recorder,
         parts.parking,
-        42,
-        0,
+        parts.heartbeat,
+        parts.subscriptions,
+        parts.outage,
         dead_after=15.0,
         rescue_seconds=600.0,
     )
-    reading.fanout.endpoints_for = lambda _: (HOOK,)
+    parts.subscriptions.endpoints_for = lambda _: (HOOK,)
     async with asyncio.TaskGroup() as group:
         group.create_task(reading.run())
         await until(lambda: parts.dispatcher.pairs == [(11, 1)], "the event that rang nobody")
@@ -486,7 +491,7 @@ async def test_it_says_whose_the_batches_were_that_it_adopts() -> None:
 async def test_it_says_once_that_the_database_is_away_and_once_that_it_is_back() -> None:
     with capture_logs() as logs:
         async with reading() as parts:
-            await until(lambda: parts.reader.connected, "a first answer")
+            await until(lambda: parts.outage.is_over, "a first answer")
             for times in (1, 2):
                 parts.log.troubles["cut"] = [StoreUnavailable("gone") for _ in range(3)]
                 parts.wakeup.rung.set()
@@ -501,17 +506,17 @@ async def test_another_reason_for_the_same_outage_is_told_as_well_and_a_right_th
     reasons = ["ended", "ended", "refused", "ended", *map(str, range(20))]
     with capture_logs() as logs:
         async with reading() as parts:
-            await until(lambda: parts.reader.connected, "a first answer")
+            await until(lambda: parts.outage.is_over, "a first answer")
             for troubles in ([StoreUnavailable(each) for each in reasons], [StoreForbidden("no")] * 2):
                 parts.log.troubles["cut"] = list(troubles)
                 parts.reader._setbacks._most = 0.001
                 parts.wakeup.rung.set()
                 await until(lambda: not parts.log.troubles["cut"] and not parts.reader.problem, "that it goes on")
     told = [(line["event"], line.get("reason")) for line in logs]
-    outage = ["ended", "refused", *map(str, range(reader.MOST_TOLD - 2))]
+    told_of = ["ended", "refused", *map(str, range(outage.MOST_TOLD - 2))]
     assert told == [
         ("reading", None),
-        *(("database_away", reason) for reason in outage),
+        *(("database_away", reason) for reason in told_of),
         ("database_back", None),
         ("part_failed", "no"),
         ("part_works", None),
@@ -525,8 +530,8 @@ async def test_it_tells_which_batches_it_has_and_what_the_janitor_said() -> None
         )
         assert parts.log.adopt_arguments[-1][0] == 0
         assert parts.log.adopt_arguments[-1][2] == 0.0
-        parts.reader.low = 1
-        parts.reader.steady_until = 7.5
+        parts.heartbeat.low = 1
+        parts.heartbeat.steady_until = 7.5
         await until(lambda: parts.log.adopt_arguments[-1] == (1, [1, 2], 7.5), "the janitor's word")
         batches = {delivery.batch for delivery in parts.dispatcher.offered if delivery.batch}
         for each in batches:
@@ -621,7 +626,7 @@ async def test_metadata_is_there_to_be_matched_and_not_kept_when_it_is_large(siz
             seen.append(event.metadata)
             return HOOK, OTHER
 
-        parts.reader.fanout.endpoints_for = endpoints_for
+        parts.subscriptions.endpoints_for = endpoints_for
         text = b'"' + b"x" * size + b'"'
         parts.log.metadata = {1: text}
         parts.log.cuts.append([batch(1, 1)])
@@ -655,7 +660,7 @@ async def test_others_have_their_turn_while_events_are_matched(monkeypatch: pyte
             matched.append(event.id)
             return ()
 
-        parts.reader.fanout.endpoints_for = endpoints_for
+        parts.subscriptions.endpoints_for = endpoints_for
         parts.log.cuts.append([batch(1, *range(500))])
         parts.wakeup.rung.set()
         while len(matched) < 500:
@@ -733,7 +738,7 @@ async def test_it_goes_on_when_the_database_comes_back(method: str, error: Excep
     async with reading([new], orphans=[[old]], troubles={method: [error] * 5}) as parts:
         await until(lambda: len(parts.dispatcher.offered) == 3, "everything, once the database is back")
         assert sorted(parts.dispatcher.pairs) == [(11, 1), (21, 1), (22, 1)]  # and each once
-        await until(lambda: parts.reader.connected, "it to know that, from the next cut")
+        await until(lambda: parts.outage.is_over, "it to know that, from the next cut")
     assert (new.open, old.open) == (2, 1)
 
 
@@ -751,7 +756,7 @@ async def test_a_batch_that_cannot_be_read_lets_all_others_pass_and_is_told_and_
                 await until(lambda n=number: (n * 10, 1) in parts.dispatcher.pairs, "what was cut after it")  # type: ignore[misc]
             assert parts.dispatcher.pairs == [(21, 1), (30, 1), (40, 1), (50, 1)]
             assert "batch 1 cannot be read, 2 events: " in parts.reader.problem
-            assert parts.reader.connected
+            assert parts.outage.is_over
             assert parts.reader.unfinished == [1, 2, 3, 4, 5]  # it is given back if we stop now
             parts.log.poison.clear()
             await until(lambda: len(parts.dispatcher.pairs) == 6, "it, once it can be read")
@@ -770,8 +775,8 @@ async def test_a_batch_that_cannot_be_read_is_tried_less_and_less(monkeypatch: p
             parts.log.poison[11] = StoreUnavailable("an I/O error")
             for tries in range(1, 9):
                 await until(lambda n=tries: parts.log.calls.count("heads") == n, "a try")  # type: ignore[misc]
-                await until(lambda: parts.reader._behind._hindered[1].due < reader.FOREVER, "it to be put behind")
-                parts.reader._behind._hindered[1].due = 0.0
+                await until(lambda: parts.reader._deferred._hindered[1].due < reader.FOREVER, "it to be put behind")
+                parts.reader._deferred._hindered[1].due = 0.0
     assert [line["seconds"] for line in logs if line["event"] == "batch_waits"][:8] == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
@@ -784,7 +789,7 @@ async def test_a_bug_in_matching_sets_one_event_aside_and_costs_no_other() -> No
             raise KeyError("a bug")
         return (HOOK,)
 
-    parts.reader.fanout.endpoints_for = endpoints_for
+    parts.subscriptions.endpoints_for = endpoints_for
     parts.log.cuts.append([mine])
     parts.log.troubles["set_aside"] = [StoreUnavailable("away for a moment")]
     with capture_logs():
@@ -832,12 +837,13 @@ async def test_after_a_lost_reply_it_looks_at_once_for_what_it_may_own() -> None
         assert parts.log.calls.count("adopt") > rescues
 
 
-async def test_it_says_when_the_database_was_asked_and_what_it_said() -> None:
-    async with reading(troubles={"adopt": [StoreUnavailable("no route")] * 3}) as parts:
-        await parts.reader.asked.wait()
-        assert (parts.reader.connected, parts.reader.problem) == (False, "no route")
-        await until(lambda: parts.reader.connected, "the database")
-        assert parts.reader.problem == ""
+async def test_a_rescue_that_fails_is_an_outage_as_well() -> None:
+    with capture_logs() as logs:
+        async with reading(troubles={"adopt": [StoreUnavailable("no route")] * 3}) as parts:
+            await until(lambda: [line["event"] for line in logs][-1:] == ["database_back"], "it to be back")
+            assert parts.outage.is_over
+            assert parts.reader.problem == ""
+    assert (logs[0]["event"], logs[0]["reason"]) == ("database_away", "no route")
 
 
 async def test_stop_leaves_what_is_not_handed_out_unfinished() -> None:

@@ -1,13 +1,14 @@
 """What follows from an answer: the result that is recorded, the wait that was asked for, and the doubt it casts."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from logging import DEBUG
 from typing import Literal, Protocol
 
 import structlog
 
 from webhookd.engine.dispatch.queues import GONE_MOST, EndpointQueue, Flight
+from webhookd.engine.state import Heartbeat
 from webhookd.model import Attempt, Delivered, Delivery, Ended, NoResponse, Outcome, Postponed, Response, Result
 from webhookd.policy import outcome
 from webhookd.policy.backoff import horizon
@@ -29,20 +30,26 @@ class Recorder(Protocol):
 class Answers:
     """Takes what was answered to an attempt. `on_trouble(endpoint id, trouble)` hears of endpoints that do not work.
 
-    `downtimes` are spans in which no daemon ran, and `keep_response` says whether the log gets what failed answers say.
+    `keep_response` says whether the log gets what failed answers say.
     """
 
-    def __init__(self, recorder: Recorder, random: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        heartbeat: Heartbeat,
+        on_trouble: Callable[[int, Trouble], None],
+        random: Callable[[], float],
+    ) -> None:
         self._recorder = recorder
         self._random = random
         self._tells_all = log.is_enabled_for(DEBUG)  # asked once: what each success asks it would pay for
-        self.downtimes: Sequence[tuple[float, float]] = ()
+        self._heartbeat = heartbeat
         self.keep_response = True
-        self.on_trouble: Callable[[int, Trouble], None] = lambda endpoint_id, trouble: None
+        self.on_trouble = on_trouble
 
     def last_start(self, delivery: Delivery) -> float:
         """The horizon of a delivery, on the database's clock."""
-        return horizon(delivery.endpoint.retry, delivery.clock_from, self.downtimes)
+        return horizon(delivery.endpoint.retry, delivery.clock_from, self._heartbeat.downtimes)
 
     def take(self, flight: Flight, answer: Response | NoResponse, at: float, now: float) -> None:
         """Decide what it means, and have it recorded. `at`: when the attempt began, on the database's clock."""

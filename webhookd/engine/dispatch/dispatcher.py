@@ -4,38 +4,25 @@
                    │                                                 │
                    └── 3 s or 200 behind a slow endpoint: spilled to the backlog
 
-A lane is a task that attempts one delivery after the other, whose ever turn it is, and holds a slot of the daemon; an
-attempt that takes long gives its slot to another lane. What waits for its endpoint leaves memory; what waits for a slot
-of the daemon stays, and fills the memory until the reader stops reading.
+What waits for its endpoint leaves memory; what waits for a slot of the daemon stays, and fills the memory until the
+reader stops reading.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
-from typing import Any, Protocol
-
-import structlog
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Protocol
 
 from webhookd.engine.clock import Clock
-from webhookd.engine.dispatch.answers import Answers
+from webhookd.engine.dispatch.answers import Answers, Trouble
 from webhookd.engine.dispatch.feeder import AHEAD, Feeder, Store
+from webhookd.engine.dispatch.lanes import Lanes, Sender
 from webhookd.engine.dispatch.limits import AT_A_TIME, Limits
-from webhookd.engine.dispatch.payloads import Payload
-from webhookd.engine.dispatch.queues import (
-    GONE_MOST,
-    SILENT_SECONDS,
-    SPILLED_MOST,
-    EndpointQueue,
-    Feed,
-    FeedState,
-    Flight,
-    Standing,
-)
+from webhookd.engine.dispatch.queues import GONE_MOST, SPILLED_MOST, EndpointQueue, Feed, FeedState, Standing
 from webhookd.engine.dispatch.room import MOST_DELIVERIES, Room
-from webhookd.engine.dispatch.scheduler import ASIDE_AFTER, EGRESS_DOWN_SECONDS, FOREVER, Scheduler
-from webhookd.message import request
-from webhookd.model import Delivery, Ended, Endpoint, NoResponse, Postponed, Request, Response, Result
-from webhookd.policy import outcome
+from webhookd.engine.dispatch.scheduler import ASIDE_AFTER, EGRESS_DOWN_SECONDS, Scheduler
+from webhookd.engine.state import Heartbeat
+from webhookd.model import Delivery, Ended, Endpoint, Postponed, Result
 from webhookd.policy.members import Shares
 from webhookd.tasks import wait_for
 
@@ -45,17 +32,7 @@ DEATHS_MOST = 6  # of daemons that had a delivery in hand, from which on it is n
 SWEEP_SECONDS = 0.25
 UNSEEN_SECONDS = 5.0  # without a look at our way out, from which on more is taken into memory that can have one
 
-log = structlog.get_logger("webhookd.dispatcher")
-
-
 _LIVE = FeedState()
-
-
-class Sender(Protocol):
-    """What the dispatcher needs of the network."""
-
-    def send(self, request: Request) -> Coroutine[Any, Any, Response | NoResponse]:
-        """The answer, whatever the receiver does."""
 
 
 class Settings(Protocol):
@@ -98,38 +75,42 @@ class Dispatcher:
         sender: Sender,
         recorder: Recorder,
         clock: Clock,
+        heartbeat: Heartbeat,
         delivery: Settings,
         *,
+        on_trouble: Callable[[int, Trouble], None],
         random: Callable[[], float],
         user_agent: str,
         most_deliveries: int = MOST_DELIVERIES,
         patience: float = PATIENCE,
     ) -> None:
-        self._sender = sender
         self._recorder = recorder
         self._clock = clock
-        self.answers = Answers(recorder, random)
-        self._user_agent = user_agent
+        self.answers = Answers(recorder, heartbeat, on_trouble, random)
         self._patience = patience
         self._queues: dict[int, EndpointQueue] = {}
         self._scheduler = Scheduler(aside_after=min(ASIDE_AFTER, patience))
         self._limits = Limits(self._scheduler)
-        self._alarm: asyncio.TimerHandle | None = None  # for the first queue that may start at some moment
-        self._alarm_at = FOREVER
         self.feeder = Feeder(
             store,
             self._queues.values(),
             delivery.max_payload,
             on_ready=self._ready,
             on_gone=self._reject,
-            on_fed=self._fill_lanes,
+            on_fed=lambda: self._lanes.fill(),
         )
         self._room = Room(most_deliveries)
-        self._behind_silence = 0  # deliveries that wait behind attempts without an answer
-        self._behind_silence_until = 0.0  # the moment until which that is good
-        self._lane_group: asyncio.TaskGroup | None = None
+        self._lanes = Lanes(
+            self._scheduler,
+            self.feeder,
+            self._room,
+            sender,
+            self.answers,
+            clock,
+            user_agent=user_agent,
+            on_landed=self._landed,
+        )
         self._stopped = asyncio.Event()
-        self._on_hold = False
         self._fed: dict[int, FeedState] = {}  # those that are not live
         self.room_freed = asyncio.Event()  # set when a delivery leaves; whoever waits clears it
         self.configure((), delivery)
@@ -141,18 +122,11 @@ class Dispatcher:
         """Deliveries that may still be offered; none while results cannot be written."""
         if self._recorder.stuck or self._is_waiting_for_a_way_out(time.monotonic()):
             return 0
-        return self._room.left(self._recorder.pending, self._waiting_for_silence)
+        return self._room.left(self._recorder.pending, lambda: self._scheduler.behind_silence(time.monotonic()))
 
     def room_for(self, tenant: str) -> int:
         """Deliveries of this tenant's events that may still be offered."""
         return self._room.left_for(tenant, self.room)
-
-    def _waiting_for_silence(self) -> int:
-        now = time.monotonic()
-        if now >= self._behind_silence_until:
-            self._behind_silence_until = now + SILENT_SECONDS / 2
-            self._behind_silence = self._scheduler.behind_silence(now)
-        return self._behind_silence
 
     def _is_waiting_for_a_way_out(self, now: float) -> bool:
         # What is held can look whether it is open again, unless it all waits for its endpoints.
@@ -166,7 +140,7 @@ class Dispatcher:
     def claimable(self, endpoint_id: int) -> tuple[int, float]:
         """How many deliveries of the backlog this endpoint could start soon, and the lease they need, in seconds."""
         queue, now = self._queues.get(endpoint_id), time.monotonic()
-        if queue is None or self._on_hold or self._stopped.is_set() or not self._scheduler.is_open(queue.standing):
+        if queue is None or self._lanes.takes_nothing or not self._scheduler.is_open(queue.standing):
             return 0, 0.0
         if self._is_waiting_for_a_way_out(now):
             return 0, 0.0
@@ -235,7 +209,7 @@ class Dispatcher:
             pass
         self._limits.slots, self._limits.per_host = delivery.max_in_flight, delivery.max_in_flight_per_host
         self.feeder.max_payload = self._max_payload = delivery.max_payload
-        self._source = delivery.source
+        self._lanes.source = delivery.source
         self.answers.keep_response = delivery.response_body == "failures"
         for endpoint_id in self._queues.keys() - {endpoint.id for endpoint in endpoints}:
             queue = self._queues.pop(endpoint_id)
@@ -288,100 +262,29 @@ class Dispatcher:
     def _limit_some(self) -> None:
         if self._limits.some():
             asyncio.get_running_loop().call_soon(self._limit_some)
-        self._fill_lanes()
+        self._lanes.fill()
 
     def hold(self, on_hold: bool) -> None:
         """Start no attempts while nobody can know whether we are alive."""
-        if self._on_hold and not on_hold:
-            self._on_hold = False
-            self._fill_lanes()
-        self._on_hold = on_hold
+        self._lanes.hold(on_hold)
 
     def stop(self) -> None:
         """Start nothing more; run returns when every attempt in flight is answered."""
         self._stopped.set()
+        self._lanes.stop()
 
     async def run(self) -> None:
         """Attempt what is offered until stopped."""
         async with asyncio.TaskGroup() as group:
-            self._lane_group = group
+            group.create_task(self._lanes.run())
             feeding = group.create_task(self.feeder.run())
             group.create_task(self._sweep())
             await self._stopped.wait()
             feeding.cancel()  # it may hang in the database
-        if self._alarm is not None:
-            self._alarm.cancel()
         for queue in self._queues.values():
             self._release_claims(queue)
 
-    # Lanes.
-
-    def _fill_lanes(self) -> None:
-        if self._lane_group is None:
-            return
-        while (flight := self._take()) is not None:
-            self._lane_group.create_task(self._lane(flight))
-
-    def _set_alarm(self, moment: float) -> None:
-        """Start at that moment, which is earlier than any known, what may not start before."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm_at = moment
-        self._alarm = asyncio.get_running_loop().call_later(moment - time.monotonic(), self._ring)
-
-    def _ring(self) -> None:
-        self._alarm_at = FOREVER
-        self._scheduler.wake(time.monotonic())
-        self._fill_lanes()
-
-    def _take(self) -> Flight | None:
-        """The attempt whose turn it is, its slots taken."""
-        if self._stopped.is_set() or self._on_hold:
-            return None
-        now = time.monotonic()
-        while (queue := self._scheduler.take(now)) is not None:
-            delivery, payload = queue.ready.popleft()
-            self.feeder.ask(queue)
-            if delivery.endpoint is not queue.endpoint:  # changed, however long ago whoever offered it had looked
-                delivery.follow(queue.endpoint)
-            if delivery.start_by >= now:
-                return self._scheduler.start(queue, delivery, payload, now)
-            # Too late for its lease: whoever claims it next sends it.
-            self._leave(delivery, payload)
-            self._scheduler.ask(queue)
-        if (upcoming := self._scheduler.upcoming) < self._alarm_at:
-            self._set_alarm(upcoming)
-        return None
-
-    async def _lane(self, flight: Flight | None) -> None:
-        while flight is not None:
-            await self._attempt(flight)
-            flight = self._take()
-
-    async def _attempt(self, flight: Flight) -> None:
-        queue, delivery, payload = flight.queue, flight.delivery, flight.payload
-        at = self._clock.now()
-        answer: Response | NoResponse
-        lean = delivery.event
-        if payload.metadata is not None:
-            delivery.event = lean._replace(metadata=payload.metadata)
-        try:
-            post = request.build(delivery, payload.content, int(time.time()), self._source, self._user_agent)
-            answer = await self._sender.send(post)
-        except Exception:
-            # A bug in one delivery is an attempt of this delivery, and nothing else.
-            log.exception("attempt_broke", endpoint=delivery.endpoint.label, event_id=delivery.event.event_id)
-            answer = NoResponse("internal")
-        finally:
-            delivery.event = lean
-            now = time.monotonic()
-            self._scheduler.land(flight)
-            self._room.answered()
-            self._room.leave(delivery.event.tenant)
-            self.feeder.drop(delivery.event)
-        if self._scheduler.note_egress(outcome.is_egress_down(answer), flight.started, now):
-            log.warning("proxy_away" if self._scheduler.egress_down_at else "proxy_back")
-        self.answers.take(flight, answer, at, now)
+    def _landed(self, queue: EndpointQueue, now: float) -> None:
         if queue.is_shut(now):
             self._spill_all(queue)
         self.room_freed.set()
@@ -392,14 +295,9 @@ class Dispatcher:
         self._room.leave(delivery.event.tenant)
         self._recorder.put(Result(delivery, None, Ended("rejected", reason)))
 
-    def _leave(self, delivery: Delivery, payload: Payload | None) -> None:
-        self._room.leave(delivery.event.tenant)
-        if payload is not None:
-            self.feeder.drop(delivery.event)
-
     def _spill_all(self, queue: EndpointQueue) -> None:
         for delivery, payload in queue.take_all():
-            self._leave(delivery, payload)
+            self._lanes.let_go(delivery, payload)
             self._spill(queue, delivery)
 
     def _spill(self, queue: EndpointQueue, delivery: Delivery) -> None:
@@ -424,7 +322,7 @@ class Dispatcher:
                     self._scheduler.ask(queue)  # a limit that was raised tells nobody
                 if number % AT_A_TIME == 0:
                     await asyncio.sleep(0)
-            self._fill_lanes()
+            self._lanes.fill()
 
     def _spill_overdue(self, queue: EndpointQueue, now: float) -> None:
         if queue.is_shut(now):
@@ -432,7 +330,7 @@ class Dispatcher:
             return
         stuck = queue.standing is Standing.STUCK
         for delivery, payload in queue.take_overdue(now if stuck else now - self._patience):
-            self._leave(delivery, payload)
+            self._lanes.let_go(delivery, payload)
             self._spill(queue, delivery)
         self.feeder.ask(queue)
         self.room_freed.set()

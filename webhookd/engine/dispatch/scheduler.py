@@ -42,6 +42,7 @@ class Scheduler:
         self._by_standing = [0, 0, 0]  # attempts under way, by what was known of their endpoint when they started
         self.started = 0  # attempts that hold a slot of the daemon
         self.aside = 0  # attempts that no longer do
+        self._behind_silence, self._silence_until = 0, 0.0  # deliveries; good until that moment
         self.egress_down_at = 0.0  # when our way out was last found shut; 0 while it is open
 
     # Limits.
@@ -86,15 +87,15 @@ class Scheduler:
 
     # Our own way out.
 
-    def note_egress(self, stranded: bool | None, started: float, now: float) -> bool:
+    def note_egress(self, is_down: bool | None, started: float, now: float) -> bool:
         """Follow an attempt that started then: was our way out shut, if it says so? True when that has changed.
 
         While it is, all would fail alike, so one attempt at a time looks whether it is open again.
         """
         before = self.egress_down_at
-        if stranded:
+        if is_down:
             self.egress_down_at = now
-        elif stranded is False and started > before:  # what began before proves nothing
+        elif is_down is False and started > before:  # what began before proves nothing
             self.egress_down_at = 0.0
         return (before > 0) != (self.egress_down_at > 0)
 
@@ -216,9 +217,13 @@ class Scheduler:
         return [flight.delivery for flight in _until(self._old, before) if flight.delivery.batch is not None]
 
     def behind_silence(self, now: float) -> int:
-        """How many deliveries wait behind attempts that have had no answer for a moment."""
-        flights = itertools.chain(self._old.values(), _until(self._young, now - SILENT_SECONDS))
-        return sum(queue.queued for queue in {flight.queue for flight in flights} if queue.is_silent(now))
+        """How many deliveries wait behind attempts that have had no answer for a moment; counted now and then."""
+        if now >= self._silence_until:
+            self._silence_until = now + SILENT_SECONDS / 2
+            flights = itertools.chain(self._old.values(), _until(self._young, now - SILENT_SECONDS))
+            silent = {flight.queue for flight in flights if flight.queue.is_silent(now)}
+            self._behind_silence = sum(queue.queued for queue in silent)
+        return self._behind_silence
 
 
 def _until(flights: dict[Delivery, Flight], moment: float) -> list[Flight]:

@@ -4,7 +4,7 @@ known ──▶ heads ──▶ endpoints_for ──▶ but for what is settled,
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from datetime import datetime
 from typing import Final, Protocol
 
@@ -12,8 +12,9 @@ import structlog
 
 from webhookd.engine.intake.buffer import Pairs, weight
 from webhookd.engine.intake.unmatched import Unmatched
+from webhookd.engine.state import Subscriptions
 from webhookd.model import Batch, Endpoint, Event
-from webhookd.policy.matching import OWN_TYPES, Matcher
+from webhookd.policy.matching import OWN_TYPES
 
 LOOKED_AT: Final = 500  # pairs that turn out to be no deliveries, before others have their turn on the loop
 MATCHING: Final = 0.003  # seconds of looking for endpoints, the same
@@ -47,12 +48,12 @@ class Parking(Protocol):
 
 
 class FanOut:
-    """Knows who subscribes to what: `endpoints_for(event)`. `broken` are events that a bug keeps from being matched."""
+    """`broken` are events that a bug keeps from being matched."""
 
-    def __init__(self, batches: Batches, parking: Parking) -> None:
+    def __init__(self, batches: Batches, parking: Parking, subscriptions: Subscriptions) -> None:
         self._store = batches
         self._parking = parking
-        self.endpoints_for: Callable[[Event], tuple[Endpoint, ...]] = Matcher(()).endpoints_for
+        self._subscriptions = subscriptions
         self.unmatched = Unmatched()
         self.broken: dict[int, str] = {}  # why, by the event's number
 
@@ -98,7 +99,7 @@ class FanOut:
 
     def _matched(self, event: Event) -> tuple[Endpoint, ...]:
         try:
-            found = self.endpoints_for(event)
+            found = self._subscriptions.endpoints_for(event)
         except Exception as error:  # which must cost no other event its turn
             log.exception("matching_broke", event_id=event.event_id)
             self.broken[event.id] = f"a bug of webhookd in matching: {type(error).__name__}"

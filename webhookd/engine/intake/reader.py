@@ -24,7 +24,9 @@ from webhookd.engine.intake import fanout
 from webhookd.engine.intake.buffer import Buffer, Portion
 from webhookd.engine.intake.deferred import Deferred
 from webhookd.engine.intake.fanout import FanOut
+from webhookd.engine.intake.outage import Outage
 from webhookd.engine.intake.polling import Polling, WakeUp
+from webhookd.engine.state import Heartbeat, Subscriptions
 from webhookd.errors import SchemaMismatch, StoreForbidden, StoreUnavailable
 from webhookd.model import Batch, Cut, Delivery, Endpoint, Event, Postponed, Result, Share
 from webhookd.tasks import Setbacks, wait_for
@@ -44,7 +46,6 @@ ANOTHER_CUTS = 0.003  # seconds after which the log is looked at again that anot
 CUT_AGAIN = 0.02  # the same when the last cut has not come to the end of the log
 NO_ROOM = 0.02  # seconds after which a full memory is looked at again, whether or not anything left it
 AWAY_FIRST, AWAY_MOST = 0.1, 5.0
-MOST_TOLD = 10  # reasons why the database is away, of one outage
 ONE_BY_ONE = 3  # claims beyond which a batch is opened event by event, since it may have killed its daemons
 ALL_TO_BACKLOG = 5  # claims beyond which nothing of it is tried from memory
 FOREVER = float("inf")
@@ -115,8 +116,9 @@ class Reader:
         dispatcher: Dispatcher,
         recorder: Recorder,
         parking: Parking,
-        owner: int,
-        low: int,
+        heartbeat: Heartbeat,
+        subscriptions: Subscriptions,
+        outage: Outage,
         *,
         dead_after: float,
         rescue_seconds: float = RESCUE_SECONDS,
@@ -126,8 +128,10 @@ class Reader:
         self._dispatcher = dispatcher
         self._recorder = recorder
         self._parking = parking
-        self.fanout = FanOut(batches, parking)
-        self._owner = owner
+        self._heartbeat = heartbeat
+        self._fanout = FanOut(batches, parking, subscriptions)
+        self._owner = subscriptions.me
+        self._outage = outage
         self._dead_after = dead_after
         self._rescue_seconds = rescue_seconds
         self._next_rescue = 0.0
@@ -141,13 +145,7 @@ class Reader:
         self._more = False  # the last cut has not come to the end of the log
         self._stopped = asyncio.Event()
         self._polling = Polling(wakeup, self._stopped)
-        self.low = low  # every batch up to here is done; the janitor moves it
-        self.steady_until = 0.0  # until then, on the database's clock, we may call others dead: the janitor's word
-        self.connected = False  # the last question was answered
-        self._away_since: float | None = None
-        self._told: set[str] = set()  # why it is away, each reason once
         self._setbacks = Setbacks("reader", AWAY_FIRST, AWAY_MOST)
-        self.asked = asyncio.Event()  # the database has been asked once, whatever it said
 
     @property
     def unfinished(self) -> list[int]:
@@ -176,12 +174,13 @@ class Reader:
                 await self._turn()
             except Exception as error:
                 pause = self._setbacks.met(error)
-                if isinstance(error, (StoreUnavailable, SchemaMismatch)):
-                    self._lost(error)
+                # One that forbids us something is there, and `part_failed` says what it refuses.
+                if isinstance(error, (StoreUnavailable, SchemaMismatch)) and not isinstance(error, StoreForbidden):
+                    self._outage.begin(self._setbacks.problem)
                 await wait_for(self._stopped, pause)
             else:
                 self._setbacks.over()
-        self.fanout.unmatched.close()
+        self._fanout.unmatched.close()
 
     async def _turn(self) -> None:
         await self._wait_for_room()
@@ -241,9 +240,9 @@ class Reader:
             return
         batches = await self._store.adopt(
             self._owner,
-            self.low,
+            self._heartbeat.low,
             self._open,
-            steady_until=self.steady_until,
+            steady_until=self._heartbeat.steady_until,
             dead_after=self._dead_after,
             most=most,
         )
@@ -268,7 +267,7 @@ class Reader:
         """Have the events of the next batch in hand; one that cannot be read goes behind the others."""
         batch = self._unread[0]
         try:
-            owed = await self.fanout.read(batch, next_up=not self._buffer)
+            owed = await self._fanout.read(batch, next_up=not self._buffer)
         except Exception as error:
             self._deferred.put(batch, error, time.monotonic())  # if it is the database, the next cut tells
             self._unread.popleft()
@@ -304,9 +303,9 @@ class Reader:
             if self._dispatcher.room <= 0 or self._stopped.is_set():
                 return  # the batch stays open, and is given back
             if (pair := next(portion.pairs, DONE)) is DONE:
-                if self.fanout.broken:
-                    await self._store.set_aside(self.fanout.broken)
-                    self.fanout.broken.clear()
+                if self._fanout.broken:
+                    await self._store.set_aside(self._fanout.broken)
+                    self._fanout.broken.clear()
                 if self._buffer.finish(portion):
                     await self._finish(portion.batch)
                 return
@@ -338,27 +337,9 @@ class Reader:
         await wait_for(self._dispatcher.room_freed, NO_ROOM)
 
     def _reached(self, unsure: bool) -> None:
-        if self._away_since is not None:
-            log.info("database_back", seconds=round(time.monotonic() - self._away_since, 1))
-        elif not self.connected:
-            log.info("reading")
-        self.connected, self._away_since = True, None
-        self._told.clear()
+        self._outage.end()
         self._setbacks.over()
         if unsure:
             self._next_rescue = 0.0
         elif self._next_rescue == FOREVER:
             self._next_rescue = time.monotonic() + min(self._rescue_seconds, AWAY_MOST)
-        self.asked.set()
-
-    def _lost(self, error: Exception) -> None:
-        self.asked.set()
-        if isinstance(error, StoreForbidden):
-            return  # it is there, and `part_failed` says what it refuses
-        reason = self._setbacks.problem
-        if reason not in self._told and len(self._told) < MOST_TOLD:  # what it says first is rarely what lasts
-            self._told.add(reason)
-            log.warning("database_away", reason=reason)
-        if self._away_since is None:
-            self._away_since = time.monotonic()
-        self.connected = False

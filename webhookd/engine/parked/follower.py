@@ -15,53 +15,42 @@ from typing import Protocol
 import structlog
 
 from webhookd.engine.dispatch.queues import SPILLED_MOST, Feed, FeedState
-from webhookd.engine.given_up import GivenUp
-from webhookd.engine.parked import windows
-from webhookd.engine.parked.cursors import Cursors, first
+from webhookd.engine.parked import endings, windows
+from webhookd.engine.parked.cursors import Cursors
+from webhookd.engine.parked.endings import Endings
 from webhookd.engine.parked.log_pages import LogPages
 from webhookd.engine.parked.pauses import Pauses
 from webhookd.engine.parked.windows import Recorder, Windows
+from webhookd.engine.state import Heartbeat, Subscriptions
 from webhookd.model import Endpoint
-from webhookd.policy import breaker
-from webhookd.policy.members import alone
 from webhookd.policy.parking import Parking, without_sender
 from webhookd.tasks import Setbacks, decided, in_slices, wait_for
 
 LOOK_SECONDS = 0.5
 AWAY_SECONDS = 1.0
 RESTRAINT, RESTRAINT_MOST = 10.0, 2.0  # times what it took to read who is parked, until more are parked; seconds
-GIVE_UP_LOOKS = 120  # looks, which is a minute: how often we see whose time is over behind an endpoint that fails
 LEFT_BY_OTHERS = 1 / 6  # of the time after which a daemon is dead: half a heartbeat, and anybody takes what is left
-GIVE_UP_AT_ONCE = 50  # endpoints in one statement, in one look: a pause waits for it
 AT_A_TIME = 100  # endpoints that are looked at before others have their turn on the loop
 PARKING_MOST = 5.0  # seconds for which others may have to wait while an endpoint is parked
-NEAR = 20  # batches from the end of the log at which an endpoint becomes live again
 
 log = structlog.get_logger("webhookd.follower")
 
 
-class Store(windows.Store, Protocol):
+class Store(windows.Store, endings.Store, Protocol):
     """What the follower needs of the store."""
 
     async def parking(self) -> Parking: ...
     async def version(self) -> int: ...
     async def park(self, breakers: dict[int, tuple[int, float]], why: str, owner: int) -> int: ...
-    async def unpark(self, epochs: dict[int, int], owner: int) -> None: ...
-    async def unpark_idle(self, endpoint_ids: Sequence[int]) -> None: ...
     async def disable(self, endpoint_id: int, why: str, since: float) -> bool: ...
-    async def give_up(self, endpoints: Sequence[tuple[int, int, float]], owner: int) -> dict[int, int]: ...
     async def take(self, owner: int, endpoint_ids: Sequence[int], steady_until: float, dead_after: float) -> int: ...
     async def let_go_of(self, owner: int, endpoint_ids: Sequence[int]) -> None: ...
-    async def breakers(self, breakers: dict[int, tuple[int, float]], owner: int) -> None: ...
     async def forget(self) -> None: ...
-    async def owing_little(self, endpoint_ids: Sequence[int], most: int) -> set[int]: ...
 
 
-class Dispatcher(windows.Dispatcher, Protocol):
+class Dispatcher(windows.Dispatcher, endings.Dispatcher, Protocol):
     """Where deliveries go, and what is known of their endpoints."""
 
-    def is_well(self, endpoint_id: int) -> bool: ...
-    def rests(self, endpoint_id: int) -> None: ...
     def keeps_up(self, endpoint_id: int) -> None: ...
     def gone_since(self, endpoint_id: int) -> float | None: ...
     def follow(self, fed: Mapping[int, FeedState]) -> None: ...
@@ -80,9 +69,9 @@ class Follower:
         pages: LogPages,
         dispatcher: Dispatcher,
         recorder: Recorder,
-        owner: int,
         parking: Parking,
-        endpoint: Callable[[int], Endpoint | None],
+        heartbeat: Heartbeat,
+        subscriptions: Subscriptions,
         owes: Callable[[int], bool],
         over_before: Callable[[Endpoint], float],
         *,
@@ -91,12 +80,9 @@ class Follower:
     ) -> None:
         self._store = store
         self._dispatcher = dispatcher
-        self._owner = owner
-        self._endpoint = endpoint
-        self._owes = owes
-        self._over_before = over_before
-        self._give_up_at = 0.0
-        self._giving_up: list[int] = []  # endpoints, by what is left of this minute's
+        self._owner = subscriptions.me
+        self._heartbeat = heartbeat
+        self._subscriptions = subscriptions
         self._dead_after = dead_after
         self._look_seconds = look_seconds
         self._next_look = 0.0
@@ -104,22 +90,17 @@ class Follower:
         self._is_old = bool(parking.rows)  # our endpoints are others than when we looked at it
         self._cursors = Cursors()
         self._senderless: dict[int, float] = {}  # endpoints without a sender, and since when
-        self._noted: dict[int, int] = {}  # failures of an endpoint's breaker, as the database has them
         self._troubles: dict[int, str] = {}
         self._seen_to = True  # what was taken of them is in our parking
         self._parking_since = 0.0
         self._restraint = 0.0
-        self._given_up = GivenUp()
-        self._pauses = Pauses(endpoint)
+        self._pauses = Pauses(subscriptions.endpoint)
         self._catching_up = asyncio.Lock()
         self._wake = asyncio.Event()
         self._stopped = asyncio.Event()
-        self.shares = alone(owner)  # who else has our endpoints
         self.setbacks = Setbacks("follower", AWAY_SECONDS)
-        self.steady_until = 0.0  # until then, on the database's clock, we may call others dead: the janitor's word
-        self._windows = Windows(
-            store, pages, dispatcher, recorder, self._cursors, endpoint, owes, lambda: self.shares, self._stopped
-        )
+        self._windows = Windows(store, pages, dispatcher, recorder, self._cursors, subscriptions, owes, self._stopped)
+        self._endings = Endings(store, dispatcher, self._cursors, subscriptions, owes, over_before, look_seconds)
         # Before anything is claimed: what is parked is not ours to send to until we have looked.
         self._feed({row.endpoint_id: FeedState(Feed.NONE) for row in parking.rows if row.to_batch is None})
 
@@ -178,7 +159,7 @@ class Follower:
                 pause = self.setbacks.met(error)
             else:
                 self.setbacks.over()
-        self._given_up.close()
+        self._endings.close()
 
     async def _look(self) -> float:
         """Do what there is to do; the seconds until there may be more."""
@@ -205,11 +186,10 @@ class Follower:
             self._next_look = time.monotonic() + self._look_seconds
             await self._let_go()
             await self._take_over()
-            newest = await self._store.newest()
-            await self._let_rest(newest)
-            await self._note_breakers()
-            await self._give_up()
-            await self._end(newest)
+            if await self._endings.look(self._parking.rows):
+                await self.catch_up(await self._store.version())
+            if any(row.to_batch is not None for row in self._parking.rows):
+                await self._store.forget()  # cursors that have come to their end
         return self._look_seconds / 10 if await self._windows.hand_out() else self._look_seconds
 
     # Who is parked.
@@ -228,12 +208,12 @@ class Follower:
         async for row in in_slices(parking.rows, AT_A_TIME):
             if row.paused and not row.disabled and row.to_batch is None:
                 paused.append(row.endpoint_id)
-            ours = row.owner == self._owner and self._endpoint(row.endpoint_id) is not None
+            ours = row.owner == self._owner and self._subscriptions.endpoint(row.endpoint_id) is not None
             if row.to_batch is None:
                 feed = Feed.CURSOR if ours and not row.is_halted else Feed.NONE
                 fed[row.endpoint_id] = FeedState(feed, row.fails, time.monotonic() + (row.retry_in or 0.0))
                 if ours:
-                    self._noted.setdefault(row.endpoint_id, row.fails)
+                    self._endings.note(row)
             if ours and row.reason != "disabled" and not row.is_at_its_end:
                 self._cursors.follow(row)
                 keys.add((row.endpoint_id, row.from_batch))
@@ -250,9 +230,7 @@ class Follower:
             self._feed(dict.fromkeys(live[since : since + AT_A_TIME], FeedState()))
             await asyncio.sleep(0)
         self._pauses.now(paused)
-        self._noted = {
-            id_: fails for id_, fails in self._noted.items() if id_ in known and known[id_].feed is Feed.CURSOR
-        }
+        self._endings.keep()
 
     def _feed(self, fed: Mapping[int, FeedState]) -> None:
         self._cursors.feed(fed)
@@ -272,7 +250,7 @@ class Follower:
         for id_ in [id_ for id_, why in troubles.items() if why == "gone"]:
             since = self._dispatcher.gone_since(id_)
             if since is not None and await self._store.disable(id_, "http_410", since):
-                endpoint = self._endpoint(id_)
+                endpoint = self._subscriptions.endpoint(id_)
                 log.warning("endpoint_disabled", endpoint=endpoint and endpoint.label, reason="http_410")
 
     async def _behind(self, endpoint_ids: Sequence[int]) -> list[int]:
@@ -294,14 +272,14 @@ class Follower:
         ours = [
             id_
             for id_, since in self._senderless.items()
-            if found[id_] or since <= before or self.shares.first(id_) == self._owner
+            if found[id_] or since <= before or self._subscriptions.shares.first(id_) == self._owner
         ]
-        if ours and await self._store.take(self._owner, ours, self.steady_until, self._dead_after):
+        if ours and await self._store.take(self._owner, ours, self._heartbeat.steady_until, self._dead_after):
             await self.catch_up(await self._store.version())
 
     def _able(self, endpoint_id: int) -> Collection[int]:
         """The daemons that can send to this endpoint; none where we cannot."""
-        return () if self._endpoint(endpoint_id) is None else self.shares.of(endpoint_id)
+        return () if self._subscriptions.endpoint(endpoint_id) is None else self._subscriptions.shares.of(endpoint_id)
 
     async def _let_go(self) -> None:
         """Leave to others what our files do not have any longer, once all is settled that we had handed out."""
@@ -310,78 +288,13 @@ class Follower:
                 await self._assign(self._parking)  # one that came back to us has a cursor now
         gone: set[int] = set()
         async for row in in_slices(self._parking.rows, AT_A_TIME):
-            if row.owner == self._owner and not row.is_at_its_end and self._endpoint(row.endpoint_id) is None:
+            if (
+                row.owner == self._owner
+                and not row.is_at_its_end
+                and self._subscriptions.endpoint(row.endpoint_id) is None
+            ):
                 gone.add(row.endpoint_id)
         gone -= self._cursors.leaving
         if gone:
             await self._store.let_go_of(self._owner, sorted(gone))
             await self.catch_up(await self._store.version())
-
-    async def _let_rest(self, newest: int) -> None:
-        """Say which of those that failed are owed nothing more, `newest` being the last batch of the log."""
-        failing = [id_ for id_, fails in self._noted.items() if fails]
-        owed = first(self._cursors, newest).keys() | {c.endpoint_id for c in self._cursors if not c.is_settled}
-        async for id_ in in_slices(failing, AT_A_TIME):
-            if id_ not in owed and not self._owes(id_):
-                self._dispatcher.rests(id_)
-
-    async def _note_breakers(self) -> None:
-        """Write what has changed of the breakers, for whoever takes the endpoints over."""
-        changed = {}
-        async for id_, fails in in_slices(list(self._noted.items()), AT_A_TIME):
-            state = self._dispatcher.breaker(id_)
-            if state[0] != fails:
-                changed[id_] = state
-        if changed:
-            await self._store.breakers(changed, self._owner)
-            self._noted |= {id_: fails for id_, (fails, _) in changed.items()}
-
-    async def _give_up(self) -> None:
-        """End what has waited for its whole time behind endpoints that fail; of some of them at a time."""
-        if not self._giving_up and time.monotonic() >= self._give_up_at:
-            self._give_up_at = time.monotonic() + GIVE_UP_LOOKS * self._look_seconds
-            self._giving_up = [id_ for id_, fails in self._noted.items() if fails]
-        some, self._giving_up = set(self._giving_up[:GIVE_UP_AT_ONCE]), self._giving_up[GIVE_UP_AT_ONCE:]
-        over = []
-        async for row in in_slices(self._parking.rows if some else (), AT_A_TIME):
-            endpoint = self._endpoint(row.endpoint_id) if row.endpoint_id in some else None
-            if endpoint is None or row.to_batch is not None or not self._noted.get(row.endpoint_id):
-                continue
-            # Later than its time by two probes, so that what was due on its horizon has had its last chance.
-            if (before := self._over_before(endpoint) - 2 * breaker.PROBE_MOST) > row.resumed_at:
-                over.append((row.endpoint_id, row.epoch, before))
-        for id_, ended in (await self._store.give_up(over, self._owner)).items() if over else ():
-            endpoint = self._endpoint(id_)
-            label = f"#{id_}" if endpoint is None else endpoint.label
-            self._given_up.add("exhausted", label, None, "endpoint_failing", ended)
-
-    async def _end(self, newest: int) -> None:
-        """Let those be live again that are well and near the end, and forget cursors that have come to their end."""
-        idle, well = [], {}
-        upcoming = first(self._cursors, newest)
-        async for row in in_slices(self._parking.rows, AT_A_TIME):
-            if row.to_batch is not None or row.is_halted:
-                continue
-            cursor = self._cursors.get((row.endpoint_id, row.from_batch))
-            if row.idle:
-                idle.append(row.endpoint_id)
-            elif (
-                cursor is not None
-                and upcoming.get(row.endpoint_id, cursor) is cursor  # none of an older range has more
-                and cursor.batch > newest - NEAR
-                and self._dispatcher.is_well(row.endpoint_id)
-                and not self._noted.get(row.endpoint_id)  # else nobody would be told that it has recovered
-            ):
-                well[row.endpoint_id] = row.epoch
-        if well:
-            little = await self._store.owing_little(list(well), SPILLED_MOST // 2)
-            well = {id_: epoch for id_, epoch in well.items() if id_ in little}
-        if idle:
-            await self._store.unpark_idle(idle)
-        if well:
-            await self._store.unpark(well, self._owner)
-            log.info("unparked", endpoints=len(well))
-        if idle or well:
-            await self.catch_up(await self._store.version())
-        if any(row.to_batch is not None for row in self._parking.rows):
-            await self._store.forget()

@@ -3,12 +3,13 @@
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
 import structlog
 
+from webhookd.engine.state import Subscriptions
 from webhookd.model import Endpoint, Event
 from webhookd.policy.parking import Cursor
 
@@ -88,17 +89,16 @@ class Taken(NamedTuple):
 
 
 class LogPages:
-    """Reads for cursors. `configure` tells who subscribes to what."""
+    """Reads for cursors."""
 
-    def __init__(self, store: Store, heads: Heads) -> None:
+    def __init__(self, store: Store, heads: Heads, subscriptions: Subscriptions) -> None:
         self._store = store
         self._heads = heads
         self._pages: OrderedDict[int, _Opened] = OrderedDict()
-        self._endpoints_for: Callable[[Event], tuple[Endpoint, ...]] = lambda event: ()
+        self._subscriptions = subscriptions
 
-    def configure(self, endpoints_for: Callable[[Event], tuple[Endpoint, ...]]) -> None:
-        """Go on with these endpoints."""
-        self._endpoints_for = endpoints_for
+    def forget(self) -> None:
+        """Match all anew, since others subscribe now."""
         self._pages = OrderedDict()
 
     async def read(self, cursor: Cursor, room: int) -> Taken:
@@ -129,7 +129,7 @@ class LogPages:
             pages.move_to_end(batch)
             return pages[batch]
         opened = [await self._opened(page) for page in await self._store.pages(batch, AT_ONCE)]
-        pages |= {page.id: page for page in opened}  # `configure` may have put others in their place meanwhile
+        pages |= {page.id: page for page in opened}  # `forget` may have put others in their place meanwhile
         while len(pages) > KEPT or (len(pages) > 1 and sum(page.size for page in pages.values()) > KEPT_SIZE):
             pages.popitem(last=False)
         return opened[0] if opened else None  # not `batch` itself where ids have a gap, since a copy was taken over
@@ -143,7 +143,7 @@ class LogPages:
                 if (event := events.pop(id_, None)) is not None:
                     whole = await self._heads.whole(event) if event.unread else event
                     try:
-                        endpoints = self._endpoints_for(whole)
+                        endpoints = self._subscriptions.endpoints_for(whole)
                     except Exception as error:  # which must hold up no cursor
                         log.exception("matching_broke", event_id=event.event_id)
                         await self._heads.set_aside({id_: f"a bug of webhookd in matching: {type(error).__name__}"})

@@ -11,9 +11,9 @@ from typing import Final, Protocol
 
 from webhookd.engine.parked.cursors import Cursors, first
 from webhookd.engine.parked.log_pages import LogPages, Taken
-from webhookd.model import Delivery, Endpoint, Postponed, Result, Window
+from webhookd.engine.state import Subscriptions
+from webhookd.model import Delivery, Postponed, Result, Window
 from webhookd.policy.limiter import share
-from webhookd.policy.members import Shares
 from webhookd.policy.parking import Cursor, in_turns
 from webhookd.tasks import decided, in_slices
 
@@ -58,9 +58,8 @@ class Windows:
         dispatcher: Dispatcher,
         recorder: Recorder,
         cursors: Cursors,
-        endpoint: Callable[[int], Endpoint | None],
+        subscriptions: Subscriptions,
         owes: Callable[[int], bool],
-        shares: Callable[[], Shares],
         stopped: asyncio.Event,
     ) -> None:
         self._store = store
@@ -68,10 +67,9 @@ class Windows:
         self._dispatcher = dispatcher
         self._recorder = recorder
         self._cursors = cursors
-        self._endpoint = endpoint
+        self._subscriptions = subscriptions
         self._owes = owes
         self._turn = 0  # of handing out
-        self._shares = shares  # who else has our endpoints
         self._stopped = stopped
 
     async def hand_out(self) -> bool:
@@ -114,17 +112,17 @@ class Windows:
         await asyncio.sleep(0)
 
     def _tenant(self, endpoint_id: int) -> str:
-        endpoint = self._endpoint(endpoint_id)
+        endpoint = self._subscriptions.endpoint(endpoint_id)
         return endpoint.tenant if endpoint is not None else ""
 
     def _room(self, cursor: Cursor, taken: int = 0) -> int:
         """What its endpoint can take, and memory, when so much of that is about to be offered."""
         id_ = cursor.endpoint_id
-        endpoint = self._endpoint(id_)
+        endpoint = self._subscriptions.endpoint(id_)
         if endpoint is None:
             return 0
         if id_ not in self._cursors.fed:  # it is live again, and this is the end of its cursor
-            shares = self._shares()
+            shares = self._subscriptions.shares
             if not share(endpoint.max_in_flight, *shares.place(shares.of(id_)), id_):
                 return max(min(PASSED_ON, self._dispatcher.room_for(endpoint.tenant) - taken), 0)
         if self._dispatcher.breaker(id_)[0] and self._owes(id_):
@@ -136,7 +134,7 @@ class Windows:
 
     def _offer(self, taken: Taken, settled: set[tuple[int, int]]) -> None:
         cursor = taken.cursor
-        endpoint = self._endpoint(cursor.endpoint_id)
+        endpoint = self._subscriptions.endpoint(cursor.endpoint_id)
         is_ours = self._cursors.has(cursor)
         if endpoint is None or not is_ours or (taken.batch, taken.pos) <= (cursor.batch, cursor.pos):
             return  # it has gone meanwhile, or nothing was there

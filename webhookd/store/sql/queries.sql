@@ -488,7 +488,7 @@ SELECT l.pid, a.usename, a.application_name FROM pg_locks l JOIN pg_stat_activit
    AND l.pid NOT IN (SELECT listen_pid FROM webhookd.daemon WHERE stopped_at IS NULL AND listen_pid IS NOT NULL)
  ORDER BY l.pid LIMIT 5;
 
--- name: keepers
+-- name: lock_holders
 -- Who has a lock that our work needs: of the tables that stand for locks whoever has one, of all else whom statements of ours have waited for, for a
 -- second. Another transaction is another keeper. Since when: its own moment, where we may see that.
 WITH here AS MATERIALIZED (SELECT l.* FROM pg_locks l),

@@ -1,0 +1,215 @@
+"""The engine: the parts that deliver from one database, and what they are told.
+
+reader ───┐                              to stop: reader, retrier and follower claim no more; the dispatcher finishes
+retrier ──┼─▶ dispatcher ─▶ recorder     what is in flight; the recorder writes it; what was never sent is given back
+follower ─┘
+"""
+
+import asyncio
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+import structlog
+
+from webhookd.engine import janitor, neighbours, recorder, retrier
+from webhookd.engine.clock import Clock
+from webhookd.engine.dispatch import dispatcher, feeder, lanes
+from webhookd.engine.dispatch.dispatcher import Dispatcher
+from webhookd.engine.intake import polling, reader
+from webhookd.engine.intake.outage import Outage
+from webhookd.engine.intake.reader import Reader
+from webhookd.engine.janitor import Beat
+from webhookd.engine.parked import follower, log_pages
+from webhookd.engine.parked.follower import Follower
+from webhookd.engine.parked.log_pages import LogPages
+from webhookd.engine.recorder import Recorder
+from webhookd.engine.retrier import Retrier
+from webhookd.engine.state import Heartbeat, Subscriptions
+from webhookd.model import Endpoint, Event
+from webhookd.policy.backoff import over_before
+from webhookd.policy.matching import Matcher
+from webhookd.policy.parking import Parking
+from webhookd.tasks import Setbacks, is_worth_a_line
+
+CLAIM_SECONDS = 2.0  # for a claim that is under way; one that is lost is adopted or runs out
+DRAIN_SECONDS = 8.0  # for writing the last results, beyond the attempts in flight: systemd waits for 30 in all
+
+log = structlog.get_logger("webhookd.daemon")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often things happen, in seconds; tests run the same daemon at a tenth of it."""
+
+    beat: float = janitor.BEAT_SECONDS
+    rescue: float = reader.RESCUE_SECONDS
+    look: float = retrier.LOOK_SECONDS
+    flush: float = recorder.FLUSH_SECONDS
+    patience: float = dispatcher.PATIENCE
+    neighbours: float = neighbours.LOOK_SECONDS
+
+    @property
+    def dead_after(self) -> float:
+        """Without a heartbeat, until a daemon is dead to the others."""
+        return self.beat * janitor.DEAD_AFTER_BEATS
+
+
+class Batches(reader.Batches, feeder.Store, retrier.Heads, Protocol):
+    """The log, and what is in it."""
+
+    async def heads(self, ids: Sequence[int], lo: datetime, hi: datetime, along: int = -1) -> list[Event]:
+        """Events, but those that cannot be read, with payloads of so many bytes at most."""
+
+
+class ParkingStore(follower.Store, log_pages.Store, Protocol):
+    """Who is parked, and the log as cursors read it."""
+
+
+class WakeUp(polling.WakeUp, Protocol):
+    """Being woken by producers."""
+
+    async def run(self, daemon: int) -> None:
+        """Ask for what the reader wants, until cancelled, as this daemon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The tables, as the parts use them."""
+
+    batches: Batches
+    backlog: retrier.Backlog
+    parking: ParkingStore
+    results: recorder.Results
+
+
+class Engine:
+    """Delivers, as the daemon `owner`, what `configure` says and while heartbeats are told."""
+
+    def __init__(
+        self,
+        owner: int,
+        stores: Stores,
+        wakeup: WakeUp,
+        outage: Outage,
+        sender: lanes.Sender,
+        clock: Clock,
+        parking: Parking,
+        delivery: dispatcher.Settings,
+        pace: Pace,
+        *,
+        user_agent: str,
+    ) -> None:
+        dead_after = pace.dead_after
+        self._pace = pace
+        self._wakeup = wakeup
+        self._stopped = asyncio.Event()
+        self._matcher = Matcher(())
+        self._refusals = 0  # heartbeats at which there had been events without a tenant
+        self._heartbeat = beat = Heartbeat()
+        self._subscriptions = subscriptions = Subscriptions(owner)
+        self.recorder = Recorder(stores.results, owner, flush_seconds=pace.flush)
+        self.dispatcher = Dispatcher(
+            stores.batches, sender, self.recorder, clock, beat, delivery,
+            on_trouble=lambda *trouble: self.follower.trouble(*trouble),
+            random=random.random,  # jitter
+            user_agent=user_agent, patience=pace.patience,
+        )  # fmt: skip
+        self.retrier = Retrier(
+            stores.backlog, stores.batches, self.dispatcher, self.recorder, subscriptions.endpoint,
+            look_seconds=pace.look,
+        )  # fmt: skip
+        self._pages = LogPages(stores.parking, stores.batches, subscriptions)
+        self.follower = Follower(
+            stores.parking, self._pages, self.dispatcher, self.recorder, parking, beat, subscriptions,
+            owes=lambda endpoint_id: endpoint_id in self.retrier.due,
+            over_before=lambda endpoint: over_before(endpoint.retry, clock.now(), beat.downtimes),
+            dead_after=dead_after, look_seconds=pace.look,
+        )  # fmt: skip
+        self.reader = Reader(
+            stores.batches, wakeup, self.dispatcher, self.recorder, self.follower, beat, subscriptions, outage,
+            dead_after=dead_after, rescue_seconds=pace.rescue,
+        )  # fmt: skip
+
+    # What it is told.
+
+    def begin(self, beat: Beat, low: int) -> None:
+        """Know what the first heartbeat was told, before anything is claimed: else an outage looks as if it counted."""
+        self._heartbeat.low = low
+        self._heartbeat.downtimes = beat.downtimes
+        self._heartbeat.members = beat.members
+
+    def beaten(self, beat: Beat, low: int, steady: bool) -> None:
+        """Go on as a heartbeat says; `steady` when we may judge by beats who is dead."""
+        self.begin(beat, low)
+        self._heartbeat.steady_until = beat.now + 1.5 * self._pace.beat if steady else 0.0
+        self.dispatcher.share(self._subscriptions.divide(beat.members))
+        self.dispatcher.hold(False)
+        if refused := self._matcher.refused:
+            self._refusals += 1
+            if is_worth_a_line(self._refusals):
+                log.warning("events_without_tenant", events=refused)
+                self._matcher.refused = 0
+
+    def silenced(self) -> None:
+        """Start and adopt nothing: nobody can know whether we are alive."""
+        self.dispatcher.hold(True)
+        self._heartbeat.steady_until = 0.0
+
+    def prepare(self, endpoints: Sequence[Endpoint]) -> Iterator[None]:
+        """Do most of what `configure` does with these, in pieces, between which others may have their turn."""
+        return self.dispatcher.prepare(endpoints)
+
+    def configure(self, endpoints: Sequence[Endpoint], matcher: Matcher, delivery: dispatcher.Settings) -> Matcher:
+        """Send to these, owe to whom `matcher` says, all at once; what did so before, which takes a moment to free."""
+        self._subscriptions.change(endpoints, matcher.endpoints_for)
+        self.dispatcher.configure(endpoints, delivery)
+        self.dispatcher.share(self._subscriptions.divide(self._heartbeat.members))
+        self._pages.forget()
+        self.follower.changed()
+        before, self._matcher = self._matcher, matcher
+        return before
+
+    # What it tells.
+
+    @property
+    def endpoints(self) -> Mapping[int, Endpoint]:
+        """Those that it sends to, by number."""
+        return self._subscriptions.endpoints
+
+    @property
+    def setbacks(self) -> Sequence[Setbacks]:
+        """What keeps parts from their work, beside the reader and the recorder."""
+        return self.retrier.setbacks, self.follower.setbacks, self.dispatcher.feeder.setbacks
+
+    # Its life.
+
+    def stop(self) -> None:
+        """Claim nothing more, finish what is in flight, write it down, and return from run."""
+        self._stopped.set()
+
+    async def run(self) -> None:
+        """Deliver until stopped."""
+        async with asyncio.TaskGroup() as parts:
+            ringing = parts.create_task(self._wakeup.run(self._subscriptions.me))
+            recording = parts.create_task(self.recorder.run())
+            dispatching = parts.create_task(self.dispatcher.run())
+            claiming = [parts.create_task(part.run()) for part in (self.reader, self.retrier, self.follower)]
+            await self._stopped.wait()
+            self.reader.stop()
+            self.retrier.stop()
+            self.follower.stop()
+            _, late = await asyncio.wait(claiming, timeout=CLAIM_SECONDS)
+            for claim in late:
+                claim.cancel()
+            ringing.cancel()
+            self.dispatcher.stop()
+            await asyncio.wait([dispatching])
+            self.recorder.stop()
+            _, late = await asyncio.wait([recording], timeout=DRAIN_SECONDS)
+            if late:
+                # The database is away: what was sent and is not recorded will be sent once more.
+                log.error("results_not_recorded", results=self.recorder.pending)
+                recording.cancel()
