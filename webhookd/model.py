@@ -91,6 +91,11 @@ class RetryPolicy:
     schedule: tuple[float, ...] = ()
 
 
+def label(tenant: str, name: str) -> str:
+    """`tenant/name`, as people see an endpoint; the name alone where there is no tenant."""
+    return f"{tenant}/{name}" if tenant else name
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A subscriber: where events go, which ones, how they are signed, retried and limited."""
@@ -115,8 +120,8 @@ class Endpoint:
 
     @property
     def label(self) -> str:
-        """`tenant/name`, as people see it; the name alone where there is no tenant."""
-        return f"{self.tenant}/{self.name}" if self.tenant else self.name
+        """How people see it."""
+        return label(self.tenant, self.name)
 
 
 @dataclass(slots=True, eq=False)

@@ -22,13 +22,12 @@ def endpoint_names(context: typer.Context, incomplete: str) -> list[str]:
 
 
 async def _labels(dsn: str) -> list[str]:
-    from webhookd.cli.listings import label  # a command that completes nothing needs no driver
-    from webhookd.store.database import Database
-    from webhookd.store.listings import Listings
+    from webhookd.store.database import Database  # a command that completes nothing needs no driver
+    from webhookd.store.listings import Listings, label_of
 
     async with asyncio.timeout(SECONDS), Database(dsn or None, size=1) as database:
         names = await Listings(database).names()
-    return [label(names, number) for number in names]
+    return [label_of(names, number) for number in names]
 
 
 def _is_one_word(text: str) -> bool:

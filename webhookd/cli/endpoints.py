@@ -75,10 +75,6 @@ async def _one(config: Path | None, name: str) -> tuple[EndpointLine, list[Attem
         return row, page.rows
 
 
-def _label(row: EndpointLine) -> str:
-    return f"{row.tenant}/{row.name}" if row.tenant else row.name
-
-
 def _spec(row: EndpointLine) -> dict[str, Any]:
     """What the files say of it, but for what a URL may carry besides the place."""
     spec = orjson.loads(row.spec)
@@ -118,7 +114,7 @@ def _row(row: EndpointLine) -> tuple[object, ...]:
     failed = row.exhausted + row.rejected + row.missed
     events = ", ".join(spec.get("events", ()))
     return (
-        cell(_label(row), most=None),
+        cell(row.label, most=None),
         cell(state, STYLES[state]),
         spec["url"],
         events,
@@ -131,7 +127,7 @@ def _row(row: EndpointLine) -> tuple[object, ...]:
 
 def _facts(row: EndpointLine) -> Iterator[tuple[str, object]]:
     spec = _spec(row)
-    yield "endpoint", _label(row)
+    yield "endpoint", row.label
     yield "state", _state(row).value
     yield from _parking(row)
     for key in ("description", "url"):

@@ -1,7 +1,7 @@
 """`webhookd events`, `deliveries` and `attempts`: a page of each, newest first."""
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -23,13 +23,14 @@ from webhookd.store.listings import (
     DeliveryLine,
     EventLine,
     Listings,
+    Names,
     Page,
+    label_of,
     moment,
 )
 from webhookd.units import duration, quoted
 
 T = TypeVar("T")
-Names = Mapping[int, tuple[str, str]]
 
 CENTURY = 100 * 365 * 86400.0
 STYLES = {
@@ -120,7 +121,7 @@ def deliveries(
         (
             event_id(row),
             row.event.type,
-            cell(label(names, row.endpoint_id), most=None),
+            cell(label_of(names, row.endpoint_id), most=None),
             cell(row.state, STYLES[row.state]),
             row.attempts,
             answer(row.code, row.error),
@@ -162,7 +163,7 @@ def attempts(
     lines = [
         (
             f"{row.at:%Y-%m-%d %H:%M:%S}.{row.at.microsecond // 1000:03}",
-            cell(label(names, row.endpoint_id), most=None),
+            cell(label_of(names, row.endpoint_id), most=None),
             event_id(row),
             row.event.type,
             row.attempt,
@@ -251,7 +252,7 @@ def _regex(pattern: str) -> str:
 
 def chosen(names: Names, text: str) -> int:
     """The number of the endpoint that is called so: NAME, of no tenant first, or TENANT/NAME."""
-    labels = {label(names, number): number for number in names}
+    labels = {label_of(names, number): number for number in names}
     if (number := labels.get(text)) is not None:
         return number
     same = sorted(each for each, number in labels.items() if names[number][1] == text)
@@ -260,12 +261,6 @@ def chosen(names: Names, text: str) -> int:
     if same:
         raise Usage(f"{len(same)} tenants have an endpoint {inert(text)}: write {inert(' or '.join(same[:3]))}")
     raise WebhookdError(f"there is no endpoint {quoted(text)}: `webhookd endpoints list` shows all")
-
-
-def label(names: Names, number: int) -> str:
-    """How people see an endpoint."""
-    tenant, name = names.get(number, ("", f"#{number}"))
-    return f"{tenant}/{name}" if tenant else name
 
 
 def answer(code: int | None, error: str | None, *, ok: bool = False) -> Text:
@@ -296,7 +291,7 @@ def _delivery_document(row: DeliveryLine, names: Names) -> dict[str, Any]:
     return {
         **_head_document(row.event.id, row.event.event_id, row.event.type),
         "created_at": row.event.created_at,
-        "endpoint": label(names, row.endpoint_id),
+        "endpoint": label_of(names, row.endpoint_id),
         "state": row.state,
         "attempts": row.attempts,
         "last": {"at": row.at, "code": row.code, "error": row.error},
@@ -308,7 +303,7 @@ def _attempt_document(row: AttemptLine, names: Names, with_response: bool) -> di
     made = {
         **_head_document(row.event.id, row.event.event_id, row.event.type),
         "at": row.at,
-        "endpoint": label(names, row.endpoint_id),
+        "endpoint": label_of(names, row.endpoint_id),
         **{key: getattr(row, key) for key in ("attempt", "ok", "code", "error", "ms")},
     }
     if with_response:

@@ -84,13 +84,13 @@ def _change(
     if [bool(names), tenant is not None, host is not None, everything].count(True) != 1:
         raise Usage("say which endpoints: NAME..., --tenant TENANT, --host HOST or --all")
     rows, unchanged = ran(_changed(dsn_for(config), names or (), tenant, host, change))
-    changed, others = [_label(row) for row in rows], [_label(row) for row in unchanged]
+    changed, others = [row.label for row in rows], [row.label for row in unchanged]
     if as_json:
         return show_json({done: changed, "unchanged": others})
     tell(f"{done} {_some(changed)}" if changed else f"nothing to do: {_some(others)} {_are(others)} {before}")
     if changed and others:
         tell(f"{_some(others)} {_are(others)} {before}")
-    probed = [_label(row) for row in unchanged if row.fails and row.paused_at is None and row.removed_at is None]
+    probed = [row.label for row in unchanged if row.fails and row.paused_at is None and row.removed_at is None]
     if probed:  # who resumes such a one wants to see it tried
         fail = "fails, and is" if len(probed) == 1 else "fail, and are"
         tell(f"{_some(probed)} {fail} probed without that: `webhookd endpoints show NAME` says when")
@@ -128,10 +128,6 @@ def _is_at(row: EndpointLine, host: str) -> bool:
 def _spec(row: EndpointLine) -> dict[str, Any]:
     spec: dict[str, Any] = orjson.loads(row.spec)
     return spec
-
-
-def _label(row: EndpointLine) -> str:
-    return f"{row.tenant}/{row.name}" if row.tenant else row.name
 
 
 def _are(labels: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from webhookd.cli.options import AsJson, ConfigFile, dsn_for, ran
 from webhookd.cli.tables import Fitted, Table, cell, counted, document, inert, show, show_json, span
 from webhookd.cli.watch import drawn, printed, watch
 from webhookd.engine.janitor import BEAT_SECONDS, DEAD_AFTER_BEATS
-from webhookd.model import EndpointState
+from webhookd.model import EndpointState, label
 from webhookd.store.database import Database
 from webhookd.store.listings import ASIDE, EndpointLine
 from webhookd.store.reports import Health, Owed, Reports, Status
@@ -228,7 +228,7 @@ def _tables(health: Health) -> Iterator[str]:
 
 
 def _label(owed: Owed) -> str:
-    return inert(f"{owed.tenant}/{owed.name}" if owed.tenant else owed.name, None)
+    return inert(label(owed.tenant, owed.name), None)
 
 
 def _row(owed: Owed) -> tuple[object, ...]:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
+from webhookd.model import label
+
 Specs = Mapping[tuple[str, str], Mapping[str, Any]]  # (tenant, name) -> what was written, without secrets
 
 ACCEPT: Final = "webhookd reload --accept-removals"
@@ -42,4 +44,4 @@ def refusal(difference: Difference, before: int, command: str = ACCEPT) -> str |
 
 
 def _labels(keys: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    return tuple(f"{tenant}/{name}" if tenant else name for tenant, name in sorted(keys))
+    return tuple(label(*key) for key in sorted(keys))

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from webhookd.errors import WebhookdError
+from webhookd.model import label
 from webhookd.store.database import Database
 from webhookd.store.reports import LOOKED_AT
 from webhookd.store.statements import QUERIES
@@ -22,6 +23,7 @@ from webhookd.units import quoted
 Row = TypeVar("Row")
 Cursor = tuple[int, ...]
 Connection = Any
+Names = Mapping[int, tuple[str, str]]  # number of an endpoint -> (tenant, name)
 
 STATES: Final = ("delivered", "retrying", "held", "parked", "exhausted", "rejected", "missed")  # of deliveries
 ASIDE: Final = ("parked", "missed")  # of those without a row: the log has them
@@ -139,6 +141,16 @@ class EndpointLine(NamedTuple):
     error: str | None
     ms: int | None
 
+    @property
+    def label(self) -> str:
+        """As that of an Endpoint."""
+        return label(self.tenant, self.name)
+
+
+def label_of(names: Names, number: int) -> str:
+    """How people see an endpoint, of which there may be no row any longer."""
+    return label(*names.get(number, ("", f"#{number}")))
+
 
 class Listings:
     """Questions with many answers, a page at a time."""
@@ -152,8 +164,8 @@ class Listings:
             await connection.execute(_SETTINGS)
             yield connection
 
-    async def names(self) -> dict[int, tuple[str, str]]:
-        """Number of each endpoint there was -> (tenant, name)."""
+    async def names(self) -> Names:
+        """Of each endpoint there was."""
         async with self._snapshot() as connection:
             return {row[0]: (row[1], row[2]) for row in await connection.fetch(QUERIES["list_names"])}
 

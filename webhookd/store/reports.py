@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from webhookd.errors import StoreRefused
-from webhookd.model import EndpointState, Event
+from webhookd.model import EndpointState, Event, label
 from webhookd.store.database import Database
 from webhookd.store.statements import QUERIES
 
@@ -54,7 +54,7 @@ class Subscriber(NamedTuple):
     @property
     def label(self) -> str:
         """As that of an Endpoint."""
-        return f"{self.tenant}/{self.name}" if self.tenant else self.name
+        return label(self.tenant, self.name)
 
 
 class Waiting(NamedTuple):
