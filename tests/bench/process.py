@@ -14,7 +14,7 @@ from aiohttp.client_proto import ResponseHandler
 from webhookd.cli import logging
 from webhookd.config import loader
 from webhookd.daemon.daemon import Daemon
-from webhookd.egress import connector, resolver, sender
+from webhookd.egress import connector, protocol, resolver, sender
 from webhookd.egress.guard import address_mistake
 from webhookd.policy import limiter
 
@@ -32,9 +32,9 @@ def be_careless() -> None:
     careless = (
         (connector, address_mistake.__name__, lambda *_: None),
         (resolver, address_mistake.__name__, lambda *_: None),
-        (connector.Protocol, connector.Protocol.has_unread.__name__, lambda _: False),
-        (connector.Protocol, "data_received", ResponseHandler.data_received),
-        (sender, connector.is_final.__name__, lambda _: True),
+        (protocol.Protocol, protocol.Protocol.has_unread.__name__, lambda _: False),
+        (protocol.Protocol, "data_received", ResponseHandler.data_received),
+        (sender, protocol.is_final.__name__, lambda _: True),
         (limiter.Width, limiter.Width.learn.__name__, lambda *_: None),
     )
     for where, name, instead in careless:

@@ -22,8 +22,9 @@ from aiohttp.http_writer import _serialize_headers
 from multidict import CIMultiDict
 from yarl import URL
 
-from webhookd.egress.connector import READ_BUFFER, SCARCE, Connector, Protocol, abandon, is_final, protocol_of
+from webhookd.egress.connector import SCARCE, Connector, abandon, protocol_of
 from webhookd.egress.guard import url_mistake
+from webhookd.egress.protocol import READ_BUFFER, Protocol, is_final
 from webhookd.egress.resolver import Resolver, Verdict
 from webhookd.egress.threads import ThreadPool
 from webhookd.egress.tls import tls_context

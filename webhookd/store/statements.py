@@ -1,4 +1,8 @@
-"""The SQL that comes with the package: migrations, grants and the named statements of the store."""
+"""The SQL that comes with the package: migrations, grants, and the named statements of each module of the store.
+
+Of a statement: its name, a sentence, its text. Limits stand in the SQL; the database's now() is the only clock in
+predicates; keys are sorted before they are written, so that two daemons never deadlock.
+"""
 
 import re
 from collections.abc import Mapping
@@ -35,6 +39,13 @@ def parse(text: str) -> Mapping[str, str]:
     return MappingProxyType({name: statement.strip() for name, statement in zip(parts[1::2], parts[2::2], strict=True)})
 
 
+def _queries() -> Mapping[str, str]:
+    found: dict[str, str] = {}
+    for file in sorted((_HERE / "queries").iterdir(), key=lambda file: file.name):
+        found |= parse(file.read_text())
+    return MappingProxyType(found)
+
+
 MIGRATIONS = _migrations()
 GRANTS = (_HERE / "grants.sql").read_text()
-QUERIES = parse((_HERE / "queries.sql").read_text())
+QUERIES = _queries()
