@@ -1,4 +1,4 @@
-"""The values that travel through the daemon. architecture.md of the project defines the words.
+"""The values that travel through the daemon. docs/architecture.md has the words.
 
 Times are seconds since the epoch on the database's clock unless a name says otherwise; durations are seconds.
 What is made once per delivery is a NamedTuple: it is frozen, and three times cheaper to make than a frozen dataclass.

@@ -21,7 +21,7 @@ from webhookd.policy.matching import why_not
 REPOSITORY = Path(__file__).parents[2]
 README, DOCS = REPOSITORY / "README.md", REPOSITORY / "docs"
 PRODUCING, RECEIVING, STATES = DOCS / "producing.md", DOCS / "receiving.md", DOCS / "states.md"
-PAGES = [README, *sorted(DOCS.glob("*.md"))]
+PAGES = [README, REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 WRITTEN = [
     README,
     PRODUCING,

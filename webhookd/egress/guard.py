@@ -1,4 +1,4 @@
-"""Which addresses and URLs may be sent to. sender.md of the project has the table and the attacks behind it."""
+"""Which addresses and URLs may be sent to. SECURITY.md has the attacks behind it."""
 
 import re
 import unicodedata

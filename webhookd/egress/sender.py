@@ -1,4 +1,4 @@
-"""The only HTTP client: `Request` in, `Response` or `NoResponse` out. sender.md of the project has the attacks.
+"""The only HTTP client: `Request` in, `Response` or `NoResponse` out. SECURITY.md has the attacks.
 
     send ── target (URL vetted, cached) ── connect (pool, or resolve, vet, dial, TLS) ── ask ── answer
                                               ▲                                          │

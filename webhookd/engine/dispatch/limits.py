@@ -12,10 +12,10 @@ AT_A_TIME = 200  # endpoints that are looked at before others have their turn on
 class Limits:
     """How many attempts may be under way at one time: `slots` in all, `per_host`, and as many as each endpoint has."""
 
-    def __init__(self, turns: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler) -> None:
         self.slots = self.per_host = 0
         self.shares: Shares = alone()
-        self._scheduler = turns
+        self._scheduler = scheduler
         self._endpoints: dict[EndpointQueue, None] = {}  # those to look at
         self._hosts: set[Host] = set()  # and then their hosts
 
