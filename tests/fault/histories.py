@@ -25,7 +25,7 @@ from webhookd.daemon.daemon import Daemon
 from webhookd.engine import engine, janitor, retrier
 from webhookd.engine.dispatch import dispatcher
 from webhookd.engine.dispatch.queues import Feed
-from webhookd.engine.engine import Pace
+from webhookd.engine.engine import Intervals
 from webhookd.engine.parked import endings, follower
 from webhookd.errors import ConfigError
 from webhookd.model import NoResponse, Request, Response
@@ -33,7 +33,7 @@ from webhookd.policy import breaker
 from webhookd.store.database import Database
 from webhookd.store.registry import Beat, Registry
 
-PACE = Pace(beat=0.5, rescue=0.2, look=0.03, flush=0.004, patience=0.2)
+PACE = Intervals(beat=0.5, rescue=0.2, look=0.03, flush=0.004, patience=0.2)
 DEAD_AFTER = PACE.beat * janitor.DEAD_AFTER_BEATS
 CAPS = {"always": 2, "a": 1, "b": 1, "c": 3, "d": 2}
 SPILLED = 20
@@ -57,7 +57,7 @@ class Member:
         self.beaten_at = 0.0
         self.slow_at = 0.0  # when others may last have taken it for dead, though it was not
         self.dispatcher: dispatcher.Dispatcher
-        self.daemon = Daemon(config, dsn, load=self._load, pace=PACE, on_ready=self._ready)
+        self.daemon = Daemon(config, dsn, load=self._load, intervals=PACE, on_ready=self._ready)
         self.ready = asyncio.Event()
         self.task: asyncio.Task[None]
 

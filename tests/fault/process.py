@@ -23,7 +23,7 @@ from webhookd.daemon.daemon import Daemon
 from webhookd.engine import janitor, neighbours, recorder, retrier
 from webhookd.engine.dispatch import dispatcher
 from webhookd.engine.dispatch.scheduler import Scheduler
-from webhookd.engine.engine import Pace
+from webhookd.engine.engine import Intervals
 from webhookd.engine.intake import polling, reader
 from webhookd.message import request
 from webhookd.model import Batch, Delivery, Request
@@ -44,9 +44,9 @@ DATABASE_TIMES = (
 )
 
 
-def pace(factor: float, patience: float | None) -> Pace:
+def pace(factor: float, patience: float | None) -> Intervals:
     """The normal pace times `factor`; flushes stay as they are, because they bound what a kill resends."""
-    return Pace(
+    return Intervals(
         beat=janitor.BEAT_SECONDS * factor,
         rescue=reader.RESCUE_SECONDS * factor,
         look=retrier.LOOK_SECONDS * factor,
@@ -110,7 +110,7 @@ def _without(statement: str, fence: str, instead: str) -> str:
     return statement.replace(fence, instead)
 
 
-async def run(config_file: Path, at_pace: Pace) -> None:
+async def run(config_file: Path, at_pace: Intervals) -> None:
     """Deliver until told to stop."""
     config = loader.load(config_file, os.environ)
 
@@ -119,7 +119,7 @@ async def run(config_file: Path, at_pace: Pace) -> None:
         sys.stdout.flush()
 
     direct_dsn = config.database.direct_dsn.get_secret_value() or None
-    daemon = Daemon(config, loader.dsn(config.database, config_file), direct_dsn, pace=at_pace, on_ready=ready)
+    daemon = Daemon(config, loader.dsn(config.database, config_file), direct_dsn, intervals=at_pace, on_ready=ready)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, daemon.stop)
     await daemon.run()
 

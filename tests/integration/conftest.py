@@ -15,11 +15,11 @@ from tests.planted import SECRET
 from tests.waiting import HANGS, until
 from webhookd.config.config import Config, build
 from webhookd.daemon.daemon import Daemon
-from webhookd.engine.engine import Pace
+from webhookd.engine.engine import Intervals
 from webhookd.store.statements import GRANTS
 
 Sql: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
-QUICK = Pace(beat=0.5, rescue=0.3, look=0.05, flush=0.004, patience=0.3)
+QUICK = Intervals(beat=0.5, rescue=0.3, look=0.05, flush=0.004, patience=0.3)
 DEBEZIUM = """
 CREATE TABLE outbox (id uuid PRIMARY KEY, aggregatetype varchar(255) NOT NULL, aggregateid varchar(255) NOT NULL,
                      type varchar(255) NOT NULL, payload jsonb)"""
@@ -226,7 +226,7 @@ class Running(Protocol):
     """Runs a daemon; `load` is what a reload reads."""
 
     def __call__(
-        self, config: Config, pace: Pace = QUICK, load: Callable[[], Config] | None = None
+        self, config: Config, pace: Intervals = QUICK, load: Callable[[], Config] | None = None
     ) -> AbstractAsyncContextManager[Daemon]: ...
 
 
@@ -236,10 +236,10 @@ def daemon(dsn: str) -> Running:
 
     @asynccontextmanager
     async def run(
-        config: Config, pace: Pace = QUICK, load: Callable[[], Config] | None = None
+        config: Config, pace: Intervals = QUICK, load: Callable[[], Config] | None = None
     ) -> AsyncIterator[Daemon]:
         ready = asyncio.Event()
-        made = Daemon(config, dsn, load=load, pace=pace, on_ready=lambda _: ready.set())
+        made = Daemon(config, dsn, load=load, intervals=pace, on_ready=lambda _: ready.set())
         async with asyncio.TaskGroup() as group:
             task = group.create_task(made.run())
             try:

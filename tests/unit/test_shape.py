@@ -52,6 +52,15 @@ def test_the_map_names_tests_and_statements_that_exist() -> None:
     assert tests <= written
 
 
+def test_the_map_names_words_of_the_code_that_exist() -> None:
+    """What stands in backticks and is no path is a name that the code or its SQL has."""
+    texts = (path.read_text() for path in (*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.sql"), *TESTS.rglob("*.py")))
+    words = set(re.findall(r"\w+", " ".join(texts)))
+    named = re.findall(r"`([A-Za-z_]\w*(?:\.[a-z_]+)?)`", MAP.read_text())
+    assert len(named) > 30
+    assert [name for name in named if not set(name.split(".")) <= words] == []
+
+
 def test_the_map_has_every_package() -> None:
     house = MAP.read_text().split("```")[1]
     for package in PACKAGE.iterdir():

@@ -248,7 +248,7 @@ def _content(file: Path, limit: int) -> bytes:
     if "\0" in str(file):
         raise ValueError("cannot be read: its path has a NUL character")
     try:
-        # FanOut a pipe without a writer would block.
+        # Opening a pipe without a writer would block.
         with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
             status = os.fstat(opened.fileno())
             if not stat.S_ISREG(status.st_mode):

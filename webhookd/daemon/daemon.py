@@ -17,7 +17,7 @@ from webhookd.daemon.watcher import watch
 from webhookd.egress.oauth import Tokens
 from webhookd.egress.sender import Sender
 from webhookd.engine.dispatch.dispatcher import LEASE_MARGIN
-from webhookd.engine.engine import CLAIM_SECONDS, DRAIN_SECONDS, Engine, Pace, Stores
+from webhookd.engine.engine import CLAIM_SECONDS, DRAIN_SECONDS, Engine, Intervals, Stores
 from webhookd.engine.intake.outage import Outage
 from webhookd.engine.janitor import Janitor
 from webhookd.engine.neighbours import Neighbours
@@ -40,7 +40,7 @@ MOST_OF_A_PROBLEM = 500  # characters
 
 log = structlog.get_logger("webhookd.daemon")
 
-NORMAL = Pace()
+NORMAL = Intervals()
 SILENT = Notifier()
 
 
@@ -61,7 +61,7 @@ class Daemon:
         watch: Sequence[Path] = (),
         accept: str = ACCEPT,
         notifier: Notifier = SILENT,
-        pace: Pace = NORMAL,
+        intervals: Intervals = NORMAL,
         on_ready: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._config = config
@@ -71,7 +71,7 @@ class Daemon:
         self._watch = watch
         self._accept = accept
         self._notifier = notifier
-        self._pace = pace
+        self._intervals = intervals
         self._on_ready = on_ready
         self._stopped = asyncio.Event()
         self._reload_wanted = asyncio.Event()
@@ -119,8 +119,9 @@ class Daemon:
             Sender(self._config.egress, self._user_agent) as sender,
         ):
             registry = Registry(database)
-            neighbours = Neighbours(registry, ourselves(), see, self._longest_lease, look_seconds=self._pace.neighbours)
-            joining = join(self._config, database, registry, neighbours, self._pace, self._notifier.ready)
+            look = self._intervals.neighbours
+            neighbours = Neighbours(registry, ourselves(), see, self._longest_lease, look_seconds=look)
+            joining = join(self._config, database, registry, neighbours, self._intervals, self._notifier.ready)
             joined = await cancelled_by(self._stopped, joining)
             if joined is not None:
                 parts = database, registry, neighbours, lock_holders, wakeup, outage, sender
@@ -150,7 +151,7 @@ class Daemon:
         sender: Sender,
     ) -> list[int]:
         """Run the parts until stopped; the ids of the batches that were not finished."""
-        daemon_id, pace, tokens = joined.daemon_id, self._pace, Tokens(sender)
+        daemon_id, intervals, tokens = joined.daemon_id, self._intervals, Tokens(sender)
 
         async def apply(config: Config, ours: Sequence[Endpoint], matcher: Matcher) -> None:
             # An inactive endpoint is sent nothing: it has no queue, and what it was owed stays in the backlog.
@@ -181,7 +182,7 @@ class Daemon:
             daemon_id,
             Stores(
                 batches=Batches(database),
-                backlog=Backlog(database, daemon_id, pace.dead_after),
+                backlog=Backlog(database, daemon_id, intervals.dead_after),
                 parking=ParkingStore(database),
                 results=Results(database),
             ),
@@ -191,7 +192,7 @@ class Daemon:
             joined.clock,
             joined.parking,
             self._config.delivery,
-            pace,
+            intervals,
             user_agent=self._user_agent,
         )
         engine.begin(joined.beat, joined.low)
@@ -205,7 +206,7 @@ class Daemon:
             on_silence=engine.silenced,
             listen_pid=lambda: wakeup.pid,
             problem=problem,
-            beat_seconds=pace.beat,
+            beat_seconds=intervals.beat,
         )
         reloader = Reloader(
             registry,
@@ -214,12 +215,12 @@ class Daemon:
             self._load,
             apply,
             self._reload_wanted,
-            dead_after=pace.dead_after,
+            dead_after=intervals.dead_after,
             on_reload=self._notifier.reloading,
             on_refused=lambda why: self._keep_the_old(why, len(engine.endpoints)),
             refused=self._refused,
             accept=self._accept,
-            look_seconds=pace.look * 2,
+            look_seconds=intervals.look * 2,
         )
         with long_lived():
             await reloader.take_over(self._config, joined.endpoints)

@@ -13,7 +13,7 @@ from webhookd.config.config import Config
 from webhookd.daemon.processes import ourselves
 from webhookd.engine import janitor
 from webhookd.engine.clock import Clock
-from webhookd.engine.engine import DRAIN_SECONDS, Pace
+from webhookd.engine.engine import DRAIN_SECONDS, Intervals
 from webhookd.engine.neighbours import Neighbours
 from webhookd.errors import ConfigError, StoreRefused, StoreUnavailable
 from webhookd.policy.parking import Parking
@@ -46,7 +46,7 @@ async def join(
     database: Database,
     registry: Registry,
     neighbours: Neighbours,
-    pace: Pace,
+    intervals: Intervals,
     tell: Callable[[str], None],
 ) -> Joined:
     """Join, however long the database keeps us waiting; `tell` hears what for.
@@ -64,12 +64,17 @@ async def join(
                 await neighbours.bury()  # what a predecessor had in hand is ours, and nobody waits for it to agree
                 parking = await ParkingStore(database).parking()
                 registered = await registry.join(
-                    socket.gethostname(), __version__, config.specs, config.config_hash, pace.dead_after, ourselves()
+                    socket.gethostname(),
+                    __version__,
+                    config.specs,
+                    config.config_hash,
+                    intervals.dead_after,
+                    ourselves(),
                 )
                 if registered.has_company:
-                    await asyncio.sleep(pace.beat * janitor.SETTLE_BEATS)
+                    await asyncio.sleep(intervals.beat * janitor.SETTLE_BEATS)
             asked = time.monotonic()
-            beat = await registry.beat(registered.daemon_id, registered.low, pace.dead_after)
+            beat = await registry.beat(registered.daemon_id, registered.low, intervals.dead_after)
             clock.measure(beat.now, asked, time.monotonic())
             if not beat.known:
                 registered = None  # it was restored in this very moment

@@ -17,7 +17,7 @@ from aiohttp.tracing import Trace
 from multidict import CIMultiDict
 
 from webhookd.egress.guard import address_mistake, host_mistake
-from webhookd.egress.handshake import ASIDE, Aside
+from webhookd.egress.handshake import OFFLOAD, Offload
 from webhookd.egress.protocol import READ_BUFFER, Protocol
 from webhookd.egress.resolver import Resolver, Verdict
 from webhookd.egress.threads import ThreadPool
@@ -145,23 +145,23 @@ class Connector(aiohttp.TCPConnector):
     ) -> tuple[asyncio.Transport, ResponseHandler]:
         if ssl is None:
             return await super()._wrap_create_connection(*arguments, req=req, **named)
-        aside = self._begin_aside()
+        offload = self._begin_offload()
         transport, _ = await super()._wrap_create_connection(_Unread, req=req, **named)
-        return await self._secured(transport, req, aside)
+        return await self._secured(transport, req, offload)
 
-    def _begin_aside(self) -> Aside:
+    def _begin_offload(self) -> Offload:
         """What computes for the next connection of this task: uvloop takes its context when it is made."""
-        aside = Aside(self._threads.compute)
-        ASIDE.set(aside)
-        return aside
+        offload = Offload(self._threads.compute)
+        OFFLOAD.set(offload)
+        return offload
 
     async def _secured(
-        self, transport: asyncio.Transport, req: aiohttp.ClientRequest, aside: Aside
+        self, transport: asyncio.Transport, req: aiohttp.ClientRequest, offload: Offload
     ) -> tuple[asyncio.Transport, Protocol]:
         """TLS on this connection, whose handshake is computed in a thread."""
         protocol = Protocol(self._loop)
         name = (req.url.raw_host or "").rstrip(".")  # no certificate has the dot at its end
-        aside.wake = functools.partial(_wake, transport)
+        offload.wake = functools.partial(_wake, transport)
         context = self._get_ssl_context(req)
         assert context is not None  # noqa: S101 - says so to mypy
         try:
@@ -169,7 +169,7 @@ class Connector(aiohttp.TCPConnector):
             if secured is None:
                 raise ConnectionResetError
         except BaseException as error:
-            aside.wake = None
+            offload.wake = None
             transport.abort()
             if isinstance(error, ssl.SSLCertVerificationError):
                 raise aiohttp.ClientConnectorCertificateError(req.connection_key, error) from error
@@ -188,12 +188,12 @@ class Connector(aiohttp.TCPConnector):
             return await super()._create_connection(req, traces, timeout)
         if host_mistake(req.url.raw_host or "", req.url.port or 0, self._allow_networks):
             raise Verdict("egress_denied")
-        aside = self._begin_aside()
+        offload = self._begin_offload()
         transport, protocol = await self._dial(self._proxy, timeout.sock_connect or PROXY_SECONDS)
         try:
             await self._ask_for_tunnel(protocol, self._proxy, f"{req.url.host_subcomponent}:{req.url.port}")
             if req.is_ssl():
-                _, protocol = await self._secured(transport, req, aside)
+                _, protocol = await self._secured(transport, req, offload)
             else:
                 protocol = Protocol(self._loop)
                 transport.set_protocol(protocol)

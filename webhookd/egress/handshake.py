@@ -69,7 +69,7 @@ class Compute(Protocol):
     def __call__(self, rank: float, work: Callable[[], None], over: Callable[[], None]) -> None: ...
 
 
-class Aside:
+class Offload:
     """How the handshake of a connection is computed in a thread, and who goes on with it when it was."""
 
     def __init__(self, compute: Compute) -> None:
@@ -78,7 +78,7 @@ class Aside:
 
 
 # Of the connection that is made in this context: whoever makes it is heard of in `wrap_bio` only through loops.
-ASIDE: Final[ContextVar[Aside | None]] = ContextVar("aside", default=None)
+OFFLOAD: Final[ContextVar[Offload | None]] = ContextVar("offload", default=None)
 
 
 class Client(ssl.SSLContext):
@@ -122,7 +122,7 @@ class Bounded(ssl.SSLObject):
         self._incoming, self._outgoing = incoming, outgoing
         self._inner, self._outer = inner, outer
         self._costs = costs
-        self._aside = ASIDE.get()
+        self._offload = OFFLOAD.get()
         self._host = self.server_hostname or ""
         self._held: bytes | None = b""  # from the server, until its first message has been judged
         self._heard = 0  # bytes of the handshake, and of what was no answer after it
@@ -143,10 +143,10 @@ class Bounded(ssl.SSLObject):
             raise ssl.SSLWantReadError
         self._pass_on()
         if not self._has_computed or (self._wants_more and self._incoming.pending):
-            if self._listen() and self._aside is not None:
+            if self._listen() and self._offload is not None:
                 self._is_computing = True
                 owed = self._costs.owed(self._host, time.monotonic())
-                self._aside.compute(max(owed, 0.0), self._step, self._stepped)
+                self._offload.compute(max(owed, 0.0), self._step, self._stepped)
                 raise ssl.SSLWantReadError
             self._step()
             self._charge(self._cost)
@@ -218,7 +218,7 @@ class Bounded(ssl.SSLObject):
     def _step(self) -> None:
         """In a thread, perhaps: it only touches what is behind the two of the loop."""
         self._wants_more, self._error, self._cost = False, None, 0.0
-        if self._is_computing and self._aside is not None and self._aside.wake is None:
+        if self._is_computing and self._offload is not None and self._offload.wake is None:
             return  # the connection has ended while it stood in line
         began = time.thread_time()
         try:
@@ -232,8 +232,8 @@ class Bounded(ssl.SSLObject):
     def _stepped(self) -> None:
         self._is_computing, self._has_computed = False, True
         self._charge(self._cost)
-        if self._aside is not None and self._aside.wake is not None:
-            self._aside.wake()
+        if self._offload is not None and self._offload.wake is not None:
+            self._offload.wake()
 
     def _judge(self, held: bytes) -> bool:
         """Pass on what the server said, but its first message only when it is whole, and asks for nothing costly."""
@@ -284,7 +284,7 @@ def _judge_hello(message: bytes) -> None:
         raise ssl.SSLError("the first message of the server is in pieces")
     if message[0] != _HELLO or message[6:38] != _RETRY:
         return
-    # Deferred the session, the cipher, the compression, and the length of the extensions.
+    # Behind the session, the cipher, the compression, and the length of the extensions.
     at = 39 + int.from_bytes(message[38:39]) + 2 + 1 + 2
     while at + 4 <= len(message):
         kind, length = int.from_bytes(message[at : at + 2]), int.from_bytes(message[at + 2 : at + 4])

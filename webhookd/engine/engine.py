@@ -41,7 +41,7 @@ log = structlog.get_logger("webhookd.daemon")
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Intervals:
     """How often things happen, in seconds; tests run the same daemon at a tenth of it."""
 
     beat: float = janitor.BEAT_SECONDS
@@ -98,39 +98,39 @@ class Engine:
         clock: Clock,
         parking: Parking,
         delivery: dispatcher.Settings,
-        pace: Pace,
+        intervals: Intervals,
         *,
         user_agent: str,
     ) -> None:
-        dead_after = pace.dead_after
-        self._pace = pace
+        dead_after = intervals.dead_after
+        self._intervals = intervals
         self._wakeup = wakeup
         self._stopped = asyncio.Event()
         self._matcher = Matcher(())
         self._refusals = 0  # heartbeats at which there had been events without a tenant
         self._heartbeat = beat = Heartbeat()
         self._subscriptions = subscriptions = Subscriptions(owner)
-        self.recorder = Recorder(stores.results, owner, flush_seconds=pace.flush)
+        self.recorder = Recorder(stores.results, owner, flush_seconds=intervals.flush)
         self.dispatcher = Dispatcher(
             stores.batches, sender, self.recorder, clock, beat, delivery,
             on_trouble=lambda *trouble: self.follower.trouble(*trouble),
             random=random.random,  # jitter
-            user_agent=user_agent, patience=pace.patience,
+            user_agent=user_agent, patience=intervals.patience,
         )  # fmt: skip
         self.retrier = Retrier(
             stores.backlog, stores.batches, self.dispatcher, self.recorder, subscriptions.endpoint,
-            look_seconds=pace.look,
+            look_seconds=intervals.look,
         )  # fmt: skip
         self._pages = LogPages(stores.parking, stores.batches, subscriptions)
         self.follower = Follower(
             stores.parking, self._pages, self.dispatcher, self.recorder, parking, beat, subscriptions,
             owes=lambda endpoint_id: endpoint_id in self.retrier.due,
             over_before=lambda endpoint: over_before(endpoint.retry, clock.now(), beat.downtimes),
-            dead_after=dead_after, look_seconds=pace.look,
+            dead_after=dead_after, look_seconds=intervals.look,
         )  # fmt: skip
         self.reader = Reader(
             stores.batches, wakeup, self.dispatcher, self.recorder, self.follower, beat, subscriptions, outage,
-            dead_after=dead_after, rescue_seconds=pace.rescue,
+            dead_after=dead_after, rescue_seconds=intervals.rescue,
         )  # fmt: skip
 
     # What it is told.
@@ -144,7 +144,7 @@ class Engine:
     def beaten(self, beat: Beat, low: int, steady: bool) -> None:
         """Go on as a heartbeat says; `steady` when we may judge by beats who is dead."""
         self.begin(beat, low)
-        self._heartbeat.steady_until = beat.now + 1.5 * self._pace.beat if steady else 0.0
+        self._heartbeat.steady_until = beat.now + 1.5 * self._intervals.beat if steady else 0.0
         self.dispatcher.share(self._subscriptions.divide(beat.members))
         self.dispatcher.hold(False)
         if refused := self._matcher.refused:

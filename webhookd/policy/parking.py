@@ -43,11 +43,11 @@ class Parking:
     def __init__(self, version: int = -1, rows: Sequence[Parked] = ()) -> None:
         self.version = version
         self.rows = rows
-        # Deferred the newest boundary nothing changes, and that is where nearly every batch is.
+        # Behind the newest boundary nothing changes, and that is where nearly every batch is.
         self._newest = max((max(row.from_batch, row.to_batch or 0) for row in rows), default=0)
         self._aside = self._of(self._newest)
 
-    def aside(self, batch: int) -> frozenset[int]:
+    def by_cursor(self, batch: int) -> frozenset[int]:
         """The endpoints that get the events of this batch by their cursor."""
         return self._aside if batch >= self._newest else self._of(batch)
 

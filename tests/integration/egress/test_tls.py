@@ -235,12 +235,12 @@ async def test_many_hosts_at_one_time_hold_up_no_loop(sender: Sender) -> None:
 async def test_what_comes_while_a_thread_computes_is_bounded(certificate: tuple[str, str]) -> None:
     works: list[tuple[float, Callable[[], None], Callable[[], None]]] = []
     woken: list[bool] = []
-    aside = handshake.Aside(lambda rank, work, over: works.append((rank, work, over)))
-    aside.wake = lambda: woken.append(True)
-    token = handshake.ASIDE.set(aside)
+    offload = handshake.Offload(lambda rank, work, over: works.append((rank, work, over)))
+    offload.wake = lambda: woken.append(True)
+    token = handshake.OFFLOAD.set(offload)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     ours = tls_context(certificate[0]).wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
-    handshake.ASIDE.reset(token)
+    handshake.OFFLOAD.reset(token)
     heard, said = ssl.MemoryBIO(), ssl.MemoryBIO()
     theirs = serving(*certificate).wrap_bio(heard, said, server_side=True)
     with pytest.raises(ssl.SSLWantReadError):
@@ -271,20 +271,20 @@ async def test_what_comes_while_a_thread_computes_is_bounded(certificate: tuple[
 
 
 async def test_who_has_gone_is_not_computed_for(certificate: tuple[str, str]) -> None:
-    aside = handshake.Aside(lambda rank, work, over: works.append(work))
+    offload = handshake.Offload(lambda rank, work, over: works.append(work))
     works: list[Callable[[], None]] = []
-    aside.wake = lambda: None
-    token = handshake.ASIDE.set(aside)
+    offload.wake = lambda: None
+    token = handshake.OFFLOAD.set(offload)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     ours = tls_context(certificate[0]).wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
     assert isinstance(ours, handshake.Bounded)
-    handshake.ASIDE.reset(token)
+    handshake.OFFLOAD.reset(token)
     with pytest.raises(ssl.SSLWantReadError):
         ours.do_handshake()
     incoming.write(record(HANDSHAKE, b"\x02\x00\x00\x26" + b"\x03\x03" + bytes(36)))
     with pytest.raises(ssl.SSLWantReadError):
         ours.do_handshake()
-    aside.wake = None
+    offload.wake = None
     there = ours._inner.pending
     works[0]()
     assert ours._inner.pending == there > 0

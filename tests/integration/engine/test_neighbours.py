@@ -13,10 +13,10 @@ import pytest
 
 from tests.integration.conftest import Receiver, Running, Sql, configuration, eventually, finished, insert, settled
 from webhookd.daemon.daemon import Daemon
-from webhookd.engine.engine import Pace
+from webhookd.engine.engine import Intervals
 from webhookd.policy.liveness import Process
 
-SELDOM = Pace(beat=20.0, rescue=0.1, look=0.05, flush=0.004, patience=0.3, neighbours=0.05)
+SELDOM = Intervals(beat=20.0, rescue=0.1, look=0.05, flush=0.004, patience=0.3, neighbours=0.05)
 WHO = "from webhookd.daemon.processes import ourselves; print(*ourselves(), flush=True); input()"
 OTHER = 99
 Seldom = Callable[[], AbstractAsyncContextManager[Daemon]]

@@ -24,7 +24,7 @@ from tests.integration.conftest import (
 from tests.waiting import until
 from webhookd.config.config import Config
 from webhookd.daemon.daemon import Daemon
-from webhookd.engine.engine import Pace
+from webhookd.engine.engine import Intervals
 from webhookd.errors import ConfigError
 from webhookd.store.statements import QUERIES
 
@@ -43,7 +43,7 @@ def says(sql: Sql, what: str) -> Callable[[], Awaitable[bool]]:
 
 @asynccontextmanager
 async def with_few_rights(
-    dsn: str, receiver: Receiver, direct_dsn: str | None = None, pace: Pace = QUICK
+    dsn: str, receiver: Receiver, direct_dsn: str | None = None, pace: Intervals = QUICK
 ) -> AsyncIterator[Daemon]:
     """A daemon of the role of grants.sql, which has joined."""
     joined = asyncio.Event()
@@ -51,7 +51,7 @@ async def with_few_rights(
         configuration({"hook": {"url": receiver.url("hook")}}),
         as_user(dsn, "webhookd_daemon"),
         direct_dsn,
-        pace=pace,
+        intervals=pace,
         on_ready=lambda _: joined.set(),
     )
     async with asyncio.TaskGroup() as group:

@@ -398,7 +398,7 @@ async def test_a_right_that_is_missing_makes_a_daemon_wait_and_say_so(
     sql = granted
     config = configuration({"hook": {"url": receiver.url("hook")}})
     await sql.execute("REVOKE SELECT ON webhookd.outbox FROM webhookd_daemon")
-    daemon = Daemon(config, as_user(dsn, "webhookd_daemon"), pace=QUICK)
+    daemon = Daemon(config, as_user(dsn, "webhookd_daemon"), intervals=QUICK)
     async with asyncio.TaskGroup() as group:
         group.create_task(daemon.run())
         event_id = await insert(sql)

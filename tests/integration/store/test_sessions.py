@@ -165,7 +165,7 @@ async def whole_path(dsn: str, direct: str, sql: Sql, receiver: Receiver) -> Non
     config = [before]
     async with Database(dsn) as database:
         ready = asyncio.Event()
-        running = Daemon(before, dsn, load=lambda: config[-1], pace=QUICK, on_ready=lambda _: ready.set())
+        running = Daemon(before, dsn, load=lambda: config[-1], intervals=QUICK, on_ready=lambda _: ready.set())
         async with asyncio.TaskGroup() as group:
             task = group.create_task(running.run())
             try:

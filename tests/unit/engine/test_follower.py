@@ -593,9 +593,9 @@ async def test_thousands_that_are_parked_are_seen_to_some_at_a_time_and_are_asid
         catching_up = group.create_task(following.catch_up(1))
         while not catching_up.done():
             turns.append(sum(dispatcher.told))
-            assert following.aside(10) == frozenset()
+            assert following.by_cursor(10) == frozenset()
             await asyncio.sleep(0)
-    assert len(following.aside(10)) == 2_000
+    assert len(following.by_cursor(10)) == 2_000
     assert sum(dispatcher.told) == 2_000
     assert max(after - before for before, after in pairwise(turns)) <= follower.AT_A_TIME
     assert len(list(following._cursors)) == 2_000

@@ -159,7 +159,7 @@ class Parking:
         await asyncio.sleep(0)
         self.version = max(self.version, version)
 
-    def aside(self, batch: int) -> frozenset[int]:
+    def by_cursor(self, batch: int) -> frozenset[int]:
         return self.versions.get(self.version, frozenset())
 
 

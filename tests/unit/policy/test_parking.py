@@ -16,7 +16,7 @@ def row(endpoint: int = 1, start: int = 10, end: int | None = None, **changes: A
 
 def test_an_endpoint_is_parked_from_a_batch_on_and_before_another() -> None:
     parking = Parking(3, [row(1, 10, 20), row(2, 15), row(1, 30)])
-    assert [parking.aside(batch) for batch in (9, 10, 15, 19, 20, 29, 30, 1000)] == [
+    assert [parking.by_cursor(batch) for batch in (9, 10, 15, 19, 20, 29, 30, 1000)] == [
         set(),
         {1},
         {1, 2},
@@ -35,7 +35,7 @@ def test_an_endpoint_is_parked_from_a_batch_on_and_before_another() -> None:
 def test_whoever_asks_gets_what_the_rows_say(ranges: list[tuple[int, int, int | None]], batch: int) -> None:
     parking = Parking(1, [row(*each) for each in ranges])
     expected = {id_ for id_, start, end in ranges if start <= batch and (end is None or batch < end)}
-    assert parking.aside(batch) == expected
+    assert parking.by_cursor(batch) == expected
 
 
 def test_a_cursor_ends_before_the_batch_where_its_endpoint_became_live() -> None:

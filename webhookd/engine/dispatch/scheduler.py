@@ -103,7 +103,7 @@ class Scheduler:
         """True when our way out was found shut in the last so many seconds; by default, when nothing starts."""
         return self.egress_down_at > 0 and now < self.egress_down_at + seconds
 
-    # Scheduler.
+    # Turns.
 
     def ask(self, queue: EndpointQueue) -> None:
         """This queue may be able to start something."""

@@ -43,7 +43,7 @@ class Parking(Protocol):
     async def catch_up(self, version: int) -> None:
         """Know at least what was parked by then."""
 
-    def aside(self, batch: int) -> frozenset[int]:
+    def by_cursor(self, batch: int) -> frozenset[int]:
         """The endpoints that get the events of this batch by their cursor."""
 
 
@@ -71,17 +71,17 @@ class FanOut:
         by_tenant: dict[str, list[Event]] = {}
         for event in events:
             by_tenant.setdefault(event.tenant, []).append(event)
-        asides = whole, known, self._parking.aside(batch.id)
-        return {key: (sum(map(weight, each)), self._owed(each, *asides)) for key, each in by_tenant.items()}
+        but_for = whole, known, self._parking.by_cursor(batch.id)
+        return {key: (sum(map(weight, each)), self._owed(each, *but_for)) for key, each in by_tenant.items()}
 
     def _owed(
         self,
         events: Sequence[Event],
         whole: Mapping[int, tuple[Endpoint, ...]],
         known: Set[tuple[int, int]],
-        aside: Set[int],
+        by_cursor: Set[int],
     ) -> Pairs:
-        """Whom the events are owed to, but for what is settled or aside; those of whole ones have been found before."""
+        """Whom the events are owed to, but for what is settled or read with a cursor; whole ones are matched."""
         looked_at, spent = 0, 0.0
         for event in events:
             began = time.monotonic()
@@ -89,7 +89,7 @@ class FanOut:
             lean = event.lean()
             spent += time.monotonic() - began
             for endpoint in endpoints:
-                if endpoint.id not in aside and (event.id, endpoint.id) not in known:
+                if endpoint.id not in by_cursor and (event.id, endpoint.id) not in known:
                     yield lean, endpoint
                 elif (looked_at := looked_at + 1) % LOOKED_AT == 0:
                     yield None

@@ -107,7 +107,7 @@ class Recorder(Protocol):
 
 
 class Reader:
-    """Scheduler the log into deliveries, as many as memory allows."""
+    """Turns the log into deliveries, as many as memory allows."""
 
     def __init__(
         self,

@@ -118,9 +118,9 @@ class Follower:
         self._stopped.set()
         self._wake.set()
 
-    def aside(self, batch: int) -> frozenset[int]:
+    def by_cursor(self, batch: int) -> frozenset[int]:
         """The endpoints that get the events of this batch by a cursor; `catch_up` with the batch first."""
-        return self._parking.aside(batch)
+        return self._parking.by_cursor(batch)
 
     @property
     def is_parking(self) -> bool:
