@@ -368,7 +368,7 @@ class History:
                 self._say(
                     f"  {queue.endpoint.name}: {counts}, {more}; {member.dispatcher.claimable(queue.endpoint.id)}"
                 )
-            self._say(f"  room {member.dispatcher.room}, on hold {member.dispatcher._lanes.takes_nothing}")
+            self._say(f"  room {member.dispatcher.room}, on hold {member.dispatcher._lanes._on_hold}")
 
     def _having(self, name: str) -> list[Member]:
         return [member for member in self.live if name in member.has]

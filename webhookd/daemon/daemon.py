@@ -16,7 +16,7 @@ from webhookd.daemon.reloader import Reloader, long_lived
 from webhookd.daemon.watcher import watch
 from webhookd.egress.oauth import Tokens
 from webhookd.egress.sender import Sender
-from webhookd.engine.dispatch.dispatcher import LEASE_MARGIN
+from webhookd.engine.dispatch import dispatcher
 from webhookd.engine.engine import CLAIM_SECONDS, DRAIN_SECONDS, Engine, Intervals, Stores
 from webhookd.engine.intake.outage import Outage
 from webhookd.engine.janitor import Janitor
@@ -129,7 +129,7 @@ class Daemon:
                 await leave(joined.daemon_id, database, registry, unfinished)
 
     def _longest_lease(self) -> float:
-        return max((endpoint.timeout for endpoint in self._config.endpoints), default=0.0) + LEASE_MARGIN
+        return max((endpoint.timeout for endpoint in self._config.endpoints), default=0.0) + dispatcher.LEASE_MARGIN
 
     def _status(self, endpoints: int) -> str:
         old = f" on the old configuration: {self._refused.splitlines()[0]}" if self._refused else ""
@@ -232,7 +232,7 @@ class Daemon:
                 parts.create_task(watch(self._watch, self.reload, self._stopped)),
                 parts.create_task(reloader.run()),
             ]
-            delivering = parts.create_task(engine.run())
+            engine.start(parts)
             self._on_ready(daemon_id)
             await self._stopped.wait()
             started, in_flight = time.monotonic(), engine.dispatcher.in_flight
@@ -241,8 +241,7 @@ class Daemon:
             log.info("stopping", in_flight=in_flight)
             for part in beside:
                 part.cancel()
-            engine.stop()
-            await asyncio.wait([delivering])
+            await engine.stop()
             janitor.stop()
         log.info("stopped", seconds=round(time.monotonic() - started, 1), **engine.recorder.totals)
         return engine.reader.unfinished

@@ -86,7 +86,7 @@ class Stores:
 
 
 class Engine:
-    """Delivers, as the daemon `owner`, what `configure` says and while heartbeats are told."""
+    """Delivers, as the daemon `owner`, to those that `configure` names; whoever beats tells it what was heard."""
 
     def __init__(
         self,
@@ -105,33 +105,57 @@ class Engine:
         dead_after = intervals.dead_after
         self._intervals = intervals
         self._wakeup = wakeup
-        self._stopped = asyncio.Event()
         self._matcher = Matcher(())
         self._refusals = 0  # heartbeats at which there had been events without a tenant
         self._heartbeat = beat = Heartbeat()
         self._subscriptions = subscriptions = Subscriptions(owner)
         self.recorder = Recorder(stores.results, owner, flush_seconds=intervals.flush)
         self.dispatcher = Dispatcher(
-            stores.batches, sender, self.recorder, clock, beat, delivery,
+            stores.batches,
+            sender,
+            self.recorder,
+            clock,
+            beat,
+            delivery,
             on_trouble=lambda *trouble: self.follower.trouble(*trouble),
             random=random.random,  # jitter
-            user_agent=user_agent, patience=intervals.patience,
-        )  # fmt: skip
+            user_agent=user_agent,
+            patience=intervals.patience,
+        )
         self.retrier = Retrier(
-            stores.backlog, stores.batches, self.dispatcher, self.recorder, subscriptions.endpoint,
+            stores.backlog,
+            stores.batches,
+            self.dispatcher,
+            self.recorder,
+            subscriptions.endpoint,
             look_seconds=intervals.look,
-        )  # fmt: skip
+        )
         self._pages = LogPages(stores.parking, stores.batches, subscriptions)
         self.follower = Follower(
-            stores.parking, self._pages, self.dispatcher, self.recorder, parking, beat, subscriptions,
+            stores.parking,
+            self._pages,
+            self.dispatcher,
+            self.recorder,
+            parking,
+            beat,
+            subscriptions,
             owes=lambda endpoint_id: endpoint_id in self.retrier.due,
             over_before=lambda endpoint: over_before(endpoint.retry, clock.now(), beat.downtimes),
-            dead_after=dead_after, look_seconds=intervals.look,
-        )  # fmt: skip
+            dead_after=dead_after,
+            look_seconds=intervals.look,
+        )
         self.reader = Reader(
-            stores.batches, wakeup, self.dispatcher, self.recorder, self.follower, beat, subscriptions, outage,
-            dead_after=dead_after, rescue_seconds=intervals.rescue,
-        )  # fmt: skip
+            stores.batches,
+            wakeup,
+            self.dispatcher,
+            self.recorder,
+            self.follower,
+            beat,
+            subscriptions,
+            outage,
+            dead_after=dead_after,
+            rescue_seconds=intervals.rescue,
+        )
 
     # What it is told.
 
@@ -186,30 +210,27 @@ class Engine:
 
     # Its life.
 
-    def stop(self) -> None:
-        """Claim nothing more, finish what is in flight, write it down, and return from run."""
-        self._stopped.set()
+    def start(self, parts: asyncio.TaskGroup) -> None:
+        """Deliver, in tasks of this group, until `stop`."""
+        self._ringing = parts.create_task(self._wakeup.run(self._subscriptions.me))
+        self._recording = parts.create_task(self.recorder.run())
+        self._dispatching = parts.create_task(self.dispatcher.run())
+        self._claiming = [parts.create_task(part.run()) for part in (self.reader, self.retrier, self.follower)]
 
-    async def run(self) -> None:
-        """Deliver until stopped."""
-        async with asyncio.TaskGroup() as parts:
-            ringing = parts.create_task(self._wakeup.run(self._subscriptions.me))
-            recording = parts.create_task(self.recorder.run())
-            dispatching = parts.create_task(self.dispatcher.run())
-            claiming = [parts.create_task(part.run()) for part in (self.reader, self.retrier, self.follower)]
-            await self._stopped.wait()
-            self.reader.stop()
-            self.retrier.stop()
-            self.follower.stop()
-            _, late = await asyncio.wait(claiming, timeout=CLAIM_SECONDS)
-            for claim in late:
-                claim.cancel()
-            ringing.cancel()
-            self.dispatcher.stop()
-            await asyncio.wait([dispatching])
-            self.recorder.stop()
-            _, late = await asyncio.wait([recording], timeout=DRAIN_SECONDS)
-            if late:
-                # The database is away: what was sent and is not recorded will be sent once more.
-                log.error("results_not_recorded", results=self.recorder.pending)
-                recording.cancel()
+    async def stop(self) -> None:
+        """Claim nothing more, finish what is in flight, and write it down, in this order."""
+        self.reader.stop()
+        self.retrier.stop()
+        self.follower.stop()
+        _, late = await asyncio.wait(self._claiming, timeout=CLAIM_SECONDS)
+        for claim in late:
+            claim.cancel()
+        self._ringing.cancel()
+        self.dispatcher.stop()
+        await asyncio.wait([self._dispatching])
+        self.recorder.stop()
+        _, late = await asyncio.wait([self._recording], timeout=DRAIN_SECONDS)
+        if late:
+            # The database is away: what was sent and is not recorded will be sent once more.
+            log.error("results_not_recorded", results=self.recorder.pending)
+            self._recording.cancel()

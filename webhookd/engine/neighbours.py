@@ -75,7 +75,7 @@ class Neighbours:
             self._known = await self._store.neighbours(self._ourselves.machine, daemon)
 
     async def bury(self) -> bool:
-        """Let the database know who has died; True when it did not."""
+        """Let the database know who has died; True when nobody had."""
         dead = [daemon for daemon, process in self._known if is_dead(process, self._see(process.pid))]
         if not dead:
             return False

@@ -11,8 +11,8 @@ class Heartbeat:
 
     __slots__ = ("downtimes", "low", "members", "steady_until")
 
-    def __init__(self, low: int = 0) -> None:
-        self.low = low  # every batch up to here is done
+    def __init__(self) -> None:
+        self.low = 0  # every batch up to here is done
         self.downtimes: Sequence[tuple[float, float]] = ()  # when no daemon ran, which counts against no delivery
         self.members: Sequence[Member] = ()  # the live daemons, ourselves among them
         self.steady_until = 0.0  # until then we may call others dead
@@ -21,21 +21,19 @@ class Heartbeat:
 class Subscriptions:
     """Our endpoints that are active, and who of all is owed an event; only the engine writes it."""
 
-    __slots__ = ("endpoints", "endpoints_for", "me", "shares")
+    __slots__ = ("endpoint", "endpoints", "endpoints_for", "me", "shares")
 
     def __init__(self, me: int) -> None:
         self.me = me
         self.endpoints: dict[int, Endpoint] = {}  # by number
+        self.endpoint: Callable[[int], Endpoint | None] = self.endpoints.get  # asked of thousands at a time
         self.endpoints_for: Callable[[Event], tuple[Endpoint, ...]] = lambda event: ()
         self.shares: Shares = alone(me)  # who else has ours
 
-    def endpoint(self, endpoint_id: int) -> Endpoint | None:
-        """The endpoint, if it is ours and active."""
-        return self.endpoints.get(endpoint_id)
-
     def change(self, endpoints: Iterable[Endpoint], endpoints_for: Callable[[Event], tuple[Endpoint, ...]]) -> None:
         """Have these in the place of the others; `divide` is to be called next."""
-        self.endpoints = {endpoint.id: endpoint for endpoint in endpoints}
+        self.endpoints.clear()
+        self.endpoints.update((endpoint.id, endpoint) for endpoint in endpoints)
         self.endpoints_for = endpoints_for
 
     def divide(self, members: Sequence[Member]) -> Shares:

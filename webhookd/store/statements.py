@@ -41,8 +41,12 @@ def parse(text: str) -> Mapping[str, str]:
 
 def _queries() -> Mapping[str, str]:
     found: dict[str, str] = {}
-    for file in sorted((_HERE / "queries").iterdir(), key=lambda file: file.name):
-        found |= parse(file.read_text())
+    for file in (_HERE / "queries").iterdir():
+        if file.name.endswith(".sql"):
+            statements = parse(file.read_text())
+            if twice := found.keys() & statements.keys():
+                raise ValueError(f"two statements have the name {', '.join(sorted(twice))}")
+            found |= statements
     return MappingProxyType(found)
 
 

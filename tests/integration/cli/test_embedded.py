@@ -24,7 +24,7 @@ FAST = {"fsync": "off"}
 KILLED = """
 import sys, time
 from pathlib import Path
-from webhookd.embedded import postgres
+from webhookd.cli.embedded import postgres
 with postgres(Path(sys.argv[1]), 18, {"fsync": "off"}) as dsn:
     print(dsn, flush=True)
     time.sleep(600)

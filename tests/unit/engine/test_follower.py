@@ -76,10 +76,7 @@ class Known(Subscriptions):
 
     def __init__(self, find: Callable[[int], Endpoint | None]) -> None:
         super().__init__(42)
-        self.find = find
-
-    def endpoint(self, endpoint_id: int) -> Endpoint | None:
-        return self.find(endpoint_id)
+        self.endpoint = find
 
 
 def follow(
@@ -460,7 +457,7 @@ class Resumed(Tables):
 
     def follower(self, dispatcher: Nobody) -> Follower:
         subscriptions = Subscriptions(42)
-        subscriptions.endpoints = self.endpoints
+        subscriptions.endpoint = self.endpoints.get
         subscriptions.endpoints_for = lambda _: tuple(self.endpoints.values())
         pages = LogPages(self, self, subscriptions)
         following = Follower(
@@ -638,3 +635,30 @@ async def test_what_waited_for_its_whole_time_is_ended_for_some_at_a_time() -> N
         following.stop()
     assert max(map(len, store.given_up)) <= endings.GIVE_UP_AT_ONCE
     assert sorted(id_ for ids in store.given_up for id_ in ids) == list(range(1, 121))
+
+
+async def test_what_was_resumed_meanwhile_is_not_ended_by_what_was_known_before() -> None:
+    """The reader has who is parked read anew whenever it wants, also between two statements of the follower."""
+
+    class Resuming(Resumed):
+        resumed_at = 0.0
+
+        async def parking(self) -> Parking:
+            found = await super().parking()
+            return Parking(self.versions, [row._replace(resumed_at=self.resumed_at) for row in found.rows])
+
+        async def version(self) -> int:
+            self.versions += 1
+            return self.versions
+
+        async def breakers(self, breakers: dict[int, tuple[int, float]], owner: int) -> None:
+            self.resumed_at = 2e9
+            await following.catch_up(self.versions + 1)
+
+    store = Resuming(3, fails=1)  # which is three by now, so that it is written
+    following = store.follower(Failing())
+    async with asyncio.TaskGroup() as group:
+        group.create_task(following.run())
+        await until(lambda: store.versions > 5 and store.resumed_at > 0, "some looks")
+        following.stop()
+    assert store.given_up == []

@@ -276,7 +276,7 @@ class Dispatcher:
     async def run(self) -> None:
         """Attempt what is offered until stopped."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._lanes.run())
+            self._lanes.start(group)
             feeding = group.create_task(self.feeder.run())
             group.create_task(self._sweep())
             await self._stopped.wait()

@@ -62,13 +62,12 @@ class Lanes:
         self._alarm: asyncio.TimerHandle | None = None  # for the first queue that may start at some moment
         self._alarm_at = FOREVER
         self._group: asyncio.TaskGroup | None = None
-        self._stopped = asyncio.Event()
-        self._on_hold = False
+        self._stopped = self._on_hold = False
 
     @property
     def takes_nothing(self) -> bool:
         """True while nothing may start, whatever has its turn."""
-        return self._on_hold or self._stopped.is_set()
+        return self._on_hold or self._stopped
 
     def hold(self, on_hold: bool) -> None:
         """Start no attempts while nobody can know whether we are alive."""
@@ -76,14 +75,13 @@ class Lanes:
         if before and not on_hold:
             self.fill()
 
-    def stop(self) -> None:
-        """Start nothing more; run returns when every attempt in flight is answered."""
-        self._stopped.set()
+    def start(self, group: asyncio.TaskGroup) -> None:
+        """Attempt what has its turn, in tasks of this group."""
+        self._group = group
 
-    async def run(self) -> None:
-        """Attempt what has its turn until stopped."""
-        async with asyncio.TaskGroup() as self._group:
-            await self._stopped.wait()
+    def stop(self) -> None:
+        """Start nothing more; what is in flight is answered."""
+        self._stopped = True
         if self._alarm is not None:
             self._alarm.cancel()
 
@@ -114,7 +112,7 @@ class Lanes:
 
     def _take(self) -> Flight | None:
         """The attempt whose turn it is, its slots taken."""
-        if self._stopped.is_set() or self._on_hold:
+        if self._stopped or self._on_hold:
             return None
         now = time.monotonic()
         while (queue := self._scheduler.take(now)) is not None:

@@ -46,7 +46,8 @@ class Endings:
     """Looks after those that we send to.
 
     `owes(endpoint id)` says whether its backlog has something that is due, and `over_before(endpoint)` is the moment
-    before which the time of its deliveries is over.
+    before which the time of its deliveries is over. `rows()` are all that are parked: asked for each time, since the
+    reader, too, has them read anew.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Endings:
         subscriptions: Subscriptions,
         owes: Callable[[int], bool],
         over_before: Callable[[Endpoint], float],
+        rows: Callable[[], Sequence[Parked]],
         look_seconds: float,
     ) -> None:
         self._store = store
@@ -65,7 +67,8 @@ class Endings:
         self._subscriptions = subscriptions
         self._owes = owes
         self._over_before = over_before
-        self._give_up_every = GIVE_UP_LOOKS * look_seconds
+        self._rows = rows
+        self._look_seconds = look_seconds
         self._give_up_at = 0.0
         self._giving_up: list[int] = []  # endpoints, by what is left of this minute's
         self._given_up = GivenUp()
@@ -84,13 +87,13 @@ class Endings:
         """Tell what is left to be told."""
         self._given_up.close()
 
-    async def look(self, rows: Sequence[Parked]) -> bool:
+    async def look(self) -> bool:
         """See to all that are parked; True when some are no longer."""
         newest = await self._store.newest()
         await self._let_rest(newest)
         await self._note_breakers()
-        await self._give_up(rows)
-        return await self._end(rows, newest)
+        await self._give_up()
+        return await self._end(newest)
 
     async def _let_rest(self, newest: int) -> None:
         """Say which of those that failed are owed nothing more, `newest` being the last batch of the log."""
@@ -111,14 +114,14 @@ class Endings:
             await self._store.breakers(changed, self._subscriptions.me)
             self._noted |= {id_: fails for id_, (fails, _) in changed.items()}
 
-    async def _give_up(self, rows: Sequence[Parked]) -> None:
+    async def _give_up(self) -> None:
         """End what has waited for its whole time behind endpoints that fail; of some of them at a time."""
         if not self._giving_up and time.monotonic() >= self._give_up_at:
-            self._give_up_at = time.monotonic() + self._give_up_every
+            self._give_up_at = time.monotonic() + GIVE_UP_LOOKS * self._look_seconds
             self._giving_up = [id_ for id_, fails in self._noted.items() if fails]
         some, self._giving_up = set(self._giving_up[:GIVE_UP_AT_ONCE]), self._giving_up[GIVE_UP_AT_ONCE:]
         over = []
-        async for row in in_slices(rows if some else (), AT_A_TIME):
+        async for row in in_slices(self._rows() if some else (), AT_A_TIME):
             endpoint = self._subscriptions.endpoint(row.endpoint_id) if row.endpoint_id in some else None
             if endpoint is None or row.to_batch is not None or not self._noted.get(row.endpoint_id):
                 continue
@@ -130,11 +133,11 @@ class Endings:
             label = f"#{id_}" if endpoint is None else endpoint.label
             self._given_up.add("exhausted", label, None, "endpoint_failing", ended)
 
-    async def _end(self, rows: Sequence[Parked], newest: int) -> bool:
+    async def _end(self, newest: int) -> bool:
         """Let those be live again that are well and near the end."""
         idle, well = [], {}
         upcoming = first(self._cursors, newest)
-        async for row in in_slices(rows, AT_A_TIME):
+        async for row in in_slices(self._rows(), AT_A_TIME):
             if row.to_batch is not None or row.is_halted:
                 continue
             cursor = self._cursors.get((row.endpoint_id, row.from_batch))

@@ -100,7 +100,9 @@ class Follower:
         self._stopped = asyncio.Event()
         self.setbacks = Setbacks("follower", AWAY_SECONDS)
         self._windows = Windows(store, pages, dispatcher, recorder, self._cursors, subscriptions, owes, self._stopped)
-        self._endings = Endings(store, dispatcher, self._cursors, subscriptions, owes, over_before, look_seconds)
+        self._endings = Endings(
+            store, dispatcher, self._cursors, subscriptions, owes, over_before, lambda: self._parking.rows, look_seconds
+        )
         # Before anything is claimed: what is parked is not ours to send to until we have looked.
         self._feed({row.endpoint_id: FeedState(Feed.NONE) for row in parking.rows if row.to_batch is None})
 
@@ -186,7 +188,7 @@ class Follower:
             self._next_look = time.monotonic() + self._look_seconds
             await self._let_go()
             await self._take_over()
-            if await self._endings.look(self._parking.rows):
+            if await self._endings.look():
                 await self.catch_up(await self._store.version())
             if any(row.to_batch is not None for row in self._parking.rows):
                 await self._store.forget()  # cursors that have come to their end
@@ -243,7 +245,7 @@ class Follower:
             if trouble == "saturated" and ids:
                 ids = await self._behind(ids)
             if ids:
-                # Who parks what fails tells of it; of one that came to fail otherwise `_note_breakers` tells.
+                # Who parks what fails tells of it; of one that came to fail otherwise `Endings` tells.
                 breakers = {id_: self._dispatcher.breaker(id_) if trouble == "failing" else (0, 0.0) for id_ in ids}
                 if count := await self._store.park(breakers, trouble, self._owner):
                     log.info("parked", endpoints=count, reason=trouble)
