@@ -62,7 +62,7 @@ async def run(server: str, benches: Iterable[Bench], shows: bool) -> list[Line]:
 
 def show(line: Line) -> None:
     """Print it."""
-    verdict = "kept" if line.kept else "MISSED"
+    verdict = ("kept" if line.kept else "MISSED") + ("" if line.clear else ", by less than it varies")
     bound = ">=" if line.at_least else "<="
     print(f"{line.what:64} {line.value:10.3f} {line.unit:8} budget {bound} {line.budget:8.3f}  {verdict}", flush=True)
 

@@ -6,6 +6,7 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from tests.bench import rig
@@ -13,11 +14,11 @@ from tests.bench.line import Line
 
 HEALTHY, HUNG = 20, 200
 RATE = 200.0  # events/s for the healthy endpoints, one for each event
-SLICES, SECONDS = 5, 4.0  # of each measurement; the median of their p99
+SLICES, SECONDS = 9, 4.0  # of each measurement; the median of their p99
 OWED = 10_000
 SOON, SETTLING = 3.0, 30.0  # seconds after which one endpoint, or 200, that fell silent are known for it
 TRICKLE = 1.0  # events/s that each hung endpoint goes on to get
-BURST, BURSTS = 6_000, 3
+BURST, BURSTS = 6_000, 5
 INSERT = "INSERT INTO webhookd.outbox (type, payload) VALUES ($1, to_json(repeat('x', 1000))) RETURNING event_id"
 MANY = """
     INSERT INTO webhookd.outbox (type, payload)
@@ -78,8 +79,11 @@ async def in_turns(url: str, connections: Sequence[Any], healthy: int = HEALTHY)
 
     A slice and a burst of each in turns: no mood of the machine favours one.
     """
-    slices = [[await _slice(url, each, healthy) for each in connections] for _ in range(SLICES)]
-    bursts = [[await burst(each, healthy) for each in connections] for _ in range(BURSTS)]
+    slices, bursts = ([[0.0] * len(connections) for _ in range(count)] for count in (SLICES, BURSTS))
+    for found, measure in ((slices, partial(_slice, url)), (bursts, burst)):
+        for turn, row in enumerate(found):
+            for which in range(len(connections))[:: -1 if turn % 2 else 1]:  # none is always the first
+                row[which] = await measure(connections[which], healthy)
     medians = (map(statistics.median, zip(*found, strict=True)) for found in (slices, bursts))
     return list(zip(*medians, strict=True))
 

@@ -12,6 +12,7 @@ class Line:
     unit: str
     budget: float
     at_least: bool = False
+    clear: bool = True  # more pairs would not change the verdict
 
     @property
     def kept(self) -> bool:
