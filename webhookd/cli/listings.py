@@ -75,6 +75,7 @@ def events(
         str | None, typer.Option("--type", metavar="PATTERN", help='Such as "order.created" or "order.*".')
     ] = None,
     tenant: Annotated[str | None, typer.Option(help='Only of this tenant; "" is one, too.')] = None,
+    ordering_key: Annotated[str | None, typer.Option(metavar="KEY", help="Only with this ordering_key.")] = None,
     since: Since = None,
     limit: Limit = 50,
     before: Before = None,
@@ -83,7 +84,8 @@ def events(
     """List events and what became of them, newest first."""
     asked = _asked(limit, before, since, 1)
     regex = None if type_ is None else _regex(type_)
-    page = _answer(config, lambda listings: listings.events(asked, regex, _plain("--tenant", tenant)))
+    of = _plain("--tenant", tenant), _plain("--ordering-key", ordering_key)
+    page = _answer(config, lambda listings: listings.events(asked, regex, *of))
     if as_json:
         return _print_json("events", [_event_document(row) for row in page.rows], page.more)
     heads = (">id", "event_id", "created_at (UTC)", "type", "tenant", ">size", "state")
@@ -157,7 +159,7 @@ def attempts(
 
     page, names = _answer(config, ask)
     if as_json:
-        rows = [_attempt_document(row, names, show_response) for row in page.rows]
+        rows = [attempt_document(row, names, show_response) for row in page.rows]
         return _print_json("attempts", rows, page.more)
     heads = ("at (UTC)", "endpoint", "event_id", "type", ">attempt", "answer", ">ms")
     lines = [
@@ -178,7 +180,7 @@ def attempts(
         if row.response is not None
         for text in (
             cell("  ".join(map(str, line[:3])) + f" answered {row.code}:", "bold", None),
-            *_response(row.response),
+            *response_lines(row.response),
         )
     ]
     _print(Table(heads, lines, ("ms", "type", "attempt")), page, answers)
@@ -275,7 +277,7 @@ def _fate(row: EventLine) -> Text:
     return Text(", ").join(cell(f"{number} {key}", STYLES[key]) for key, number in tally.items())
 
 
-def _response(response: bytes) -> Iterator[Text]:
+def response_lines(response: bytes) -> Iterator[Text]:
     """The first bytes of an answer, each line behind a bar, so that none looks like ours."""
     text = response.decode(errors="backslashreplace")
     for line in re.split(r"\r?\n", text.removesuffix("\n").removesuffix("\r")):
@@ -283,8 +285,8 @@ def _response(response: bytes) -> Iterator[Text]:
 
 
 def _event_document(row: EventLine) -> dict[str, Any]:
-    head = {key: getattr(row, key) for key in ("id", "event_id", "created_at", "type", "tenant", "size", "state")}
-    return {**head, "deliveries": {key: getattr(row, key) for key in STATES}}
+    keys = ("id", "event_id", "created_at", "type", "tenant", "ordering_key", "size", "state")
+    return {**{key: getattr(row, key) for key in keys}, "deliveries": {key: getattr(row, key) for key in STATES}}
 
 
 def _delivery_document(row: DeliveryLine, names: Names) -> dict[str, Any]:
@@ -299,7 +301,8 @@ def _delivery_document(row: DeliveryLine, names: Names) -> dict[str, Any]:
     }
 
 
-def _attempt_document(row: AttemptLine, names: Names, with_response: bool) -> dict[str, Any]:
+def attempt_document(row: AttemptLine, names: Names, with_response: bool) -> dict[str, Any]:
+    """An attempt as JSON has it."""
     made = {
         **_head_document(row.event.id, row.event.event_id, row.event.type),
         "at": row.at,

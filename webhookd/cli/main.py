@@ -44,6 +44,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "events": ("listings", "events"),
         "deliveries": ("listings", "deliveries"),
         "attempts": ("listings", "attempts"),
+        "tail": ("tail", "tail"),
         "pause": ("pause", "pause"),
         "resume": ("pause", "resume"),
         "reload": ("reload", "reload"),

@@ -32,6 +32,7 @@ DAY: Final = 86_400_000_000
 GROWTH, GROWN = 8, 6  # of the windows; after so many, all the rest
 FIRST_IDS, FIRST_MICROSECONDS = 1_000, 1_000_000
 PATIENCE = 2.0  # seconds: then a page says how far it looked
+NOTHING: Final = "3:3:"  # a snapshot that saw no transaction
 WIDE = 3600 * 1_000_000  # a window of failed attempts that is read as it lies, not through the index of each endpoint
 # A plan that serves any window would expect wide ones.
 _SETTINGS = "SET LOCAL plan_cache_mode = force_custom_plan"
@@ -69,6 +70,7 @@ class EventLine(NamedTuple):
     rejected: int
     missed: int
     state: str | None  # scheduled | waiting | sending | unmatched | missed | unreadable
+    ordering_key: str | None
 
 
 class Head(NamedTuple):
@@ -105,6 +107,14 @@ class AttemptLine(NamedTuple):
     ms: int | None
     error: str | None
     response: bytes | None  # only when it was asked for
+
+
+class Recorded(NamedTuple):
+    """The newest of some attempts, oldest first, how many more there are, and the snapshot to ask with next time."""
+
+    rows: list[AttemptLine]
+    left_out: int
+    upto: str
 
 
 class EndpointLine(NamedTuple):
@@ -176,14 +186,16 @@ class Listings:
                 map(EndpointLine._make, await connection.fetch(QUERIES["list_endpoints"], endpoint_id, LOOKED_AT))
             )
 
-    async def events(self, asked: Asked, regex: str | None, tenant: str | None) -> Page[EventLine]:
-        """Events whose type matches and whose tenant it is."""
+    async def events(
+        self, asked: Asked, regex: str | None, tenant: str | None, ordering_key: str | None = None
+    ) -> Page[EventLine]:
+        """Events whose type matches, of this tenant and with this key."""
         async with self._snapshot() as connection:
             since, newest, floor = await _bounds(connection, asked)
 
             async def look(lo: int, top: Cursor, limit: int) -> list[EventLine]:
-                rows = await connection.fetch(QUERIES["list_events"], lo, top[0], since, regex, tenant, limit)
-                return list(map(EventLine._make, rows))
+                window = lo, top[0], since, regex, tenant, ordering_key, limit
+                return list(map(EventLine._make, await connection.fetch(QUERIES["list_events"], *window)))
 
             top = asked.before or (newest + 1,)
             return await _page(look, lambda row: (row.id,), top, floor, (newest, FIRST_IDS), asked.limit)
@@ -250,6 +262,18 @@ class Listings:
             )
             heads = await _heads(connection, {row.event.id for row in page.rows})
             return Page([row._replace(event=heads.get(row.event.id, row.event)) for row in page.rows], page.more)
+
+    async def recorded(
+        self, since: str, endpoint_id: int | None, most: int, within: float, *, failed: bool, responses: bool
+    ) -> Recorded:
+        """Attempts that were recorded since a snapshot, those of them that began within so many seconds."""
+        async with self._snapshot() as connection:
+            query = QUERIES["list_recorded_failed" if failed else "list_recorded"]
+            rows = await connection.fetch(query, since, endpoint_id, responses, within, most)
+            upto: str = await connection.fetchval(QUERIES["list_snapshot"])
+            heads = await _heads(connection, {row[1] for row in rows})
+            found = [AttemptLine(heads.get(row[1], Head(row[1])), row[0], *tuple(row)[2:9]) for row in reversed(rows)]
+            return Recorded(found, rows[0][9] - len(rows) if rows else 0, upto)
 
 
 async def _page(

@@ -140,6 +140,16 @@ async def test_events_of_a_type_a_tenant_and_a_time(ask: Ask, sql: "Sql[asyncpg.
     assert "old" in await types("--since", "3h")
 
 
+async def test_events_with_an_ordering_key(ask: Ask, sql: "Sql[asyncpg.Record]") -> None:
+    for key in ("cart-1", "cart-2", None):
+        await insert(sql, event_id=str(key), ordering_key=key)
+    shown = (await asked(ask, "events"))["events"]
+    assert [each["ordering_key"] for each in shown] == [None, "cart-2", "cart-1"]
+    (one,) = (await asked(ask, "events", "--ordering-key", "cart-1"))["events"]
+    assert one["event_id"] == "cart-1"
+    assert await ask("events", "--ordering-key", "") == "nothing found\n"
+
+
 async def test_pages_neither_repeat_nor_leave_out(ask: Ask, sql: "Sql[asyncpg.Record]") -> None:
     numbers = [await endpoint(sql, name) for name in ("one", "two", "three")]
     for n in range(7):

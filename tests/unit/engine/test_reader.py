@@ -103,7 +103,7 @@ class Log:
 
 
 class WakeUp:
-    """A bell that the test rings; `rest` is what it answers."""
+    """A wake-up that the test rings; `rest` is what it answers."""
 
     def __init__(self, rest: Literal["sleep", "listen", "poll"] = "sleep") -> None:
         self.rung = asyncio.Event()
@@ -431,7 +431,7 @@ async def test_it_cuts_once_more_after_it_has_lain_down(monkeypatch: pytest.Monk
         reading.stop()
 
 
-async def test_without_a_bell_it_polls_and_finds() -> None:
+async def test_who_is_not_woken_polls_and_finds() -> None:
     async with reading() as parts:
         parts.wakeup.rest = "poll"
         await until(lambda: "request" in parts.wakeup.calls, "a first look")
@@ -523,7 +523,7 @@ async def test_another_reason_for_the_same_outage_is_told_as_well_and_a_right_th
     ]
 
 
-async def test_it_tells_which_batches_it_has_and_what_the_janitor_said() -> None:
+async def test_it_tells_which_batches_it_has_and_what_a_heartbeat_told() -> None:
     async with reading([batch(1, 11), batch(2, 12)], rescue_seconds=0.01) as parts:
         await until(
             lambda: [each[1] for each in parts.log.adopt_arguments[-1:]] == [[1, 2]], "a rescue that knows its batches"
@@ -532,7 +532,7 @@ async def test_it_tells_which_batches_it_has_and_what_the_janitor_said() -> None
         assert parts.log.adopt_arguments[-1][2] == 0.0
         parts.heartbeat.low = 1
         parts.heartbeat.steady_until = 7.5
-        await until(lambda: parts.log.adopt_arguments[-1] == (1, [1, 2], 7.5), "the janitor's word")
+        await until(lambda: parts.log.adopt_arguments[-1] == (1, [1, 2], 7.5), "what a heartbeat told")
         batches = {delivery.batch for delivery in parts.dispatcher.offered if delivery.batch}
         for each in batches:
             parts.recorder.settle(each)

@@ -13,10 +13,10 @@ SELECT COALESCE((SELECT max(id) FROM webhookd.outbox), 0),
 -- name: list_events
 -- Events and what became of each, counted by endpoints. Only one without any delivery has to be looked for in the batches.
 WITH page AS MATERIALIZED (
-  SELECT id, event_id, created_at, type, tenant, size, deliver_after FROM webhookd.outbox
+  SELECT id, event_id, created_at, type, tenant, size, deliver_after, ordering_key FROM webhookd.outbox
    WHERE id >= $1 AND id < $2 AND ($3::timestamptz IS NULL OR created_at >= $3) AND ($4::text IS NULL OR type ~ $4)
-     AND ($5::text IS NULL OR tenant = $5)
-   ORDER BY id DESC LIMIT $6),
+     AND ($5::text IS NULL OR tenant = $5) AND ($6::text IS NULL OR ordering_key = $6)
+   ORDER BY id DESC LIMIT $7),
 aside AS MATERIALIZED (
   SELECT a.outbox_id, count(*) FILTER (WHERE a.state = 'parked') AS parked, count(*) FILTER (WHERE a.state = 'missed') AS missed
     FROM webhookd.aside((SELECT array_agg(id) FROM page), (SELECT min(created_at) FROM page), (SELECT max(created_at) FROM page)) a GROUP BY a.outbox_id)
@@ -28,7 +28,8 @@ SELECT e.id, e.event_id, LEAST(GREATEST(e.created_at, '0001-01-02 00:00:00+00'),
                                          WHEN EXISTS (SELECT FROM webhookd.missed m WHERE c.id >= m.from_batch AND c.id < m.to_batch AND m.reason IN ('discarded', 'retention'))
                                            THEN 'missed' ELSE 'unmatched' END FROM webhookd.batch c
                             WHERE c.hi >= e.created_at AND c.lo <= e.created_at AND e.id = ANY (c.outbox_ids)
-                            ORDER BY c.hi LIMIT 1), 'waiting') END
+                            ORDER BY c.hi LIMIT 1), 'waiting') END,
+       e.ordering_key
   FROM page e
   LEFT JOIN aside s ON s.outbox_id = e.id
  CROSS JOIN LATERAL (SELECT count(DISTINCT a.endpoint_id) AS delivered FROM webhookd.attempt a
@@ -111,6 +112,31 @@ SELECT t.at, t.outbox_id, t.endpoint_id, t.attempt, t.ok, t.code, t.ms, t.error,
    AND (t.at, t.outbox_id, t.endpoint_id, t.attempt) < ($2, $3::bigint, $4::bigint, $5::bigint) AND (NOT $6::bool OR NOT t.ok)
    AND t.endpoint_id = ANY($9::int[])
  ORDER BY t.at DESC, t.outbox_id DESC, t.endpoint_id DESC, t.attempt DESC LIMIT $7;
+
+-- name: list_recorded
+-- Attempts that a snapshot did not see, so each is found once, in whatever order they were recorded, and how many there are: the newest so many of
+-- those that began within some seconds. What wrote a row is known by the lower half of its transaction's number, and is one of the last two billion;
+-- that of a savepoint would not do, since a snapshot does not list it, and attempts are never written in one.
+SELECT a.at, a.outbox_id, a.endpoint_id, a.attempt, a.ok, a.code, a.ms, a.error, CASE WHEN $3::bool THEN a.response END, count(*) OVER ()
+  FROM (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next OFFSET 0) s
+ CROSS JOIN webhookd.endpoint p CROSS JOIN LATERAL (
+    SELECT * FROM webhookd.attempt t
+     WHERE t.endpoint_id = p.id AND t.at >= now() - make_interval(secs => $4) AND t.at <= now() + interval '1 day'
+       AND NOT pg_visible_in_snapshot((s.next - ((s.next - t.xmin::text::bigint) & 4294967295))::text::xid8, $1::text::pg_snapshot)) a
+ WHERE $2::int IS NULL OR p.id = $2
+ ORDER BY a.at DESC, a.outbox_id DESC, a.endpoint_id DESC, a.attempt DESC LIMIT $5;
+
+-- name: list_recorded_failed
+-- The same of those that failed, which have an index.
+SELECT t.at, t.outbox_id, t.endpoint_id, t.attempt, t.ok, t.code, t.ms, t.error, CASE WHEN $3::bool THEN t.response END, count(*) OVER ()
+  FROM (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next OFFSET 0) s CROSS JOIN webhookd.attempt t
+ WHERE NOT t.ok AND t.at >= now() - make_interval(secs => $4) AND t.at <= now() + interval '1 day' AND ($2::int IS NULL OR t.endpoint_id = $2)
+   AND NOT pg_visible_in_snapshot((s.next - ((s.next - t.xmin::text::bigint) & 4294967295))::text::xid8, $1::text::pg_snapshot)
+ ORDER BY t.at DESC, t.outbox_id DESC, t.endpoint_id DESC, t.attempt DESC LIMIT $5;
+
+-- name: list_snapshot
+-- What this transaction sees, for `list_recorded`.
+SELECT pg_current_snapshot()::text;
 
 -- name: list_names
 -- Every endpoint there was, as listings call it.
