@@ -767,6 +767,23 @@ async def test_a_batch_that_cannot_be_read_lets_all_others_pass_and_is_told_and_
     assert len(told) >= 5
 
 
+async def test_while_nothing_can_be_read_no_more_is_taken_than_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "CUT_BETWEEN", 0.0)
+    monkeypatch.setattr(reader, "MOST_DEFERRED", 3)
+    with capture_logs():
+        async with reading(*([batch(n, n * 10, n * 10 + 1)] for n in range(1, 4)), rescue_seconds=0.001) as parts:
+            parts.log.poison |= {n * 10: StoreUnavailable("an I/O error") for n in range(1, 4)}
+            await until(lambda: parts.reader._deferred.events >= 4, "two batches that wait")
+            await until(lambda: parts.log.shares[-1].most == 0, "no more to be wanted")
+            adopted, asked = parts.log.calls.count("adopt"), len(parts.log.shares)
+            await until(lambda: len(parts.log.shares) > asked + 5, "some looks")
+            assert {(share.most, share.surplus) for share in parts.log.shares[asked:]} == {(0, 0)}
+            assert parts.log.calls.count("adopt") <= adopted + 1  # which may have been under way
+            parts.log.poison.clear()
+            await until(lambda: len(parts.dispatcher.pairs) == 6, "all, once they can be read")
+            await until(lambda: parts.log.shares[-1].most > 0, "more to be wanted")
+
+
 async def test_a_batch_that_cannot_be_read_is_tried_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deferred, "DEFER_FIRST", 1.0)
     monkeypatch.setattr(deferred, "DEFER_MOST", 60.0)

@@ -39,6 +39,11 @@ class Deferred:
             return f"batch {batch.id} cannot be read, {len(batch.event_ids)} events: {hindered.setbacks.problem}"
         return ""
 
+    @property
+    def events(self) -> int:
+        """How many events are in these."""
+        return sum(len(hindered.batch.event_ids) for hindered in self._hindered.values())
+
     def put(self, batch: Batch, error: Exception, now: float) -> None:
         """Let all others pass for a while, longer each time."""
         hindered = self._hindered.setdefault(batch.id, Hindered(batch))

@@ -37,6 +37,7 @@ PIECE = 500  # events of the surplus
 MOST_IN_HAND = 5_000  # events that are ours and not yet offered: the less is left of it, the less a tenant may have
 LEAST_PER_CUT = 50  # events of a tenant that it may have whatever others have
 HARD_LIMIT = 20_000  # events in hand, from which on nobody gets more
+MOST_DEFERRED = 100_000  # events of batches that cannot be read, the same
 MOST_ADOPTED = 20
 RESCUE_SECONDS = 3.0
 AT_A_TIME = 100  # deliveries that are offered before others have their turn on the loop, and other tenants
@@ -213,12 +214,15 @@ class Reader:
         """Events that are ours and not yet offered."""
         return self._buffer.events + sum(len(batch.event_ids) for batch in self._unread)
 
+    @property
+    def _takes_more(self) -> bool:
+        return self._in_hand < HARD_LIMIT and self._deferred.events < MOST_DEFERRED
+
     async def _cut(self) -> bool:
         """Cut; True when there was something new."""
-        in_hand = self._in_hand
-        most = min(max(MOST_IN_HAND - in_hand, LEAST_PER_CUT), MOST_PER_CUT) if in_hand < HARD_LIMIT else 0
+        most = min(max(MOST_IN_HAND - self._in_hand, LEAST_PER_CUT), MOST_PER_CUT) if self._takes_more else 0
         # A surplus waits while an endpoint that it may be for is being parked, since from then on a cursor reads it.
-        can_draw = in_hand < HARD_LIMIT and not self._unread and not self._parking.is_parking
+        can_draw = self._takes_more and not self._unread and not self._parking.is_parking
         self._unsure, unsure = True, self._unsure
         piece, full = PIECE if can_draw else 0, self._buffer.full(most)
         share = Share(most, MOST_READ, piece, full, self._buffer.tenants, self._drawn)
@@ -234,7 +238,7 @@ class Reader:
 
     async def _rescue(self) -> None:
         self._open = {id_: batch for id_, batch in self._open.items() if not batch.recorded}
-        most = min((HARD_LIMIT - self._in_hand) // PIECE, MOST_ADOPTED)
+        most = min((HARD_LIMIT - self._in_hand) // PIECE, MOST_ADOPTED) if self._takes_more else 0
         self._next_rescue = FOREVER  # if it fails a cut comes first, or it would be tried for ever and nothing else
         if most <= 0:
             return
