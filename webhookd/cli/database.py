@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, environment, ran
+from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, environment, ran, who
 from webhookd.cli.tables import counted, say, show_json
 from webhookd.config import loader
 from webhookd.config.schema import Daemon, Retention
@@ -64,7 +64,7 @@ def migrate(
     applied = ran(migrations.migrate(dsn, wake=wake))
     if not as_json:
         say("\n".join(f"applied {name}" for name in applied) or "the schema is up to date")
-    rebased = None if owed is None else ran(migrations.rebase(dsn, environment, owed.value))
+    rebased = None if owed is None else ran(migrations.rebase(dsn, environment, owed.value, who()))
     if as_json:
         of_copy = None if rebased is None else {"environment": environment, "owed": owed, **rebased._asdict()}
         show_json({"applied": applied, "rebased": of_copy})

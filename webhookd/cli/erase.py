@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
+from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran, who
 from webhookd.cli.tables import counted, show_json, tell
 from webhookd.errors import WebhookdError
 from webhookd.store.database import Database
@@ -44,6 +44,6 @@ def erase(
 async def _erase(dsn: str, tenant: str | None, event: str | None, dry_run: bool) -> Erased:
     total = Erased()
     async with Database(dsn or None, size=1) as database:
-        async for piece in pieces(database, tenant=tenant, event_id=event, dry_run=dry_run):
+        async for piece in pieces(database, who(), tenant=tenant, event_id=event, dry_run=dry_run):
             total = total + piece
     return total

@@ -45,6 +45,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "deliveries": ("listings", "deliveries"),
         "attempts": ("listings", "attempts"),
         "tail": ("tail", "tail"),
+        "audit": ("audit", "audit"),
         "pause": ("pause", "pause"),
         "resume": ("pause", "resume"),
         "reload": ("reload", "reload"),

@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import pwd
 import shlex
 import signal
+import socket
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -116,6 +118,17 @@ def folder(option: str, path: Path) -> None:
     found = next((each for each in (path, *path.absolute().parents) if os.path.lexists(each)), path)
     if os.path.lexists(found) and not found.is_dir():
         raise Usage(f"{option}: {found} is no folder: name one, which is made if it is not there")
+
+
+def who() -> str:
+    """Who runs this, for `webhookd audit`: the account, or who became it with sudo, and the host."""
+    user = os.environ.get("SUDO_USER", "")
+    if not user:
+        try:
+            user = pwd.getpwuid(os.getuid()).pw_name
+        except KeyError:  # a container's
+            user = f"#{os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
 
 
 def ran(main: Coroutine[Any, Any, T]) -> T:

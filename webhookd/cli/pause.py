@@ -10,7 +10,7 @@ import typer
 
 from webhookd.cli.completion import endpoint_names
 from webhookd.cli.listings import chosen
-from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
+from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran, who
 from webhookd.cli.tables import counted, inert, show_json, tell
 from webhookd.engine.dispatch.queues import host_of
 from webhookd.errors import WebhookdError
@@ -34,7 +34,7 @@ OfHost = Annotated[
     typer.Option("--host", metavar="HOST", help='All at this host, such as "hooks.example.com".', show_default=False),
 ]
 All = Annotated[bool, typer.Option("--all", help="All there are.")]
-Change = Callable[[ParkingStore, Sequence[int]], Awaitable[Sequence[int]]]
+Change = Callable[[ParkingStore, Sequence[int], str], Awaitable[Sequence[int]]]
 
 
 def pause(
@@ -115,7 +115,7 @@ async def _changed(
             rows = [row for row in rows if _is_at(row, host)]
         if not rows:
             raise WebhookdError("there is no such endpoint: `webhookd endpoints list` shows all")
-        changed = set(await change(ParkingStore(database), [row.id for row in rows]))
+        changed = set(await change(ParkingStore(database), [row.id for row in rows], who()))
     return [row for row in rows if row.id in changed], [row for row in rows if row.id not in changed]
 
 

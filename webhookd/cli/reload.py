@@ -7,7 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from webhookd.cli.options import DEAD_AFTER, AsJson, ConfigFile, Dev, loaded, other_hash, other_way, ran, spelled
+from webhookd.cli.options import (
+    DEAD_AFTER,
+    AsJson,
+    ConfigFile,
+    Dev,
+    loaded,
+    other_hash,
+    other_way,
+    ran,
+    spelled,
+    who,
+)
 from webhookd.cli.tables import show_json, tell
 from webhookd.config import loader
 from webhookd.config.config import Config
@@ -72,7 +83,7 @@ async def _reload(
         change = difference(deployed.specs, config.specs)
         if change.removed:
             if accept:
-                await registry.accept_removals(change.removed)
+                await registry.accept_removals(change.removed, who())
             elif why := refusal(change, len(deployed.specs), command):
                 raise Refused(why)
         tell(change)

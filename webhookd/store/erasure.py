@@ -25,7 +25,7 @@ class Erased(NamedTuple):
 
 
 async def pieces(
-    database: Database, *, tenant: str | None = None, event_id: str | None = None, dry_run: bool = False
+    database: Database, who: str, *, tenant: str | None = None, event_id: str | None = None, dry_run: bool = False
 ) -> AsyncIterator[Erased]:
     """Erase what the events of a tenant say, or one event's, a piece of the log at a time; what each piece had.
 
@@ -36,7 +36,7 @@ async def pieces(
         try:
             async with database.transaction() as connection:
                 await check_schema(connection)
-                row = (await connection.fetch(QUERIES["erase"], tenant, event_id, after, dry_run))[0]
+                row = (await connection.fetch(QUERIES["erase"], tenant, event_id, after, dry_run, who))[0]
         except StoreUnavailable as error:
             if isinstance(error.__cause__, asyncpg.InsufficientPrivilegeError):
                 raise StoreUnavailable("This role may not erase: be the owner of the schema.") from error

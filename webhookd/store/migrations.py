@@ -68,13 +68,14 @@ async def migrate(dsn: str, *, wake: bool | None = None) -> list[str]:
     return applied
 
 
-async def rebase(dsn: str, environment: str, owed: Owed) -> Rebased | None:
+async def rebase(dsn: str, environment: str, owed: Owed, who: str) -> Rebased | None:
     """Bind a copy to the server it is on, and send or end what it owes; None if it is bound there already."""
     async with _connected(dsn) as connection, connection.transaction(isolation="read_committed"):
         await connection.execute(pins(connection, local=True))
         await check_schema(connection)
         if await connection.fetchval(_BOUND, environment):
             return None
+        await connection.execute("SELECT set_config('webhookd.who', $1, true)", who)
         rows = await connection.fetch("SELECT * FROM webhookd.rebase($1, $2)", environment, owed)
         return Rebased(**rows[0])
 

@@ -62,13 +62,13 @@ class ParkingStore:
         rows = await self._database.fetch(QUERIES["disable"], endpoint_id, why, since)
         return bool(rows and rows[0][0])
 
-    async def pause(self, endpoint_ids: Sequence[int]) -> list[int]:
+    async def pause(self, endpoint_ids: Sequence[int], who: str) -> list[int]:
         """Send nothing to these endpoints, and keep what arrives; those that were not paused before."""
-        return [row[0] for row in await self._database.fetch(QUERIES["pause"], endpoint_ids)]
+        return [row[0] for row in await self._database.fetch(QUERIES["pause"], endpoint_ids, who)]
 
-    async def resume(self, endpoint_ids: Sequence[int]) -> list[int]:
+    async def resume(self, endpoint_ids: Sequence[int], who: str) -> list[int]:
         """Send again to these endpoints; those that were paused or disabled."""
-        return [row[0] for row in await self._database.fetch(QUERIES["resume"], endpoint_ids)]
+        return [row[0] for row in await self._database.fetch(QUERIES["resume"], endpoint_ids, who)]
 
     async def take(self, owner: int, endpoint_ids: Sequence[int], steady_until: float, dead_after: float) -> int:
         """Become the sender of those of these endpoints that have none; how many cursors that were."""

@@ -218,9 +218,9 @@ class Registry:
         """Labels of the endpoints whose removal an operator has accepted within the hour."""
         return frozenset(row[0] for row in await self._database.fetch(QUERIES["accepted_removals"]))
 
-    async def accept_removals(self, labels: Sequence[str]) -> None:
+    async def accept_removals(self, labels: Sequence[str], who: str) -> None:
         """Let these endpoints go at the next reload."""
-        await self._database.fetch(QUERIES["accept_removals"], list(labels))
+        await self._database.fetch(QUERIES["accept_removals"], list(labels), who)
 
     async def ask_for_reload(self) -> datetime:
         """Make every daemon read its files again; since when to look for what they make of it."""

@@ -9,6 +9,7 @@ from webhookd.store.statements import QUERIES
 WRITTEN: Final[Mapping[str, str]] = {  # as sql/grants.sql has it; what is not here is read only
     "outbox": "INSERT",
     "attempt": "INSERT",
+    "audit": "INSERT",
     **dict.fromkeys(
         ("batch", "remainder", "surplus", "scheduled", "backlog", "binding", "endpoint", "parked", "missed", "replay"),
         "INSERT UPDATE DELETE",

@@ -1,54 +1,10 @@
 """`webhookd pause` and `resume`, and the states that `webhookd endpoints` shows: one for each row of docs/states.md."""
 
-import asyncio
-import json
-from typing import Any
-
 import pytest
-from typer.testing import CliRunner
 
+from tests.integration.cli.conftest import Prompt
 from tests.integration.conftest import Sql
-from webhookd.cli.main import app
 from webhookd.model import EndpointState
-
-
-class Prompt:
-    """A command line at the database of the test."""
-
-    def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
-
-    async def __call__(self, *arguments: object, code: int = 0) -> str:
-        given = list(map(str, arguments))
-        found = await asyncio.to_thread(CliRunner().invoke, app, given, env={"WEBHOOKD_DSN": self._dsn})
-        assert found.exit_code == code, found.exception or found.output
-        return found.stdout if code == 0 else str(found.exception)
-
-    async def json(self, *arguments: object) -> Any:
-        return json.loads(await self(*arguments, "--json"))
-
-    async def states(self) -> dict[str, str]:
-        listed = (await self.json("endpoints", "list"))["endpoints"]
-        return {f"{each['tenant']}/{each['name']}".lstrip("/"): each["state"] for each in listed}
-
-
-@pytest.fixture
-async def prompt(dsn: str, sql: Sql) -> Prompt:
-    """With four endpoints of two tenants at two hosts."""
-    for tenant, name, url in (
-        ("", "orders", "https://hooks.example.com/a"),
-        ("", "stock", "https://hooks.example.com:8443/b"),
-        ("acme", "orders", "https://other.example.com/c"),
-        ("acme", "mail", "https://HOOKS.example.com/d"),
-    ):
-        spec = {"tenant": tenant, "name": name, "url": url, "events": ["order.*"], "max_in_flight": 10, "rate_limit": 0}
-        await sql.execute(
-            "INSERT INTO webhookd.endpoint (tenant, name, source, spec) VALUES ($1, $2, 'file', $3)",
-            tenant,
-            name,
-            json.dumps(spec),
-        )
-    return Prompt(dsn)
 
 
 @pytest.mark.parametrize(

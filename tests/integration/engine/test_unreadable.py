@@ -259,7 +259,7 @@ async def test_a_copy_with_events_older_than_the_bounds_is_taken_over(sql: Sql, 
     await bind(sql, bounds)
     await sql.execute("DELETE FROM webhookd.binding")
     await sql.execute("INSERT INTO webhookd.binding (system_identifier, environment) VALUES ('7', 'production')")
-    assert await rebase(dsn, "production", "deliver") == Rebased(events=1, batches=0, deliveries=0, later=0)
+    assert await rebase(dsn, "production", "deliver", "me") == Rebased(events=1, batches=0, deliveries=0, later=0)
     assert await sql.fetchval("SELECT xid FROM webhookd.outbox WHERE event_id = $1", bad) == 0
     rows = await sql.fetch(BOUNDS)
     assert sorted(map(tuple, rows)) == sorted(map(tuple, bounds))

@@ -143,7 +143,7 @@ async def test_after_rebase_what_is_owed_is_delivered_once_and_new_events_too(
     dsn: str, sql: Sql, receiver: Receiver, daemon: Running
 ) -> None:
     ids = await what_is_owed(sql)
-    assert await rebase(dsn, "production", "deliver") == Rebased(events=3, batches=1, deliveries=1, later=1)
+    assert await rebase(dsn, "production", "deliver", "me") == Rebased(events=3, batches=1, deliveries=1, later=1)
     async with daemon(configuration({"hook": {"url": receiver.url("hook")}})):
         ids["newest"] = await insert(sql)
         await until(lambda: len(receiver.got) >= 5, "all of it has come")
@@ -156,7 +156,7 @@ async def test_after_rebase_with_drop_only_new_events_are_delivered(
     dsn: str, sql: Sql, receiver: Receiver, daemon: Running
 ) -> None:
     ids = await what_is_owed(sql)
-    assert await rebase(dsn, "production", "drop") == Rebased(events=3, batches=1, deliveries=1, later=1)
+    assert await rebase(dsn, "production", "drop", "me") == Rebased(events=3, batches=1, deliveries=1, later=1)
     async with daemon(configuration({"hook": {"url": receiver.url("hook")}})):
         newest = await insert(sql)
         await finished(sql)
@@ -175,7 +175,7 @@ async def test_rebase_takes_cursors_along(dsn: str, sql: Sql, receiver: Receiver
     await sql.execute("SELECT webhookd.cut(100, 500, 5)")
     await sql.execute("UPDATE webhookd.batch SET done_at = now()")
     await sql.execute(ELSEWHERE)
-    await rebase(dsn, "production", owed)
+    await rebase(dsn, "production", owed, "me")
     assert await sql.fetchval("SELECT owner FROM webhookd.parked") is None
     async with daemon(configuration({"hook": {"url": receiver.url("hook")}})):
         new = await insert(sql)
@@ -191,7 +191,7 @@ async def test_a_transaction_that_is_open_during_rebase_is_read_when_it_commits(
     writer: Sql = await asyncpg.connect(dsn)
     async with writer.transaction():
         await writer.execute("SELECT pg_current_xact_id()")
-        assert await rebase(dsn, "production", "drop") is not None
+        assert await rebase(dsn, "production", "drop", "me") is not None
         event = await insert(writer)
     await writer.close()
     async with daemon(configuration({"hook": {"url": receiver.url("hook")}})):
@@ -204,13 +204,13 @@ async def test_a_transaction_that_has_inserted_is_waited_for(dsn: str, sql: Sql)
     async with sql.transaction():
         await insert(sql)
         with pytest.raises(StoreUnavailable, match="still open"):
-            await rebase(dsn, "production", "deliver")
-    assert await rebase(dsn, "production", "deliver") == Rebased(1, 0, 0, 0)
+            await rebase(dsn, "production", "deliver", "me")
+    assert await rebase(dsn, "production", "deliver", "me") == Rebased(1, 0, 0, 0)
 
 
 async def test_a_database_that_belongs_here_is_left_alone(dsn: str, sql: Sql) -> None:
     await sql.execute("UPDATE webhookd.binding SET environment = 'production'")
-    assert await rebase(dsn, "production", "drop") is None
+    assert await rebase(dsn, "production", "drop", "me") is None
 
 
 # Waking

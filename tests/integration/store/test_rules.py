@@ -159,7 +159,7 @@ async def test_sequences_that_were_left_behind_give_no_number_twice(
     for sequence in sequences:
         await sql.execute("SELECT setval($1::text::regclass, 1, false)", sequence)
     await sql.execute(ELSEWHERE)
-    await rebase(dsn, "production", "deliver")
+    await rebase(dsn, "production", "deliver", "me")
     more = {**slow, "more": {"url": receiver.url("more")}}
     async with daemon(configuration(more)):
         new = await insert(sql)

@@ -187,10 +187,10 @@ async def daily_life(database: Database, sql: Sql, running: Daemon, config: list
     await settled(sql, event_id, {"hook": "delivered"})
     assert len(await attempts(sql, event_id)) == 2
     parking, hook = ParkingStore(database), await sql.fetchval("SELECT id FROM webhookd.endpoint")
-    assert await parking.pause([hook]) == [hook]
+    assert await parking.pause([hook], "me") == [hook]
     kept = await Producer(database).insert("order.created", b"{}")
     await settled(sql, kept, {"hook": "parked"})
-    assert await parking.resume([hook]) == [hook]
+    assert await parking.resume([hook], "me") == [hook]
     await settled(sql, kept, {"hook": "delivered"})
     config.append(after)
     running.reload()
@@ -219,7 +219,7 @@ async def what_people_ask(database: Database, sql: Sql) -> None:
     lines_of_deliveries, _ = await listings.deliveries(Asked(10), None, STATES, event_id)
     assert [line.state for line in lines_of_deliveries] == ["delivered"]
     assert len(await listings.endpoints()) == 2
-    erased = [piece async for piece in pieces(database, event_id=event_id)]
+    erased = [piece async for piece in pieces(database, "me", event_id=event_id)]
     assert sum(erased, Erased()).events == 1
 
 
@@ -271,7 +271,7 @@ async def test_nothing_is_lost_and_no_producer_fails_while_an_endpoint_is_parked
                     producers.create_task(produce())
                 for _ in range(10):
                     for move in (parking.pause, parking.resume):
-                        await move([hook])
+                        await move([hook], "me")
                         least = len(made) + 30
                         await until(lambda: len(made) >= least, "events between")  # noqa: B023
                 enough.set()
@@ -318,7 +318,7 @@ async def test_a_stranger_holds_up_nothing_and_may_not_lock(granted: Sql, dsn: s
         async with stranger.transaction():
             await stranger.execute("LOCK TABLE webhookd.lock_log IN ACCESS SHARE MODE")
             assert await database.fetch("SELECT webhookd.try_lock_log()") == [(True,)]  # type: ignore[comparison-overlap]
-        assert await ParkingStore(database).pause([]) == []
+        assert await ParkingStore(database).pause([], "me") == []
     assert await migrate(dsn) == []
 
 

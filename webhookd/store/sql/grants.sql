@@ -14,15 +14,15 @@ GRANT EXECUTE ON FUNCTION webhookd.emit(text, json, text, text, json, text, time
 -- file gave is taken back: a right to a table is one to all its columns, and a partition has rights of its own.
 REVOKE SELECT ON ALL TABLES IN SCHEMA webhookd FROM webhookd_reader;
 GRANT SELECT (id, created_at, xid, event_id, type, tenant, ordering_key, occurred_at, deliver_after, size, own) ON webhookd.outbox TO webhookd_reader;
-GRANT SELECT ON webhookd.schema_version, webhookd.batch, webhookd.remainder, webhookd.surplus, webhookd.scheduled, webhookd.backlog, webhookd.attempt,
+GRANT SELECT ON webhookd.schema_version, webhookd.audit, webhookd.batch, webhookd.remainder, webhookd.surplus, webhookd.scheduled, webhookd.backlog, webhookd.attempt,
       webhookd.binding, webhookd.endpoint, webhookd.config_version, webhookd.consent, webhookd.parked, webhookd.missed, webhookd.replay, webhookd.daemon,
       webhookd.downtime, webhookd.unreadable, webhookd.health, webhookd.lock_log, webhookd.lock_tables, webhookd.lock_endpoints TO webhookd_reader;
 GRANT EXECUTE ON FUNCTION webhookd.event_status(text), webhookd.aside(bigint[], timestamptz, timestamptz, int), webhookd.count_aside(int, int),
       webhookd.passes(jsonb, json), webhookd.place() TO webhookd_reader;
 
--- `webhookd run`. Events and attempts are facts, which it cannot change; partitions go through functions of the owner.
+-- `webhookd run`. Events, attempts and what people did are facts, which it cannot change; partitions go through functions of the owner.
 GRANT SELECT ON ALL TABLES IN SCHEMA webhookd TO webhookd_daemon;
-GRANT INSERT ON webhookd.outbox, webhookd.attempt TO webhookd_daemon;
+GRANT INSERT ON webhookd.outbox, webhookd.attempt, webhookd.audit TO webhookd_daemon;
 GRANT INSERT, UPDATE, DELETE ON webhookd.batch, webhookd.remainder, webhookd.surplus, webhookd.scheduled, webhookd.backlog, webhookd.binding, webhookd.endpoint,
       webhookd.parked, webhookd.missed, webhookd.replay, webhookd.daemon, webhookd.downtime, webhookd.secret, webhookd.unreadable
       TO webhookd_daemon;

@@ -1,3 +1,4 @@
 -- name: erase
 -- What the events say is gone, of so many of them; where to go on.
-SELECT next, events, deliveries, responses FROM webhookd.erase($1, $2, $3, $4);
+SELECT e.next, e.events, e.deliveries, e.responses
+  FROM (SELECT set_config('webhookd.who', $5, true) OFFSET 0) w CROSS JOIN LATERAL webhookd.erase($1, $2, $3, $4 AND w.set_config IS NOT NULL) e;

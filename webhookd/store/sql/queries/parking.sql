@@ -29,11 +29,11 @@ SELECT webhookd.disable(e.id, $2) FROM webhookd.endpoint e WHERE e.id = $1 AND (
 
 -- name: pause
 -- An operator's word.
-SELECT webhookd.pause($1);
+SELECT webhookd.pause($1) FROM (SELECT set_config('webhookd.who', $2, true) OFFSET 0) w;
 
 -- name: resume
 -- An operator takes it back.
-SELECT webhookd.resume($1);
+SELECT webhookd.resume($1) FROM (SELECT set_config('webhookd.who', $2, true) OFFSET 0) w;
 
 -- name: take_parked
 -- Cursors without a daemon, or of one that stopped or is dead, which we judge as with batches. All of an endpoint have the same daemon, its only sender:

@@ -167,7 +167,8 @@ SELECT DISTINCT unnest(removed) FROM webhookd.consent WHERE at > now() - interva
 
 -- name: accept_removals
 -- An operator lets these endpoints go; old consents are forgotten.
-WITH old AS (DELETE FROM webhookd.consent WHERE at < now() - interval '1 day')
+WITH old AS (DELETE FROM webhookd.consent WHERE at < now() - interval '1 day'),
+noted AS (INSERT INTO webhookd.audit (who, action, after) VALUES ($2, 'accept removals', json_build_object('endpoints', $1::text[])))
 INSERT INTO webhookd.consent (removed) VALUES ($1::text[]);
 
 -- name: ask_for_reload
