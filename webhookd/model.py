@@ -91,6 +91,13 @@ class RetryPolicy:
     schedule: tuple[float, ...] = ()
 
 
+class DisableAfter(NamedTuple):
+    """When an endpoint is owed nothing more: so many attempts in a row have failed, for so many seconds."""
+
+    failures: int
+    seconds: float
+
+
 def label(tenant: str, name: str) -> str:
     """`tenant/name`, as people see an endpoint; the name alone where there is no tenant."""
     return f"{tenant}/{name}" if tenant else name
@@ -117,6 +124,8 @@ class Endpoint:
     headers: tuple[tuple[str, str | HeaderValue], ...] = field(default=(), repr=False)
     tls: ssl.SSLContext | None = None  # None for the usual one
     grant: Grant | None = None  # its requests carry a token
+    disable_after: DisableAfter | None = None
+    disable_on_request: bool = False  # its receiver may say so
 
     @property
     def label(self) -> str:
@@ -198,6 +207,8 @@ class Delivery:
     start_by: float  # monotonic: a claim from the backlog that has not started by then is forgotten
     asked: int = 0  # of the attempts, those whose answer only asked for less
     deaths: int = 0  # of daemons that had it in hand, since its last result
+    trigger: str | None = None  # what it is attempted for, where that is not the schedule: resend, test or replay
+    replay: int = 0  # the number of the one that it is of
 
     @property
     def attempt(self) -> int:
@@ -251,6 +262,7 @@ class Response(NamedTuple):
     status: int
     body: bytes = b""
     retry_after: str | None = None
+    disable: bool = False  # it wants nothing more
 
 
 class NoResponse(NamedTuple):
@@ -318,7 +330,7 @@ class EndpointState(StrEnum):
     INACTIVE = "inactive"  # by its file: new events are not owed
     PAUSED = "paused"  # by an operator: owed and kept, and the clock stands still
     FAILING = "failing"  # its breaker is open: owed and probed
-    DISABLED = "disabled"  # by 410 three times in a row: new events are not owed
+    DISABLED = "disabled"  # by its receiver, or since it failed for too long: new events are not owed
     REMOVED = "removed"  # gone from the files: what it was owed is kept until it returns
 
     @classmethod

@@ -27,6 +27,7 @@ from tests.bench.memory import memory
 from tests.bench.outage import outage
 from tests.bench.parked import parked
 from tests.bench.producers import producers
+from tests.bench.redrive import redrive
 from tests.bench.reload import reload
 from tests.bench.restart import restart
 from webhookd.cli import logging
@@ -43,6 +44,7 @@ BENCHES: dict[str, Bench] = {
     "held": held,
     "isolation": isolation,
     "parked": parked,
+    "redrive": redrive,
     "outage": outage,
     "flood": flood,
 }

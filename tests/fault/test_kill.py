@@ -152,7 +152,7 @@ async def frozen(processes: Fleet, sql: Connection, *arguments: str) -> Verdict:
 
     taken_over = f"SELECT ({batch}) = $1 AND ({made}) >= 3"
     await until(
-        lambda: sql.fetchval(taken_over, second), "the second daemon has taken over the batch and the retries", 25
+        lambda: sql.fetchval(taken_over, second), "the second daemon has taken over the batch and the retries", 45
     )
     await until(lambda: receiver.count("hold", 0) == 2 * len(events), "the batch is in flight again")
     two.send(signal.SIGSTOP)

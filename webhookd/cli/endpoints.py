@@ -10,10 +10,11 @@ import typer
 from rich.text import Text
 
 from webhookd.cli.completion import endpoint_names
-from webhookd.cli.listings import answer, chosen, event_id
+from webhookd.cli.listings import answer, chosen, event_id, numbered
 from webhookd.cli.options import AsJson, ConfigFile, dsn_for, ran
 from webhookd.cli.status import COUNTS, STYLES, some
 from webhookd.cli.tables import Table, cell, counted, show, show_json, span
+from webhookd.message.request import without_query
 from webhookd.model import EndpointState
 from webhookd.store.database import Database
 from webhookd.store.listings import ASIDE, Asked, AttemptLine, EndpointLine, Listings
@@ -56,7 +57,7 @@ def show_(
     show(*(Text.assemble(f"{head:<{width}}", cell(value)) for head, value in _facts(row)))
     if last:
         show(Text(f"\nlast {len(last)} attempts" if len(last) > 1 else "\nlast attempt", "bold"))
-        rows = ((each.at, event_id(each), each.event.type, each.attempt, _answer(each), each.ms) for each in last)
+        rows = ((each.at, event_id(each), each.event.type, numbered(each), _answer(each), each.ms) for each in last)
         show(Table(("at (UTC)", "event_id", "type", ">attempt", "answer", ">ms"), rows, ("ms", "type", "attempt")))
     return None
 
@@ -79,14 +80,6 @@ def _spec(row: EndpointLine) -> dict[str, Any]:
     """What the files say of it, but for what a URL may carry besides the place."""
     spec = orjson.loads(row.spec)
     return {**spec, "url": without_query(spec.get("url", ""))}
-
-
-def without_query(url: str) -> str:
-    """The URL without the parts that carry tokens: user, query and fragment."""
-    url = url.partition("#")[0].partition("?")[0]
-    scheme, separator, rest = url.partition("://")
-    place, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path}"
 
 
 def _state(row: EndpointLine) -> EndpointState:
@@ -159,7 +152,7 @@ def _parking(row: EndpointLine) -> Iterator[tuple[str, object]]:
     if row.paused_at is not None:
         yield "paused", f"since {_moment(row.paused_at)}; `webhookd resume` ends it"
     if row.disabled_at is not None:
-        yield "disabled", f"since {_moment(row.disabled_at)} by {row.disabled_why}; `webhookd resume` ends it"
+        yield "disabled", f"since {_moment(row.disabled_at)} by {row.disabled_why}; `webhookd enable` ends it"
     state = _state(row)
     if state not in SENT_TO:
         yield "fed", NOT_SENT_TO[state]
@@ -206,5 +199,5 @@ def _document(row: EndpointLine) -> dict[str, Any]:
 
 
 def _attempt(row: AttemptLine) -> dict[str, Any]:
-    keys = ("at", "attempt", "ok", "code", "error", "ms")
+    keys = ("at", "attempt", "trigger", "ok", "code", "error", "ms")
     return {"event_id": row.event.event_id, "type": row.event.type, **{key: getattr(row, key) for key in keys}}

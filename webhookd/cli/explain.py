@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -22,8 +23,11 @@ from webhookd.errors import ConfigError, WebhookdError
 from webhookd.model import Egress, Endpoint, Event
 from webhookd.policy.matching import WHY_NOT, why_not
 from webhookd.store.database import Database
+from webhookd.store.discards import Discarded, DiscardStore
 from webhookd.store.listings import ASIDE
+from webhookd.store.replays import Replayed, Replays
 from webhookd.store.reports import Fate, Reports
+from webhookd.store.shots import Resent, resent
 
 UNKNOWN = "filter: this role may not read metadata, so that it may pass or not"
 SHOWN = 20  # endpoints that do not get it; --json has all
@@ -35,6 +39,9 @@ class _Found(NamedTuple):
     event: Event
     fates: Sequence[Fate]
     reasons: Sequence[tuple[Endpoint, str | None]]
+    resent: Sequence[Resent] = ()
+    replayed: Sequence[Replayed] = ()
+    discarded: Sequence[Discarded] = ()
 
     @property
     def unreadable(self) -> bool:
@@ -86,13 +93,21 @@ def _of_outbox(event_id: str, config: Path | None, files: Config) -> list[_Found
     sees, found = ran(_ask(dsn_for(config), event_id))
     if not found:
         raise WebhookdError(f"the outbox has no event {event_id!r}: it was never committed, or is past retention")
-    return [_matched(event, fates, files, sees) for event, fates in found]
+    return [_matched(event, fates, files, sees)._replace(**done) for event, fates, done in found]
 
 
-async def _ask(dsn: str, event_id: str) -> tuple[bool, list[tuple[Event, list[Fate]]]]:
+async def _ask(dsn: str, event_id: str) -> tuple[bool, list[tuple[Event, list[Fate], dict[str, Any]]]]:
+    """Whether we may see metadata, and of each event of this id what became of it, and what people did about it."""
     async with Database(dsn or None, size=1) as database:
-        reports = Reports(database)
-        return await reports.sees_metadata(), await reports.fates(event_id)
+        reports, found = Reports(database), []
+        for event, fates in await reports.fates(event_id):
+            done = {
+                "resent": await resent(database, event.id),
+                "replayed": await Replays(database).of(event.id),
+                "discarded": await DiscardStore(database).of(event.id),
+            }
+            found.append((event, fates, done))
+        return await reports.sees_metadata(), found
 
 
 def _matched(event: Event, fates: Sequence[Fate], files: Config, sees: bool = True) -> _Found:
@@ -132,6 +147,9 @@ def _document(found: _Found) -> dict[str, Any]:
                 }
                 for fate in found.fates
             ],
+            "resent": [each._asdict() for each in found.resent],
+            "replayed": [each._asdict() for each in found.replayed],
+            "discarded": [each._asdict() for each in found.discarded],
         }
     return document
 
@@ -145,6 +163,13 @@ def _lines(found: _Found) -> Iterator[str]:
         yield "what became of it"
         for fate in found.fates:
             yield f"  {inert(_fate(fate))}"
+        for each in found.resent:
+            yield f"  {inert(_resent(each))}"
+        for replay in found.replayed:
+            yield f"  {inert(f'{replay.endpoint}: in replay {replay.id}, begun {_when(replay.at)} by {replay.by}')}"
+        for said in found.discarded:
+            whom = said.endpoint or "all"
+            yield f"  {inert(f'{whom}: discarded {_when(said.at)} by {said.by}')}"
         yield ""
     else:
         yield f"an event {event.type!r}{of}, by the files as they are now"
@@ -190,6 +215,15 @@ def _fate(fate: Fate) -> str:
     last = f", last {fate.code or fate.error}" if fate.code or fate.error else ""
     due = "" if fate.due_in is None else f", next try {'now' if fate.due_in <= 0 else f'in {span(fate.due_in)}'}"
     return f"{fate.endpoint}: {fate.state} after {counted(fate.attempts, 'attempt')}{last}{due}"
+
+
+def _resent(each: Resent) -> str:
+    said = "under way" if each.ok is None else f"answered {each.code}" if each.code else each.error
+    return f"{each.endpoint}: resent {_when(each.at)} by {each.by}, {said}"
+
+
+def _when(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S}"
 
 
 def _egress(config: Path | None, dev: bool) -> Egress:

@@ -83,7 +83,7 @@ def events(
 ) -> None:
     """List events and what became of them, newest first."""
     asked = _asked(limit, before, since, 1)
-    regex = None if type_ is None else _regex(type_)
+    regex = None if type_ is None else type_regex(type_)
     of = _plain("--tenant", tenant), _plain("--ordering-key", ordering_key)
     page = _answer(config, lambda listings: listings.events(asked, regex, *of))
     if as_json:
@@ -168,7 +168,7 @@ def attempts(
             cell(label_of(names, row.endpoint_id), most=None),
             event_id(row),
             row.event.type,
-            row.attempt,
+            numbered(row),
             answer(row.code, row.error, ok=row.ok),
             row.ms,
         )
@@ -197,6 +197,11 @@ def _answer(config: Path | None, ask: Callable[[Listings], Awaitable[T]]) -> T:
 def event_id(row: DeliveryLine | AttemptLine) -> Text:
     """The id, whole, or the number of an event that is past retention."""
     return cell(row.event.event_id or f"#{row.event.id}", most=None)
+
+
+def numbered(row: AttemptLine) -> str:
+    """The number of an attempt, and what it was made for, where that is not the schedule."""
+    return f"{row.attempt} ({row.trigger})" if row.trigger else str(row.attempt)
 
 
 def _print(table: Table, page: Page[Any], below: Sequence[Text] = ()) -> None:
@@ -241,7 +246,7 @@ def _plain(option: str, text: str | None) -> str | None:
     return text
 
 
-def _regex(pattern: str) -> str:
+def type_regex(pattern: str) -> str:
     """What event types of this pattern match, as in the `events` of an endpoint."""
     exact = pattern.removesuffix(".*")
     if pattern == "*":
@@ -307,7 +312,7 @@ def attempt_document(row: AttemptLine, names: Names, with_response: bool) -> dic
         **_head_document(row.event.id, row.event.event_id, row.event.type),
         "at": row.at,
         "endpoint": label_of(names, row.endpoint_id),
-        **{key: getattr(row, key) for key in ("attempt", "ok", "code", "error", "ms")},
+        **{key: getattr(row, key) for key in ("attempt", "trigger", "ok", "code", "error", "ms")},
     }
     if with_response:
         made["response"] = None if row.response is None else row.response.decode(errors="replace")

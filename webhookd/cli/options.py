@@ -7,7 +7,8 @@ import shlex
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
@@ -16,6 +17,7 @@ import typer
 
 from webhookd.egress.guard import DEV_NETWORKS
 from webhookd.errors import ConfigError, WebhookdError
+from webhookd.units import duration, quoted
 
 if TYPE_CHECKING:
     from webhookd.config.config import Config
@@ -111,6 +113,22 @@ def spelled(*words: str, config: Path | None, dev: bool) -> str:
     """A command for a shell that reads the same files in the same way."""
     named = () if config is None else ("-c", str(config))
     return shlex.join(["webhookd", *words, *named, *(["--dev"] if dev else [])])
+
+
+def past(option: str, text: str) -> datetime:
+    """The moment, as a duration before now or as a time with its offset; not one that is to come."""
+    now = datetime.now(UTC)
+    moment = None
+    with suppress(ValueError, OverflowError):
+        moment = now - timedelta(seconds=duration(text))
+    if moment is None:
+        with suppress(ValueError):
+            moment = datetime.fromisoformat(text)
+    if moment is None or moment.tzinfo is None:
+        raise Usage(f'{option}: {quoted(text)} is neither like "12h" nor like "2030-01-31T08:00:00Z"')
+    if moment > now:
+        raise Usage(f"{option}: {quoted(text)} is to come")
+    return moment
 
 
 def folder(option: str, path: Path) -> None:

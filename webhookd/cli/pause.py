@@ -1,4 +1,4 @@
-"""`webhookd pause` and `resume`: an operator's word about endpoints, which no reload overrides."""
+"""`webhookd pause`, `resume` and `enable`: an operator's word about endpoints, which no reload overrides."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -61,13 +61,27 @@ def resume(
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Go on sending to endpoints, paused or disabled.
+    """Go on sending to endpoints that were paused.
 
-    What arrived during a pause is sent, as fast as the endpoint takes it; what came while it was disabled is not.
+    What arrived meanwhile is sent, as fast as the endpoint takes it. One that is disabled stays so: `webhookd enable`.
     """
-    _change(
-        names, tenant, host, everything, config, as_json, ParkingStore.resume, "resumed", "neither paused nor disabled"
-    )
+    _change(names, tenant, host, everything, config, as_json, ParkingStore.resume, "resumed", "not paused")
+
+
+def enable(
+    names: Names = None,
+    tenant: OfTenant = None,
+    host: OfHost = None,
+    everything: All = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send again to endpoints that were disabled.
+
+    They are owed what comes from now on; what they missed, `webhookd replay --state missed` sends. One that is paused
+    stays so. For example: `webhookd enable orders`.
+    """
+    _change(names, tenant, host, everything, config, as_json, ParkingStore.enable, "enabled", "not disabled")
 
 
 def _change(
@@ -90,6 +104,9 @@ def _change(
     tell(f"{done} {_some(changed)}" if changed else f"nothing to do: {_some(others)} {_are(others)} {before}")
     if changed and others:
         tell(f"{_some(others)} {_are(others)} {before}")
+    disabled = [row.label for row in unchanged if done == "resumed" and row.disabled_at is not None]
+    if disabled:
+        tell(f"{_some(disabled)} {_are(disabled)} disabled: `webhookd enable` ends that")
     probed = [row.label for row in unchanged if row.fails and row.paused_at is None and row.removed_at is None]
     if probed:  # who resumes such a one wants to see it tried
         fail = "fails, and is" if len(probed) == 1 else "fail, and are"

@@ -21,7 +21,7 @@ from webhookd.store.reports import Health, Owed, Reports, Status
 DAYS_ALARM = 7  # of partitions ahead, when 30 are made
 TROUBLE = {
     EndpointState.FAILING: ("fails, and is probed now and then", "fail, and are probed now and then"),
-    EndpointState.DISABLED: ("is disabled until `webhookd resume`", "are disabled until `webhookd resume`"),
+    EndpointState.DISABLED: ("is disabled until `webhookd enable`", "are disabled until `webhookd enable`"),
 }
 STYLES = {
     EndpointState.ACTIVE: "",

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import typer
 from rich.text import Text
 
-from webhookd.cli.listings import OfEndpoint, answer, attempt_document, chosen, event_id, response_lines
+from webhookd.cli.listings import OfEndpoint, answer, attempt_document, chosen, event_id, numbered, response_lines
 from webhookd.cli.options import AsJson, ConfigFile, dsn_for, on_stop_signals, ran
 from webhookd.cli.tables import GAP, cell, counted, show, show_json, tell
 from webhookd.cli.watch import waiting
@@ -152,7 +152,7 @@ def _shown(row: AttemptLine, names: Names) -> Iterator[Text]:
             cell(label_of(names, row.endpoint_id), "bold", None),
             event_id(row),
             cell(row.event.type),
-            cell(f"attempt {row.attempt}", "dim" if row.attempt == 1 else "yellow"),
+            cell(f"attempt {numbered(row)}", "dim" if row.attempt == 1 else "yellow"),
         )
     )
     if row.response is not None:

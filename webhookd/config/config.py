@@ -121,7 +121,9 @@ def build(
             found.append(made)
     endpoints = tuple(endpoint for endpoint, *_ in found)
     if sections["retention"]:
-        mistakes += _retention_mistakes(_get(sections, Retention), policies, places["retention"])
+        retention = _get(sections, Retention)
+        mistakes += _retention_mistakes(retention, policies, places["retention"])
+        mistakes += _ledger_mistakes(retention, [endpoint for endpoint, *_ in found], places["retention"])
     mistakes += _doubles(named_so)
     if mistakes:
         raise ConfigError(told(mistakes, lines))
@@ -288,6 +290,15 @@ def _retention_mistakes(retention: Retention, policies: Iterable[RetryPolicy], p
             yield place.mistake(
                 f'must be at least "{least}", a day longer than the longest give_up_after, which is "{given}"', key
             )
+
+
+def _ledger_mistakes(retention: Retention, endpoints: Iterable[Endpoint], place: Place) -> Iterator[Mistake]:
+    longest = max((each.disable_after.seconds for each in endpoints if each.disable_after), default=0.0)
+    if retention.attempts < longest:
+        given = written_duration(longest)
+        yield place.mistake(
+            f'must be at least "{given}", which is how far the longest disable_after looks back', "attempts"
+        )
 
 
 def _doubles(endpoints: Iterable[tuple[tuple[str, str], Place]]) -> Iterator[Mistake]:

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from webhookd.config.checks import Around
 from webhookd.config.mistakes import Mistake, Place, read
 from webhookd.config.schema import SECRETS, Delivery, EndpointTable, Retry
+from webhookd.config.schema import DisableAfter as DisableAfterTable
 from webhookd.egress.tls import tls_context
 from webhookd.message.signing import ONE_SECRET, SCHEMES, hmac_of_body
-from webhookd.model import Endpoint, Grant, RetryPolicy
+from webhookd.model import DisableAfter, Endpoint, Grant, RetryPolicy
 from webhookd.units import quoted
 
 _POLICY: Final = [field.name for field in fields(RetryPolicy)]
@@ -54,6 +55,8 @@ def endpoint_of(
         headers=tuple(made.headers.items()),
         tls=tls,
         grant=_grant(made),
+        disable_after=_disable_after(delivery.disable_after if made.disable_after is None else made.disable_after),
+        disable_on_request=made.disable_on_request,
     )
     spec = {
         **{key: getattr(made, key) for key in ("tenant", "description", "active", "signature", "format")},
@@ -68,6 +71,8 @@ def endpoint_of(
         "rate_limit": endpoint.rate_limit,
         "retry": {**{key: getattr(retry, key) for key in _POLICY}, "schedule": list(retry.schedule)},
         "filter": {key: list(values) for key, values in made.filter.items()},
+        "disable_after": endpoint.disable_after and endpoint.disable_after._asdict(),
+        "disable_on_request": made.disable_on_request,
     }
     if made.hmac:
         spec["hmac"] = made.hmac.model_dump()
@@ -82,6 +87,10 @@ def _tls(made: EndpointTable, place: Place, mistakes: list[Mistake]) -> ssl.SSLC
     except ValueError as error:
         mistakes.append(place.mistake(str(error), "tls"))
         return None
+
+
+def _disable_after(table: DisableAfterTable) -> DisableAfter | None:
+    return DisableAfter(table.failures, table.for_) if table.failures else None
 
 
 def _grant(made: EndpointTable) -> Grant | None:

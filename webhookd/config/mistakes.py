@@ -27,7 +27,7 @@ LATER: Final = frozenset(
     {
         ("admin",),
         ("metrics",),
-        *(("endpoint", key) for key in ("disable_after", "kind", "ordered")),
+        *(("endpoint", key) for key in ("kind", "ordered")),
     }
 )
 
@@ -113,7 +113,7 @@ def _keys(model: type[BaseModel], parents: list[str]) -> Iterable[str]:
         if inner is None:
             return ()
         model = inner
-    return model.model_fields
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def table_in(annotation: object) -> type[BaseModel] | None:

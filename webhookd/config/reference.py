@@ -17,7 +17,7 @@ from pydantic.json_schema import models_json_schema
 from webhookd.config.checks import NAME, Kind
 from webhookd.config.environment import variable
 from webhookd.config.mistakes import LATER, table_in
-from webhookd.config.schema import NAMED, SECRETS, SECTIONS, Retry, Shape
+from webhookd.config.schema import NAMED, SECRETS, SECTIONS, DisableAfter, Retry, Shape
 
 _PAGE: Final = """\
 <!-- Made by `python -m webhookd.config.reference` from the models in webhookd/config/schema.py; change those. -->
@@ -54,8 +54,9 @@ def json_schema() -> dict[str, Any]:
     models = [*SECTIONS.values(), *NAMED.values()]
     _, schema = models_json_schema([(model, "validation") for model in models], ref_template="#/$defs/{model}")
     for model in models:
-        for key, field in model.model_fields.items():
+        for name, field in model.model_fields.items():
             properties = schema["$defs"][model.__name__]["properties"]
+            key = field.alias or name
             properties[key] = _tidy(properties[key], _default(field))
     tables: dict[str, Any] = {name: _reference(model) for name, model in SECTIONS.items()}
     for name, model in NAMED.items():
@@ -124,7 +125,7 @@ def _rows(model: type[BaseModel], section: str = "") -> Iterator[tuple[str, ...]
         shown = "" if default is None else f"`{json.dumps(default)}`"
         named = (f"`{variable(section, key)}`",) if section else ()
         yield (
-            f"`{key}`",
+            f"`{field.alias or key}`",
             _word(field.annotation, field.metadata),
             "required" if field.is_required() else shown,
             *named,
@@ -140,7 +141,7 @@ def _table(rows: Iterator[tuple[str, ...]], columns: tuple[str, ...]) -> str:
 def _default(field: FieldInfo) -> Any:
     """A key's default as a file would have it, "20s" and not 20.0; None where it would not say anything."""
     value = field.default
-    if field.is_required() or value in (None, {}, Retry()) or not field.repr:
+    if field.is_required() or value in (None, {}, Retry(), DisableAfter()) or not field.repr:
         return None
     kind = next((each for each in field.metadata if isinstance(each, Kind)), None)
     if kind:

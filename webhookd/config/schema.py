@@ -81,6 +81,15 @@ class Database(Shape):
     """For LISTEN, where dsn goes through a pooler."""
 
 
+class DisableAfter(Shape):
+    """How long an endpoint may fail until it is owed nothing more, and `webhookd enable` ends that. Both must be so."""
+
+    failures: Annotated[int, Field(ge=0, le=100_000)] = 0
+    """So many attempts in a row have failed; a 429 is no failure. 0 for never."""
+    for_: Delay = Field(default=3.0 * DAY, alias="for")
+    """The first of them is so long ago."""
+
+
 class Delivery(Shape):
     """What one request may take, and how many there may be."""
 
@@ -100,6 +109,8 @@ class Delivery(Shape):
     """Keep the first 1 KiB of failed answers, or nothing of any answer."""
     require_tenant: bool = False
     """Reject events without a tenant."""
+    disable_after: DisableAfter = DisableAfter()
+    """Disable any endpoint that fails for long: { failures = 100, for = "3d" }; without it they are only probed."""
 
 
 class Retry(Shape):
@@ -266,6 +277,10 @@ class EndpointTable(Shape):
     """At most so many requests, evenly: "50/s", "600/m" or "1000/h", from all daemons together."""
     retry: Retry = Retry()
     """What is different from [retry]."""
+    disable_after: DisableAfter | None = None
+    """Instead of that of [delivery]; { failures = 0 } for never."""
+    disable_on_request: bool = False
+    """Whether an answer with the header `webhook-delivery: disable` disables it."""
     filter: Filter = {}
     """Only events whose metadata has one of these values under each of these keys."""
 

@@ -29,10 +29,13 @@ from webhookd.store.backlog import Backlog
 from webhookd.store.batches import Batches
 from webhookd.store.database import Database
 from webhookd.store.dial import Dsn
+from webhookd.store.discards import DiscardStore
 from webhookd.store.lock_holders import LockHolders
 from webhookd.store.parking import ParkingStore
 from webhookd.store.registry import Registry
+from webhookd.store.replays import Replays
 from webhookd.store.results import Results
+from webhookd.store.shots import Shots
 from webhookd.store.wakeup import WakeUp
 from webhookd.tasks import cancelled_by, first_of
 
@@ -162,6 +165,7 @@ class Daemon:
             self._config = config  # a new life goes on with it
             sender.configure(config.egress)
             old = engine.configure(active, matcher, config.delivery)
+            engine.shots.configure(ours, config.delivery)
             tokens.keep({endpoint.grant for endpoint in active if endpoint.grant})
             janitor.configure(config.retention)
             self._refused = reloader.refused
@@ -185,6 +189,9 @@ class Daemon:
                 backlog=Backlog(database, daemon_id, intervals.dead_after),
                 parking=ParkingStore(database),
                 results=Results(database),
+                shots=Shots(database, daemon_id),
+                replays=Replays(database),
+                discards=DiscardStore(database),
             ),
             wakeup,
             outage,
@@ -196,6 +203,7 @@ class Daemon:
             user_agent=self._user_agent,
         )
         engine.begin(joined.beat, joined.low)
+        engine.discard(joined.discards)
         janitor = Janitor(
             registry,
             daemon_id,

@@ -16,9 +16,11 @@ from webhookd.engine.clock import Clock
 from webhookd.engine.engine import DRAIN_SECONDS, Intervals
 from webhookd.engine.neighbours import Neighbours
 from webhookd.errors import ConfigError, StoreRefused, StoreUnavailable
+from webhookd.policy.discards import Discards
 from webhookd.policy.parking import Parking
 from webhookd.store.batches import Batches
 from webhookd.store.database import Database
+from webhookd.store.discards import DiscardStore
 from webhookd.store.migrations import check_schema
 from webhookd.store.parking import ParkingStore
 from webhookd.store.registry import Beat, Known, Registry
@@ -38,6 +40,7 @@ class Joined(NamedTuple):
     beat: Beat
     endpoints: Known
     parking: Parking
+    discards: Discards
     clock: Clock
 
 
@@ -63,6 +66,7 @@ async def join(
                 await neighbours.ask()
                 await neighbours.bury()  # what a predecessor had in hand is ours, and nobody waits for it to agree
                 parking = await ParkingStore(database).parking()
+                discards = await DiscardStore(database).all()
                 registered = await registry.join(
                     socket.gethostname(),
                     __version__,
@@ -92,7 +96,7 @@ async def join(
             setbacks.over()
             daemon_id, low = registered.daemon_id, registered.low
             log.info("started", daemon=daemon_id, endpoints=len(config.endpoints), version=__version__)
-            return Joined(daemon_id, low, beat, registered.known, parking, clock)
+            return Joined(daemon_id, low, beat, registered.known, parking, discards, clock)
 
 
 async def _bind(config: Config, database: Database, registry: Registry) -> None:

@@ -188,7 +188,7 @@ def _response(message: RawResponseMessage, start: bytes, whole: bool) -> Respons
     status = message.code
     retry_after = message.headers.get("Retry-After") if status in (429, 503) else None
     kept = READ_BUFFER if whole else 0 if 200 <= status < 300 else _BODY_KEPT
-    return Response(status, start[:kept], _plain(retry_after))
+    return Response(status, start[:kept], _plain(retry_after), message.headers.get("webhook-delivery") == "disable")
 
 
 def _plain(value: str | None) -> str | None:

@@ -1,6 +1,6 @@
 """The engine: the parts that deliver from one database, and what they are told.
 
-reader ───┐                              to stop: reader, retrier and follower claim no more; the dispatcher finishes
+reader ───┐                              to stop: those on the left claim no more; the dispatcher finishes
 retrier ──┼─▶ dispatcher ─▶ recorder     what is in flight; the recorder writes it; what was never sent is given back
 follower ─┘
 """
@@ -14,8 +14,9 @@ from typing import Protocol
 
 import structlog
 
-from webhookd.engine import janitor, neighbours, recorder, retrier
+from webhookd.engine import discards, janitor, neighbours, recorder, replays, retrier, shots
 from webhookd.engine.clock import Clock
+from webhookd.engine.discards import DiscardKeeper
 from webhookd.engine.dispatch import dispatcher, feeder, lanes
 from webhookd.engine.dispatch.dispatcher import Dispatcher
 from webhookd.engine.intake import polling, reader
@@ -26,10 +27,13 @@ from webhookd.engine.parked import follower, log_pages
 from webhookd.engine.parked.follower import Follower
 from webhookd.engine.parked.log_pages import LogPages
 from webhookd.engine.recorder import Recorder
+from webhookd.engine.replays import Replays
 from webhookd.engine.retrier import Retrier
+from webhookd.engine.shots import Shots
 from webhookd.engine.state import Heartbeat, Subscriptions
 from webhookd.model import Endpoint, Event
 from webhookd.policy.backoff import over_before
+from webhookd.policy.discards import Discards
 from webhookd.policy.matching import Matcher
 from webhookd.policy.parking import Parking
 from webhookd.tasks import Setbacks, is_worth_a_line
@@ -83,6 +87,9 @@ class Stores:
     backlog: retrier.Backlog
     parking: ParkingStore
     results: recorder.Results
+    shots: shots.Store
+    replays: replays.Store
+    discards: discards.Store
 
 
 class Engine:
@@ -109,7 +116,9 @@ class Engine:
         self._refusals = 0  # heartbeats at which there had been events without a tenant
         self._heartbeat = beat = Heartbeat()
         self._subscriptions = subscriptions = Subscriptions(owner)
-        self.recorder = Recorder(stores.results, owner, flush_seconds=intervals.flush)
+        self.recorder = Recorder(
+            stores.results, owner, flush_seconds=intervals.flush, is_discarded=subscriptions.is_discarded
+        )
         self.dispatcher = Dispatcher(
             stores.batches,
             sender,
@@ -120,6 +129,7 @@ class Engine:
             on_trouble=lambda *trouble: self.follower.trouble(*trouble),
             random=random.random,  # jitter
             user_agent=user_agent,
+            is_discarded=subscriptions.is_discarded,
             patience=intervals.patience,
         )
         self.retrier = Retrier(
@@ -144,6 +154,17 @@ class Engine:
             dead_after=dead_after,
             look_seconds=intervals.look,
         )
+        self.shots = Shots(
+            stores.shots,
+            stores.batches,
+            self.dispatcher.reservations,
+            sender,
+            clock,
+            user_agent=user_agent,
+            look_seconds=intervals.look,
+        )
+        self.discards = DiscardKeeper(stores.discards, self._discard, look_seconds=intervals.look)
+        self.replays = Replays(stores.replays, self.dispatcher, subscriptions, look_seconds=intervals.look)
         self.reader = Reader(
             stores.batches,
             wakeup,
@@ -156,6 +177,8 @@ class Engine:
             dead_after=dead_after,
             rescue_seconds=intervals.rescue,
         )
+
+        self._claimers = self.reader, self.retrier, self.follower, self.replays, self.discards
 
     # What it is told.
 
@@ -182,6 +205,15 @@ class Engine:
         self.dispatcher.hold(True)
         self._heartbeat.steady_until = 0.0
 
+    def discard(self, discards: Discards) -> None:
+        """Owe nobody what these cover, of all that is read from now on."""
+        self._subscriptions.discard(discards)
+        self._pages.forget()
+
+    async def _discard(self, discards: Discards) -> None:
+        self.discard(discards)
+        await self.dispatcher.discard()
+
     def prepare(self, endpoints: Sequence[Endpoint]) -> Iterator[None]:
         """Do most of what `configure` does with these, in pieces, between which others may have their turn."""
         return self.dispatcher.prepare(endpoints)
@@ -206,7 +238,8 @@ class Engine:
     @property
     def setbacks(self) -> Sequence[Setbacks]:
         """What keeps parts from their work, beside the reader and the recorder."""
-        return self.retrier.setbacks, self.follower.setbacks, self.dispatcher.feeder.setbacks
+        parts = self.retrier, self.follower, self.dispatcher.feeder, self.shots, self.replays, self.discards
+        return [part.setbacks for part in parts]
 
     # Its life.
 
@@ -215,19 +248,19 @@ class Engine:
         self._ringing = parts.create_task(self._wakeup.run(self._subscriptions.me))
         self._recording = parts.create_task(self.recorder.run())
         self._dispatching = parts.create_task(self.dispatcher.run())
-        self._claiming = [parts.create_task(part.run()) for part in (self.reader, self.retrier, self.follower)]
+        self._shooting = parts.create_task(self.shots.run())
+        self._claiming = [parts.create_task(part.run()) for part in self._claimers]
 
     async def stop(self) -> None:
         """Claim nothing more, finish what is in flight, and write it down, in this order."""
-        self.reader.stop()
-        self.retrier.stop()
-        self.follower.stop()
+        for part in (*self._claimers, self.shots):
+            part.stop()
         _, late = await asyncio.wait(self._claiming, timeout=CLAIM_SECONDS)
         for claim in late:
             claim.cancel()
         self._ringing.cancel()
         self.dispatcher.stop()
-        await asyncio.wait([self._dispatching])
+        await asyncio.wait([self._dispatching, self._shooting])
         self.recorder.stop()
         _, late = await asyncio.wait([self._recording], timeout=DRAIN_SECONDS)
         if late:

@@ -73,8 +73,16 @@ class Part(NamedTuple):
 class Recorder:
     """Takes results without ever waiting, and writes them in batches."""
 
-    def __init__(self, results: Results, owner: int, *, flush_seconds: float = FLUSH_SECONDS) -> None:
+    def __init__(
+        self,
+        results: Results,
+        owner: int,
+        *,
+        flush_seconds: float = FLUSH_SECONDS,
+        is_discarded: Callable[[Delivery], bool] = lambda delivery: False,
+    ) -> None:
         self._store = results
+        self._is_discarded = is_discarded
         self._owner = owner
         self._flush_seconds = flush_seconds
         self._results: list[Result] = []
@@ -115,7 +123,9 @@ class Recorder:
         return {(d.event.id, d.endpoint.id, d.attempts) for d, attempt, _ in results if attempt is not None}
 
     def put(self, result: Result) -> None:
-        """Record `result` with the next flush."""
+        """Record `result` with the next flush; what is discarded is not tried again."""
+        if not isinstance(result.outcome, Delivered) and self._is_discarded(result.delivery):
+            result = result._replace(outcome=Ended("rejected", "discarded"))
         self._leases.pop(result.delivery, None)  # the result itself says what becomes of it
         self._results.append(result)
         if len(self._results) >= FLUSH_RESULTS:

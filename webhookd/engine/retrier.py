@@ -44,6 +44,8 @@ class Claimed(Protocol):
     @property
     def deaths(self) -> int: ...
     @property
+    def replay(self) -> int: ...
+    @property
     def is_suspect(self) -> bool: ...
 
 
@@ -208,7 +210,16 @@ class Retrier:
                 self._recorder.put(Result(delivery, None, Ended("rejected", "event_missing")))
                 continue
             # What is owed was due before its horizon, so it has this attempt, however late we or its endpoint are.
-            past = row.attempts, row.clock_from, asked_at, start_by, row.asked, row.deaths
+            past = (
+                row.attempts,
+                row.clock_from,
+                asked_at,
+                start_by,
+                row.asked,
+                row.deaths,
+                "replay" if row.replay else None,
+                row.replay,
+            )
             delivery = Delivery(event, endpoint, None, *past)
             if row.is_suspect:
                 self._suspect = delivery

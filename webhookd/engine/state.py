@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from webhookd.model import Endpoint, Event
+from webhookd.model import Delivery, Endpoint, Event
+from webhookd.policy.discards import Discards
 from webhookd.policy.members import Member, Shares, alone, shares
 
 
@@ -19,22 +20,41 @@ class Heartbeat:
 
 
 class Subscriptions:
-    """Our endpoints that are active, and who of all is owed an event; only the engine writes it."""
+    """Our endpoints that are active, who of all is owed an event, and what nobody wants; only the engine writes it."""
 
-    __slots__ = ("endpoint", "endpoints", "endpoints_for", "me", "shares")
+    __slots__ = ("_subscribers", "discards", "endpoint", "endpoints", "endpoints_for", "me", "shares")
 
     def __init__(self, me: int) -> None:
         self.me = me
         self.endpoints: dict[int, Endpoint] = {}  # by number
         self.endpoint: Callable[[int], Endpoint | None] = self.endpoints.get  # asked of thousands at a time
-        self.endpoints_for: Callable[[Event], tuple[Endpoint, ...]] = lambda event: ()
+        self.discards = Discards()
+        self._subscribers: Callable[[Event], tuple[Endpoint, ...]] = lambda event: ()
+        self.endpoints_for: Callable[[Event], tuple[Endpoint, ...]] = self._subscribers
         self.shares: Shares = alone(me)  # who else has ours
 
     def change(self, endpoints: Iterable[Endpoint], endpoints_for: Callable[[Event], tuple[Endpoint, ...]]) -> None:
         """Have these in the place of the others; `divide` is to be called next."""
         self.endpoints.clear()
         self.endpoints.update((endpoint.id, endpoint) for endpoint in endpoints)
-        self.endpoints_for = endpoints_for
+        self._subscribers = endpoints_for
+        self.discard(self.discards)
+
+    def discard(self, discards: Discards) -> None:
+        """Owe nobody what these cover."""
+        self.discards = discards
+        self.endpoints_for = self._wanted if discards else self._subscribers
+
+    def _wanted(self, event: Event) -> tuple[Endpoint, ...]:
+        return self.discards.without(event, self._subscribers(event))
+
+    def is_discarded_for_all(self, event: Event) -> bool:
+        """True when nobody gets it although somebody subscribes to it."""
+        return bool(self.discards) and bool(self._subscribers(event)) and not self.endpoints_for(event)
+
+    def is_discarded(self, delivery: Delivery) -> bool:
+        """True when nobody wants it any longer."""
+        return bool(self.discards) and self.discards.covers(delivery.event, delivery.endpoint.id, delivery.replay)
 
     def divide(self, members: Sequence[Member]) -> Shares:
         """Know who of these has which of ours."""

@@ -1,6 +1,11 @@
 """From a delivery to the HTTP request that is sent: body, headers, signature."""
 
-from webhookd.model import Delivery, Request
+from typing import Final
+
+from webhookd.model import Delivery, Endpoint, Request
+
+HIDDEN: Final = "…"
+SHOWN: Final = 16 * 1024  # bytes of a body that people are shown
 
 
 def build(delivery: Delivery, payload: bytes, timestamp: int, source: str, user_agent: str) -> Request:
@@ -20,8 +25,32 @@ def build(delivery: Delivery, payload: bytes, timestamp: int, source: str, user_
         "webhook-timestamp": str(timestamp),
         "webhook-attempt": str(delivery.attempts + 1),
     }
+    if delivery.trigger is not None:
+        headers["webhook-trigger"] = delivery.trigger
     headers.update(body.headers)
     for name, value in endpoint.headers:
         headers[name.lower()] = value if isinstance(value, str) else value(event, payload)
     headers.update(endpoint.signature(endpoint.secrets, event.event_id, timestamp, body.content))
     return Request(endpoint.url, headers, body.content, endpoint.timeout, endpoint.tls, endpoint.grant)
+
+
+def shown(request: Request, endpoint: Endpoint) -> dict[str, object]:
+    """The request as people may see it, as JSON has it: without what the endpoint's own headers and its query say.
+
+    Nor is a header shown that has a secret in it, as an API key would be.
+    """
+    own = {name.lower() for name, _ in endpoint.headers}
+    headers = {
+        name: HIDDEN if name in own or any(key.raw in value.encode() for key in endpoint.secrets) else value
+        for name, value in request.headers.items()
+    }
+    body = request.content[:SHOWN].decode(errors="replace")
+    return {"method": "POST", "url": without_query(request.url), "headers": headers, "body": body}
+
+
+def without_query(url: str) -> str:
+    """The URL without the parts that carry tokens: user, query and fragment."""
+    url = url.partition("#")[0].partition("?")[0]
+    scheme, separator, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path}"

@@ -21,6 +21,7 @@ class Claimed(NamedTuple):
     clock_from: float
     asked: int
     deaths: int
+    replay: int  # the number of the one that it is of; 0 for none
 
     @property
     def is_suspect(self) -> bool:

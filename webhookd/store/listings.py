@@ -107,6 +107,7 @@ class AttemptLine(NamedTuple):
     ms: int | None
     error: str | None
     response: bytes | None  # only when it was asked for
+    trigger: str | None  # what it was made for, where that is not the schedule: resend
 
 
 class Recorded(NamedTuple):
@@ -208,7 +209,7 @@ class Listings:
             since, newest, floor = await _bounds(connection, asked)
             ids = await _ids(connection, event_id)
             owed = ["retry" if state == "retrying" else state for state in states if state not in ("delivered", *ASIDE)]
-            aside = [state for state in states if state in ASIDE]
+            aside = [state for state in states if state in (*ASIDE, "rejected")]  # what was discarded may have no row
             delivered = "delivered" in states
 
             async def look(lo: int, top: Cursor, limit: int) -> list[DeliveryLine]:
@@ -272,8 +273,8 @@ class Listings:
             rows = await connection.fetch(query, since, endpoint_id, responses, within, most)
             upto: str = await connection.fetchval(QUERIES["list_snapshot"])
             heads = await _heads(connection, {row[1] for row in rows})
-            found = [AttemptLine(heads.get(row[1], Head(row[1])), row[0], *tuple(row)[2:9]) for row in reversed(rows)]
-            return Recorded(found, rows[0][9] - len(rows) if rows else 0, upto)
+            found = [AttemptLine(heads.get(row[1], Head(row[1])), row[0], *tuple(row)[2:10]) for row in reversed(rows)]
+            return Recorded(found, rows[0][10] - len(rows) if rows else 0, upto)
 
 
 async def _page(

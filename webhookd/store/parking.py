@@ -58,17 +58,25 @@ class ParkingStore:
         await self._database.fetch(QUERIES["unpark_idle"], endpoint_ids)
 
     async def disable(self, endpoint_id: int, why: str, since: float) -> bool:
-        """Owe this endpoint nothing new; False when it is disabled already, or was resumed after `since`."""
+        """Owe this endpoint nothing new; False when it is disabled already, or was enabled after `since`."""
         rows = await self._database.fetch(QUERIES["disable"], endpoint_id, why, since)
         return bool(rows and rows[0][0])
+
+    async def disable_failing(self, endpoint_id: int, failures: int, seconds: float) -> bool:
+        """The same, if so many of its attempts in a row have failed, the first of them so many seconds ago."""
+        return bool((await self._database.fetch_row(QUERIES["disable_failing"], endpoint_id, failures, seconds))[0])
 
     async def pause(self, endpoint_ids: Sequence[int], who: str) -> list[int]:
         """Send nothing to these endpoints, and keep what arrives; those that were not paused before."""
         return [row[0] for row in await self._database.fetch(QUERIES["pause"], endpoint_ids, who)]
 
     async def resume(self, endpoint_ids: Sequence[int], who: str) -> list[int]:
-        """Send again to these endpoints; those that were paused or disabled."""
+        """Send again to these endpoints; those that were paused."""
         return [row[0] for row in await self._database.fetch(QUERIES["resume"], endpoint_ids, who)]
+
+    async def enable(self, endpoint_ids: Sequence[int], who: str) -> list[int]:
+        """Owe these endpoints what is new; those that were disabled."""
+        return [row[0] for row in await self._database.fetch(QUERIES["enable"], endpoint_ids, who)]
 
     async def take(self, owner: int, endpoint_ids: Sequence[int], steady_until: float, dead_after: float) -> int:
         """Become the sender of those of these endpoints that have none; how many cursors that were."""

@@ -14,7 +14,7 @@ from webhookd.policy.matching import OWN_TYPES
 from webhookd.store.database import COMMITTED, CONFLICTS_MOST, Database
 from webhookd.store.statements import QUERIES
 
-ATTEMPT_COLUMNS = ("at", "outbox_id", "endpoint_id", "attempt", "ok", "code", "ms", "error", "response")
+ATTEMPT_COLUMNS = ("at", "outbox_id", "endpoint_id", "attempt", "ok", "code", "ms", "error", "response", "trigger")
 ASK_AGAIN = 0.5  # seconds between two questions for the fate of a commit
 
 
@@ -133,9 +133,8 @@ class _Flush:
         event_id, endpoint_id = delivery.event.id, delivery.endpoint.id
         if attempt is not None:
             at, number, ok, code, ms, error, response = attempt
-            self._attempts.append(
-                (datetime.fromtimestamp(at, UTC), event_id, endpoint_id, number, ok, code, ms, error, response)
-            )
+            moment, trigger = datetime.fromtimestamp(at, UTC), delivery.trigger
+            self._attempts.append((moment, event_id, endpoint_id, number, ok, code, ms, error, response, trigger))
         has_row = delivery.batch is None
         if isinstance(outcome, Delivered):
             if has_row:
@@ -148,17 +147,15 @@ class _Flush:
             last = None if attempt is None else attempt.error
             event = delivery.event
             self._exhausted.append((endpoint_id, event_id, event.event_id, event.type, delivery.attempts + made, last))
-        code = None if attempt is None else attempt.code
-        if attempt is not None:
-            error = attempt.error
-        elif isinstance(outcome, Ended):
-            error = outcome.reason
-        else:
-            error = outcome.why if isinstance(outcome, Postponed) else None
+        code, error = (None, None) if attempt is None else (attempt.code, attempt.error)
+        if isinstance(outcome, Ended) and (attempt is None or state == "rejected"):
+            code, error = None, outcome.reason  # whatever was answered
+        elif isinstance(outcome, Postponed):
+            error = outcome.why
         if has_row:
-            self._updates.append(
-                (endpoint_id, event_id, delivery.attempts, made, delay, state, code, error, asked, delivery.deaths)
-            )
+            fence = delivery.attempts, made
+            rest = delay, state, code, error, asked, delivery.deaths, delivery.replay
+            self._updates.append((endpoint_id, event_id, *fence, *rest))
         else:
             self._inserts.append(
                 (

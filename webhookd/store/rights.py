@@ -15,6 +15,7 @@ WRITTEN: Final[Mapping[str, str]] = {  # as sql/grants.sql has it; what is not h
         "INSERT UPDATE DELETE",
     ),
     **dict.fromkeys(("daemon", "downtime", "secret", "unreadable"), "INSERT UPDATE DELETE"),
+    **dict.fromkeys(("shot", "discard"), "INSERT UPDATE"),
     "consent": "INSERT DELETE",
     "config_version": "UPDATE",
     "lock_log": "UPDATE",

@@ -17,10 +17,10 @@ async def test_pauses_and_resumes(prompt: Prompt, sql: Sql) -> None:
     await prompt("pause", "--tenant", "acme")
     await prompt("pause", "acme/mail")  # it is already
     await sql.execute("SELECT webhookd.disable(2, 'http_410')")
-    await prompt("resume", "stock")
+    await prompt("enable", "stock")
     await prompt("resume", "acme/orders")
     assert await deeds(prompt) == [
-        ("resume", "acme/orders"), ("resume", "stock"), ("pause", "acme/orders"), ("pause", "acme/mail"),
+        ("resume", "acme/orders"), ("enable", "stock"), ("pause", "acme/orders"), ("pause", "acme/mail"),
     ]  # fmt: skip
     first, second, *_ = (await prompt.json("audit"))["audit"]
     assert (first["who"], first["role"], first["tenant"]) == (who(), "postgres", "acme")

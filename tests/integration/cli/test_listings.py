@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from tests.integration.cli.test_cli import NOWHERE, fails, webhookd
 from tests.integration.conftest import eventually, insert
 from tests.integration.store.test_plans import counters
-from webhookd.cli.endpoints import without_query
 from webhookd.cli.listings import chosen
 from webhookd.cli.main import app
 from webhookd.cli.options import Usage
 from webhookd.errors import WebhookdError
+from webhookd.message.request import without_query
 from webhookd.store.database import Database
 from webhookd.store.listings import STATES, Asked, Listings, Page
 

@@ -35,7 +35,8 @@ async def test_what_it_says(prompt: Prompt) -> None:
     assert await prompt("pause", "stock") == "nothing to do: stock is paused already\n"
     assert await prompt("pause", "--tenant", "") == "paused orders\nstock is paused already\n"
     assert await prompt("resume", "--tenant", "") == "resumed 2 endpoints (orders, stock)\n"
-    assert await prompt("resume", "stock") == "nothing to do: stock is neither paused nor disabled\n"
+    assert await prompt("resume", "stock") == "nothing to do: stock is not paused\n"
+    assert await prompt("enable", "stock") == "nothing to do: stock is not disabled\n"
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ async def test_what_it_says(prompt: Prompt) -> None:
         (("--host", "example.com"), "there is no such endpoint: `webhookd endpoints list` shows all"),
     ],
 )
-@pytest.mark.parametrize("command", ["pause", "resume"])
+@pytest.mark.parametrize("command", ["pause", "resume", "enable"])
 async def test_a_mistake_is_one_sentence(
     prompt: Prompt, command: str, arguments: tuple[str, ...], sentence: str
 ) -> None:
@@ -82,13 +83,14 @@ async def test_each_state_is_shown(prompt: Prompt, sql: Sql, state: EndpointStat
     assert f"state        {state}\n" in shown
     assert fed in shown
     assert ("breaker      open, 2 probes failed, next probe in " in shown) == (state == "failing")
-    assert ("`webhookd resume` ends it" in shown) == (state in ("paused", "disabled"))
+    assert ("`webhookd resume` ends it" in shown) == (state == "paused")
+    assert ("`webhookd enable` ends it" in shown) == (state == "disabled")
 
 
 async def test_who_resumes_one_that_fails_hears_that_it_is_probed(prompt: Prompt, sql: Sql) -> None:
     await sql.execute(MAKE["failing"][0])
     assert await prompt("resume", "orders") == (
-        "nothing to do: orders is neither paused nor disabled\n"
+        "nothing to do: orders is not paused\n"
         "orders fails, and is probed without that: `webhookd endpoints show NAME` says when\n"
     )
     assert await prompt("pause", "orders") == "paused orders\n"
@@ -111,9 +113,30 @@ async def test_it_may_be_disabled_resumed_and_parked_without_an_event_between(pr
     for _ in range(2):
         assert await sql.fetchval("SELECT webhookd.disable(1, 'http_410')")
         assert not await sql.fetchval("SELECT webhookd.disable(1, 'http_410')")
-        assert await prompt("resume", "orders") == "resumed orders\n"
+        assert await prompt("enable", "orders") == "enabled orders\n"
         assert await prompt("pause", "orders") == "paused orders\n"
         assert await prompt("resume", "orders") == "resumed orders\n"
+
+
+async def test_a_pause_and_a_disable_leave_each_other_alone(prompt: Prompt, sql: Sql) -> None:
+    parked = (
+        "SELECT reason, from_batch, to_batch FROM webhookd.parked WHERE endpoint_id = 1 ORDER BY from_batch, to_batch"
+    )
+    await prompt("pause", "orders")
+    await sql.execute("SELECT webhookd.disable(1, 'http_410')")
+    assert await prompt("resume", "orders") == "resumed orders\n"
+    assert (await prompt.states())["orders"] == "disabled"
+    assert await prompt("resume", "orders") == (
+        "nothing to do: orders is not paused\norders is disabled: `webhookd enable` ends that\n"
+    )
+    await prompt("pause", "orders")
+    await sql.execute("SELECT webhookd.emit('order.created', '{}'); SELECT webhookd.cut(100, 500, 1)")
+    assert await prompt("enable", "orders") == "enabled orders\n"
+    assert (await prompt.states())["orders"] == "paused"
+    assert [tuple(row) for row in await sql.fetch(parked)][-1] == ("paused", 2, None)
+    assert [tuple(row) for row in await sql.fetch("SELECT from_batch, to_batch, reason FROM webhookd.missed")] == [
+        (1, 2, "disabled")
+    ]
 
 
 async def test_status_tells_who_is_live_and_how_far_a_cursor_is_behind(prompt: Prompt, sql: Sql) -> None:

@@ -107,7 +107,7 @@ async def test_endpoints_that_do_not_work_are_problems(ask: Ask, sql: "Sql[async
     assert await health(sql) == (0, 0, 1, 1, 0)
     shown = await ask("status")
     assert "problem      1 endpoint fails, and is probed now and then: failing\n" in shown
-    assert "problem      1 endpoint is disabled until `webhookd resume`: disabled\n" in shown
+    assert "problem      1 endpoint is disabled until `webhookd enable`: disabled\n" in shown
     for n in range(4):
         other = await endpoint(sql, f"other{n}", "acme")
         await sql.execute("SELECT webhookd.park(ARRAY[$1::int], 'failing', 5, '{12}', '{200}')", other)

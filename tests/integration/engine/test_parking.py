@@ -380,7 +380,7 @@ async def test_one_daemon_takes_all_of_an_endpoint(sql: Sql, dsn: str) -> None:
         assert [tuple(row) for row in owners] == [(2, 2), (2, 2), (2, 0)]
 
 
-async def test_three_times_410_disables_and_resume_says_what_was_missed(
+async def test_three_times_410_disables_and_enable_says_what_was_missed(
     sql: Sql, receiver: Receiver, daemon: Running
 ) -> None:
     receiver.answers("hook", 410)
@@ -394,7 +394,7 @@ async def test_three_times_410_disables_and_resume_says_what_was_missed(
         await settled(sql, missed[0], {"hook": "missed"})
         asked = len(receiver.got)
         receiver.scripts.clear()
-        await sql.execute("SELECT webhookd.resume('{1}')")
+        await sql.execute("SELECT webhookd.enable('{1}')")
         new = await insert(sql)
         await settled(sql, new, {"hook": "delivered"})
         await settled(sql, owed, {"hook": "delivered"})
@@ -405,10 +405,10 @@ async def test_three_times_410_disables_and_resume_says_what_was_missed(
 
 
 @pytest.mark.parametrize("slow", [0.0, 0.2])
-async def test_after_a_resume_it_takes_three_times_410_again(
+async def test_after_enable_it_takes_three_times_410_again(
     sql: Sql, receiver: Receiver, daemon: Running, monkeypatch: pytest.MonkeyPatch, slow: float
 ) -> None:
-    """Resumed in the very moment that it is disabled, before the daemon can look, and though its clock is not exact."""
+    """Enabled in the very moment that it is disabled, before the daemon can look, and though its clock is not exact."""
     beat = Registry.beat
 
     async def late(*args: Any, **more: Any) -> Any:
@@ -430,7 +430,7 @@ async def test_after_a_resume_it_takes_three_times_410_again(
                 await eventually(lambda n=number: _is(sql, tried, n), f"410 number {number}")  # type: ignore[misc]
             await eventually(is_disabled, "it to be disabled")
             assert await sql.fetchval(tried) == times
-            await sql.execute("SELECT webhookd.resume('{1}')")
+            await sql.execute("SELECT webhookd.enable('{1}')")
     assert await told(sql) == ["endpoint.disabled"] * 3
 
 
@@ -438,7 +438,7 @@ async def _is(sql: Sql, question: str, answer: int) -> bool:
     return bool(await sql.fetchval(question) == answer)
 
 
-async def test_what_was_answered_before_a_resume_disables_nothing(
+async def test_what_was_answered_before_enable_disables_nothing(
     sql: Sql, receiver: Receiver, daemon: Running, dsn: str
 ) -> None:
     """By whichever daemon, also one that has seen neither the one nor the other."""
@@ -450,7 +450,7 @@ async def test_what_was_answered_before_a_resume_disables_nothing(
         clock.append(await sql.fetchval(before))
         assert await store.disable(1, "http_410", clock[0])
         assert not await store.disable(1, "http_410", clock[0])  # it is already
-        await sql.execute("SELECT webhookd.resume('{1}')")
+        await sql.execute("SELECT webhookd.enable('{1}')")
         assert not await store.disable(1, "http_410", clock[0])
         clock.append(await sql.fetchval(before))
         await sql.execute("SELECT webhookd.pause('{1}')")
@@ -495,7 +495,7 @@ async def test_an_endpoint_is_not_told_about_itself(sql: Sql, receiver: Receiver
     async with daemon(config):
         await insert(sql)
         await until(lambda: receiver.of("other"), "the other one to hear of it")
-        await sql.execute("SELECT webhookd.resume('{1}')")
+        await sql.execute("SELECT webhookd.enable('{1}')")
         await insert(sql)
         receiver.scripts.clear()
         await finished(sql)

@@ -160,7 +160,7 @@ async def test_what_was_missed_is_counted_and_listed_with_the_reason(ask: Ask, s
     await logged(sql, "c", type="c.d")
     for event_id in "ab":
         await attempt(sql, event_id, well)
-    for _ in range(2):  # while it is disabled, and after a resume
+    for _ in range(2):  # while it is disabled, and when it is enabled
         assert await counts(ask, "hook") == {"missed": 3}
         assert await states(sql, "a") == {"hook": ("missed", "disabled"), "well": ("delivered", None)}
         assert await states(sql, "c") == {"hook": ("missed", "disabled")}
@@ -171,7 +171,7 @@ async def test_what_was_missed_is_counted_and_listed_with_the_reason(ask: Ask, s
             ("c", "hook", "disabled"), ("b", "hook", "disabled"), ("a", "hook", "disabled"),
         ]  # fmt: skip
         assert re.search(r"\nfailed +3 missed \(disabled\)\n", await ask("endpoints", "show", "hook"))
-        await sql.execute("SELECT webhookd.resume($1)", [hook])
+        await sql.execute("SELECT webhookd.enable($1)", [hook])
     await logged(sql, "d", type="e.f")
     assert await states(sql, "d") == {None: ("unmatched", None)}
     await sql.execute('UPDATE webhookd.endpoint SET spec = spec || \'{"events": ["x.y"]}\' WHERE id = $1', hook)

@@ -152,15 +152,15 @@ async def test_who_is_parked_again_before_its_cursor_has_come_to_the_end_keeps_i
     assert await failing.fetchval("SELECT array_agg(owner) FROM webhookd.parked") == [5, 5]
 
 
-async def test_whoever_is_resumed_was_revived_at_that_moment(failing: Sql) -> None:
-    """Not when the transaction of the resume began: answers may have come meanwhile."""
+async def test_whoever_is_enabled_was_revived_at_that_moment(failing: Sql) -> None:
+    """Not when the transaction of that began: answers may have come meanwhile."""
     revived = "SELECT revived_at FROM webhookd.endpoint"
     await failing.execute("SELECT webhookd.pause('{1}'); SELECT webhookd.resume('{1}')")
     assert await one(failing, revived) is None
     await failing.execute("SELECT webhookd.disable(1, 'gone')")
     async with failing.transaction():
         answered = await one(failing, "SELECT clock_timestamp()")
-        await failing.execute("SELECT webhookd.resume('{1}')")
+        await failing.execute("SELECT webhookd.enable('{1}')")
     assert await one(failing, revived) > answered  # type: ignore[operator]
 
 

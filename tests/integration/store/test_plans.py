@@ -25,7 +25,7 @@ SETTLED = EVENTS // PER_BATCH - 20  # batches up to here are done
 ME, DEAD = 7, 6
 
 BIG = "SELECT relname, seq_tup_read FROM pg_stat_user_tables WHERE schemaname = 'webhookd' AND relname ~ $1"
-BIG_TABLES = "^(outbox|attempt|backlog|batch)"
+BIG_TABLES = "^(outbox|attempt|backlog|batch|shot)"
 
 LOAD = """
 INSERT INTO webhookd.outbox (type, payload, created_at)
@@ -41,8 +41,17 @@ INSERT INTO webhookd.backlog (endpoint_id, outbox_id, outbox_at, attempts, due, 
 INSERT INTO webhookd.backlog (endpoint_id, outbox_id, outbox_at, attempts, due, clock_from)
   SELECT 10 + p, n, now(), 1, now() + (n - 3) * interval '1 min', now()
     FROM generate_series(1, $5::int) p, generate_series(1, 5) n;
+INSERT INTO webhookd.shot (kind, endpoint_id, outbox_id, outbox_at, by, start_by, done_at, ok)
+  SELECT 'resend', 3, n, now(), 'me', now(), now(), n % 2 = 0 FROM generate_series(1, $1) n;
 UPDATE webhookd.batch SET done_at = NULL WHERE id > $6;
 """
+ASKED = """
+WITH p AS (
+  INSERT INTO webhookd.endpoint (name, source, spec)
+  SELECT 'e' || n, 'file', '{"events": ["*"]}' FROM generate_series(1, 3) n),
+d AS (INSERT INTO webhookd.discard (since, until, replays, by) VALUES ('2020-01-01', now(), 0, 'me'))
+INSERT INTO webhookd.replay (endpoint_id, query, rate, next_batch, to_batch, paced_at)
+VALUES (3, '{"state": "missed"}', 10000, 1000, $1, now() - interval '1 min')"""
 STILL = """
 SELECT format('ALTER TABLE webhookd.%I SET (autovacuum_enabled = false)', relname) FROM pg_class
  WHERE relnamespace = 'webhookd'::regnamespace AND relkind = 'r' AND relname ~ $1"""
@@ -104,7 +113,7 @@ def arguments(batch: "asyncpg.Record", low: int) -> dict[str, Callable[[int], tu
         "backlog_delete": rows,
         "backlog_insert": inserted,
         "backlog_update": lambda n: (
-            *rows(n), [3] * 50, [1] * 50, [5.0] * 50, ["retry"] * 50, [500] * 50, ["http_500"] * 50, [0] * 50, [0] * 50
+            *rows(n), [3] * 50, [1] * 50, [5.0] * 50, ["retry"] * 50, [500] * 50, ["http_500"] * 50, *[[0] * 50] * 3
         ),
         "batch_done": lambda _: ([batch["id"]], [batch["nonce"]], [1], DEAD),
         "owing": lambda _: (),
@@ -120,6 +129,12 @@ def arguments(batch: "asyncpg.Record", low: int) -> dict[str, Callable[[int], tu
         ),
         "end_leases": lambda _: ([DEAD], 45.0),
         "low": lambda _: (low,),
+        "open_shots": lambda _: (),
+        "claim_shots": lambda n: ([n + 1], [45.0], ME),
+        "shots_of": lambda n: (n + 1,),
+        "replay_count": lambda n: (2, "missed", None, None, None, low, 100 + 20 * n, 0),
+        "replay_step": lambda _: (1,),
+        "discard_step": lambda _: (1,),
     }  # fmt: skip
 
 
@@ -149,6 +164,7 @@ async def test_no_hot_statement_reads_a_whole_table(
     await load(sql, statistics, owed)
     # New events for the cut, which runs on what was committed since the last batch.
     await sql.execute("INSERT INTO webhookd.outbox (type, payload) SELECT 'a', '{}' FROM generate_series(1, 300)")
+    await sql.execute(ASKED, SETTLED)
     batch = await sql.fetchrow("SELECT * FROM webhookd.batch WHERE id = $1", SETTLED + 1)
     assert batch is not None
     assert isinstance(batch["lo"], datetime)

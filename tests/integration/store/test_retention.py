@@ -115,11 +115,6 @@ ROWS_THAT_KEEP = {
         f"SELECT webhookd.cut(100, 500, 1); UPDATE webhookd.batch SET done_at = now(); {OWE}",
         "to be tried again",
     ),
-    "replay": (
-        """SELECT webhookd.cut(100, 500, 1); UPDATE webhookd.batch SET done_at = now();
-           INSERT INTO webhookd.replay (endpoint_id, query, next_batch) VALUES (1, '{}', 0)""",
-        "a replay",
-    ),
 }
 
 
@@ -134,7 +129,7 @@ async def test_what_is_still_needed_stays_and_the_reason_is_told(sql: Sql, which
     assert why in problems[part(-20)]
     assert await sql.fetchval("SELECT count(*) FROM webhookd.outbox") == 1
     await sql.execute(
-        """DELETE FROM webhookd.backlog; DELETE FROM webhookd.scheduled; DELETE FROM webhookd.replay;
+        """DELETE FROM webhookd.backlog; DELETE FROM webhookd.scheduled;
            SELECT webhookd.cut(100, 500, 1); UPDATE webhookd.batch SET done_at = now()"""
     )
     done, problems = await maintained(sql)

@@ -1116,18 +1116,19 @@ async def test_three_times_410_in_a_row_is_trouble_and_what_lies_between_begins_
             assert attempt is not None
             starts.append(attempt.at)
             assert len(troubles) == max(0, number - 8)
-            since = parts.dispatcher.gone_since(1)
+            word = parts.dispatcher.last_word(1)
             if number > 8:
-                assert since is not None
-                assert starts[-4] < since <= starts[-3]
+                assert word is not None
+                assert word[0] == "http_410"
+                assert starts[-4] < word[1] <= starts[-3]
             else:
-                assert since is None
+                assert word is None
         parts.clock.measure(time.time(), time.monotonic() - 60, time.monotonic() + 60)
-        since = parts.dispatcher.gone_since(1)
-        assert since is not None
-        assert since <= starts[-3] - 59, "what may have begun before a resume undoes none"
+        word = parts.dispatcher.last_word(1)
+        assert word is not None
+        assert word[1] <= starts[-3] - 59, "what may have begun before it was enabled undoes that no more"
     assert set(troubles) == {"gone"}
-    assert parts.dispatcher.gone_since(99) is None
+    assert parts.dispatcher.last_word(99) is None
 
 
 async def test_a_payload_that_came_along_is_not_asked_for_and_counts_all_the_same() -> None:

@@ -30,6 +30,7 @@ class Row(NamedTuple):
     clock_from: float
     asked: int = 0
     deaths: int = 0
+    replay: int = 0
     is_suspect: bool = False
 
 

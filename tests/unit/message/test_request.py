@@ -10,9 +10,9 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from webhookd.message.formats import FORMATS, compile_header_value, compile_template
-from webhookd.message.request import build
+from webhookd.message.request import HIDDEN, build, shown
 from webhookd.message.signing import SCHEMES, new_keypair, parse_secret, parse_verifier, verify
-from webhookd.model import Delivery, Endpoint, Event, Request, RetryPolicy
+from webhookd.model import Delivery, Endpoint, Event, Key, Request, RetryPolicy
 
 SECRET = "whsec_" + base64.b64encode(b"planted-secret-of-test-request").decode()
 OLDER = "whsec_" + base64.b64encode(b"planted-older-secret-of-test-request").decode()
@@ -162,3 +162,34 @@ def test_headers_of_the_format_go_out() -> None:
     found = lower(request(format=FORMATS["cloudevents-binary"]))
     assert (found["ce-id"], found["ce-type"], found["ce-source"]) == ("evt_1", "order.created", "https://shop.example")
     assert found["content-type"] == "application/json"
+
+
+EVENT = Event(1, "e-1", datetime(2026, 1, 31, tzinfo=UTC), "order.created", "", None, None, None, 2)
+
+
+@pytest.mark.parametrize("trigger", [None, "resend", "test", "replay"])
+def test_what_a_request_is_made_for_is_said_where_somebody_wanted_it(trigger: str | None) -> None:
+    delivery = Delivery(EVENT, endpoint(), None, 0, 0.0, 0.0, 0.0, trigger=trigger)
+    assert build(delivery, b"{}", 0, "here", "agent").headers.get("webhook-trigger") == trigger
+
+
+def test_what_people_are_shown_has_no_secret() -> None:
+    """Neither what the endpoint's own headers say, nor the query, nor a header that a secret is part of."""
+
+    def key(keys: Any, event_id: str, timestamp: int, content: bytes) -> Any:
+        return (("x-api-key", "Key " + keys[0].raw.decode("latin-1")), ("x-signed", "abc"))
+
+    secret = "planted-secret"
+    hook = endpoint(
+        url="https://planted:planted@hooks.example.com:8443/in?token=planted#planted",
+        headers=(("Authorization", f"Bearer {secret}"), ("x-type", lambda event, payload: event.type)),
+        signature=key,
+        secrets=(Key("text", secret.encode()),),
+    )
+    delivery = Delivery(EVENT, hook, None, 2, 0.0, 0.0, 0.0, trigger="test")
+    found = shown(build(delivery, b'{"a": "\xff"}', 0, "here", "agent"), hook)
+    assert found["url"] == "https://hooks.example.com:8443/in"
+    headers: Any = found["headers"]
+    assert [headers[name] for name in ("authorization", "x-type", "x-api-key", "x-signed")] == [HIDDEN] * 3 + ["abc"]
+    assert (headers["webhook-attempt"], headers["webhook-trigger"]) == ("3", "test")
+    assert "planted" not in str(found)

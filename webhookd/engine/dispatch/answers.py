@@ -13,7 +13,8 @@ from webhookd.model import Attempt, Delivered, Delivery, Ended, NoResponse, Outc
 from webhookd.policy import outcome
 from webhookd.policy.backoff import horizon
 
-Trouble = Literal["failing", "saturated", "gone"]
+Trouble = Literal["failing", "saturated", "gone", "hopeless"]
+JUDGED_SECONDS = 30.0  # between two questions whether an endpoint has failed for too long
 
 _DELIVERED = Delivered()
 
@@ -57,6 +58,11 @@ class Answers:
         delivery.deaths = 0
         queue.learn(outcome.signal(answer), flight.started, now)
         attempt = outcome.attempt_of(answer, delivery.attempt, at, round(seconds * 1000))
+        if delivery.endpoint.disable_on_request:
+            wants_no_more = isinstance(answer, Response) and answer.disable
+            queue.unwanted_at = flight.started if wants_no_more else None
+            if wants_no_more:
+                self.on_trouble(delivery.endpoint.id, "gone")
         if attempt.ok:
             queue.succeeded(flight.started, now)
             if self._tells_all:
@@ -84,6 +90,10 @@ class Answers:
             attempt = attempt._replace(response=None)
         self._recorder.put(Result(delivery, attempt, decided))
 
+    def discard(self, delivery: Delivery) -> None:
+        """Nobody wants it any longer."""
+        self._recorder.put(Result(delivery, None, Ended("rejected", "discarded")))
+
     def blame(self, delivery: Delivery, at: float) -> None:
         """Count an attempt that is not made: too many daemons died with this delivery in hand. The next one is made."""
         delivery.deaths -= 1
@@ -103,9 +113,14 @@ class Answers:
             queue.gone.append(started)
             if len(queue.gone) == GONE_MOST:
                 self.on_trouble(endpoint.id, "gone")
-        if outcome.is_failure(answer, wait) and queue.failed(started, now, self._random()):
+        if not outcome.is_failure(answer, wait):
+            return
+        if queue.failed(started, now, self._random()):
             log.warning("endpoint_failing", endpoint=endpoint.label)
             self.on_trouble(endpoint.id, "failing")
+        elif (limit := endpoint.disable_after) and now >= queue.judged_at + min(JUDGED_SECONDS, limit.seconds / 10):
+            queue.judged_at = now
+            self.on_trouble(endpoint.id, "hopeless")
 
 
 def _log_failure(delivery: Delivery, attempt: Attempt, decided: Outcome) -> None:

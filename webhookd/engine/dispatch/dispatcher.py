@@ -18,13 +18,14 @@ from webhookd.engine.dispatch.answers import Answers, Trouble
 from webhookd.engine.dispatch.feeder import AHEAD, Feeder, Store
 from webhookd.engine.dispatch.lanes import Lanes, Sender
 from webhookd.engine.dispatch.limits import AT_A_TIME, Limits
-from webhookd.engine.dispatch.queues import GONE_MOST, SPILLED_MOST, EndpointQueue, Feed, FeedState, Standing
+from webhookd.engine.dispatch.queues import SPILLED_MOST, EndpointQueue, Feed, FeedState, Standing
+from webhookd.engine.dispatch.reservations import Reservations
 from webhookd.engine.dispatch.room import MOST_DELIVERIES, Room
 from webhookd.engine.dispatch.scheduler import ASIDE_AFTER, EGRESS_DOWN_SECONDS, Scheduler
 from webhookd.engine.state import Heartbeat
 from webhookd.model import Delivery, Ended, Endpoint, Postponed, Result
 from webhookd.policy.members import Shares
-from webhookd.tasks import wait_for
+from webhookd.tasks import in_slices, wait_for
 
 PATIENCE = 3.0  # seconds a delivery may wait for its endpoint, or be in flight, before the backlog holds it
 LEASE_MARGIN = 25.0  # seconds of a lease beyond the timeout of the attempt
@@ -81,6 +82,7 @@ class Dispatcher:
         on_trouble: Callable[[int, Trouble], None],
         random: Callable[[], float],
         user_agent: str,
+        is_discarded: Callable[[Delivery], bool] = lambda _: False,
         most_deliveries: int = MOST_DELIVERIES,
         patience: float = PATIENCE,
     ) -> None:
@@ -88,6 +90,7 @@ class Dispatcher:
         self._clock = clock
         self.answers = Answers(recorder, heartbeat, on_trouble, random)
         self._patience = patience
+        self._is_discarded = is_discarded
         self._queues: dict[int, EndpointQueue] = {}
         self._scheduler = Scheduler(aside_after=min(ASIDE_AFTER, patience))
         self._limits = Limits(self._scheduler)
@@ -108,8 +111,10 @@ class Dispatcher:
             self.answers,
             clock,
             user_agent=user_agent,
+            is_discarded=is_discarded,
             on_landed=self._landed,
         )
+        self.reservations = Reservations(self._queues, self._scheduler, self._lanes)
         self._stopped = asyncio.Event()
         self._fed: dict[int, FeedState] = {}  # those that are not live
         self.room_freed = asyncio.Event()  # set when a delivery leaves; whoever waits clears it
@@ -168,34 +173,26 @@ class Dispatcher:
             return 0, 0.0
         return queue.breaker.fails, max(queue.breaker.retry_at - time.monotonic(), 0.0)
 
-    def gone_since(self, endpoint_id: int) -> float | None:
-        """When the first of three attempts in a row began that met a 410, or earlier, on the database's clock.
-
-        None of fewer.
-        """
+    def last_word(self, endpoint_id: int) -> tuple[str, float] | None:
+        """How its receiver has said that it wants nothing more, if it has; since when, on the database's clock."""
         queue = self._queues.get(endpoint_id)
-        if queue is None or len(queue.gone) < GONE_MOST:
-            return None
-        return self._clock.earliest(min(queue.gone))
+        return None if queue is None or not (word := queue.last_word()) else (word[0], self._clock.earliest(word[1]))
 
     def offer(self, delivery: Delivery) -> None:
         """Attempt this delivery when its turn comes, or spill it when its endpoint cannot keep up."""
         queue = self._queues.get(delivery.endpoint.id)
         if queue is None:  # of another daemon's files, or gone from ours a moment ago: whoever has it finds it owed
-            self._recorder.put(Result(delivery, None, Postponed(0.0)))
-            return
-        if delivery.event.size > self._max_payload:
-            self._recorder.put(Result(delivery, None, Ended("rejected", "payload_too_large")))
-            return
+            return self._recorder.put(Result(delivery, None, Postponed(0.0)))
+        if delivery.event.size > self._max_payload or self._is_discarded(delivery):
+            reason = "payload_too_large" if delivery.event.size > self._max_payload else "discarded"
+            return self._recorder.put(Result(delivery, None, Ended("rejected", reason)))
         if delivery.deaths > DEATHS_MOST:
-            self.answers.blame(delivery, self._clock.now())
-            return
+            return self.answers.blame(delivery, self._clock.now())
         if delivery.batch is not None and queue.is_full(time.monotonic(), self._patience):
-            self._spill(queue, delivery)
-            return
+            return self._spill(queue, delivery)
         self._room.take(delivery.event.tenant)
         queue.waiting.append(delivery)
-        self.feeder.ask(queue)
+        return self.feeder.ask(queue)
 
     def _ready(self, queue: EndpointQueue) -> None:
         if self._queues.get(queue.endpoint.id) is queue:
@@ -294,6 +291,15 @@ class Dispatcher:
     def _reject(self, delivery: Delivery, reason: str) -> None:
         self._room.leave(delivery.event.tenant)
         self._recorder.put(Result(delivery, None, Ended("rejected", reason)))
+
+    async def discard(self) -> None:
+        """Let go of all that waits and is discarded, of some endpoints at a time."""
+        async for queue in in_slices(list(self._queues.values()), AT_A_TIME):
+            for delivery, payload in queue.take(self._is_discarded):
+                self._lanes.let_go(delivery, payload)
+                self.answers.discard(delivery)
+            self.feeder.ask(queue)  # for what is left
+        self.room_freed.set()
 
     def _spill_all(self, queue: EndpointQueue) -> None:
         for delivery, payload in queue.take_all():

@@ -48,6 +48,7 @@ class Lanes:
         clock: Clock,
         *,
         user_agent: str,
+        is_discarded: Callable[[Delivery], bool],
         on_landed: Callable[[EndpointQueue, float], None],
     ) -> None:
         self._scheduler = scheduler
@@ -57,6 +58,7 @@ class Lanes:
         self._answers = answers
         self._clock = clock
         self._user_agent = user_agent
+        self._is_discarded = is_discarded
         self._on_landed = on_landed
         self.source = ""
         self._alarm: asyncio.TimerHandle | None = None  # for the first queue that may start at some moment
@@ -120,10 +122,13 @@ class Lanes:
             self._feeder.ask(queue)
             if delivery.endpoint is not queue.endpoint:  # changed, however long ago whoever offered it had looked
                 delivery.follow(queue.endpoint)
-            if delivery.start_by >= now:
+            discarded = self._is_discarded(delivery)  # while its payload came
+            if delivery.start_by >= now and not discarded:
                 return self._scheduler.start(queue, delivery, payload, now)
-            # Too late for its lease: whoever claims it next sends it.
             self.let_go(delivery, payload)
+            if discarded:
+                self._answers.discard(delivery)
+            # Else it is too late for its lease: whoever claims it next sends it.
             self._scheduler.ask(queue)
         if (upcoming := self._scheduler.upcoming) < self._alarm_at:
             self._set_alarm(upcoming)

@@ -1,6 +1,7 @@
 """What one endpoint is owed from memory, how well it keeps up, and how much it may be sent at one time."""
 
 from collections import deque
+from collections.abc import Callable
 from enum import Enum, IntEnum
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -47,13 +48,18 @@ class FeedState(NamedTuple):
 class Host:
     """A receiver's machine, which several endpoints may share: their attempts, and the queues that wait for it."""
 
-    __slots__ = ("flying", "most", "queues", "waiting")
+    __slots__ = ("flying", "most", "queues", "reserved", "waiting")
 
     def __init__(self) -> None:
         self.most = 0
         self.flying = 0
+        self.reserved = 0  # slots that are left to what waits beside the queues
         self.queues: set[EndpointQueue] = set()
         self.waiting: Rotation[EndpointQueue] = Rotation()
+
+    def has_slot(self) -> bool:
+        """True when it may be sent one more at a time."""
+        return self.flying + self.reserved < self.most
 
 
 class Flight:
@@ -89,12 +95,15 @@ class EndpointQueue:
         "flying",
         "gone",
         "host",
+        "judged_at",
         "latency",
         "limit",
         "pace",
         "ready",
+        "reserved",
         "spilled",
         "standing",
+        "unwanted_at",
         "waiting",
     )
 
@@ -105,6 +114,7 @@ class EndpointQueue:
         self.waiting: deque[Delivery] = deque()
         self.ready: deque[tuple[Delivery, Payload]] = deque()
         self.flying: dict[Delivery, Flight] = {}
+        self.reserved = 0  # slots that are, or are to be, of what is sent beside the queue
         self.latency = 0.0  # moving average, seconds; 0 before the first answer
         self.blocked_until = 0.0  # the receiver asked us to wait
         self.asleep = False  # it will be woken when it may start
@@ -113,6 +123,8 @@ class EndpointQueue:
         self.breaker = Breaker()
         self.feed = Feed.MEMORY
         self.spilled = 0  # deliveries put off because it could not keep up; how many are left, the backlog knows
+        self.unwanted_at: float | None = None  # when an attempt began whose answer wanted nothing more
+        self.judged_at = 0.0  # when it was last asked whether it has failed for too long
         self.gone: deque[float] = deque(maxlen=GONE_MOST)  # when attempts began, in a row, that met a 410
         self.limit = endpoint.max_in_flight  # attempts at one time, as things stand
         self._width = Width(endpoint.max_in_flight)
@@ -146,7 +158,7 @@ class EndpointQueue:
 
     def has_slot(self) -> bool:
         """True when the endpoint and its host may be sent one more at a time."""
-        return len(self.flying) < self.limit and self.host.flying < self.host.most
+        return len(self.flying) + self.reserved < self.limit and self.host.has_slot()
 
     def is_held_up(self, now: float) -> bool:
         """True when what waits here waits for the endpoint, not for the daemon."""
@@ -222,6 +234,12 @@ class EndpointQueue:
             self.standing = Standing.STUCK
         self._recount()
 
+    def last_word(self) -> tuple[str, float] | None:
+        """How its receiver has said that it wants nothing more, if it has, and when that began."""
+        if self.unwanted_at is not None:
+            return "receiver", self.unwanted_at
+        return ("http_410", min(self.gone)) if len(self.gone) == GONE_MOST else None
+
     def hears_nothing(self, started: float, now: float) -> None:
         """An attempt that started then is still without an answer."""
         if self._good_at < started and now - started > SILENT_FACTOR * self.latency:
@@ -280,20 +298,24 @@ class EndpointQueue:
 
     def take_overdue(self, before: float) -> list[tuple[Delivery, Payload | None]]:
         """Take out what was offered before that moment; claims of the backlog stay, since their lease ends."""
-        overdue: list[tuple[Delivery, Payload | None]] = []
+        return self.take(lambda delivery: delivery.batch is not None and delivery.since < before)
+
+    def take(self, which: Callable[[Delivery], bool]) -> list[tuple[Delivery, Payload | None]]:
+        """Take out what of it is not in flight."""
+        taken: list[tuple[Delivery, Payload | None]] = []
         ready, self.ready = self.ready, deque()
         for delivery, payload in ready:
-            if delivery.batch is not None and delivery.since < before:
-                overdue.append((delivery, payload))
+            if which(delivery):
+                taken.append((delivery, payload))
             else:
                 self.ready.append((delivery, payload))
         waiting, self.waiting = self.waiting, deque()
         for delivery in waiting:
-            if delivery.batch is not None and delivery.since < before:
-                overdue.append((delivery, None))
+            if which(delivery):
+                taken.append((delivery, None))
             else:
                 self.waiting.append(delivery)
-        return overdue
+        return taken
 
 
 def host_of(url: str) -> str:

@@ -114,11 +114,11 @@ class Scheduler:
         if self.started >= (1 if self.egress_down_at else self._slots) or self.is_egress_down(now):
             return None
         while (queue := self._next()) is not None:
-            if not queue.ready or len(queue.flying) >= queue.limit:
+            if not queue.ready or len(queue.flying) + queue.reserved >= queue.limit:
                 pass  # it asks again when it is fed, or when an attempt of its own lands
             elif (until := queue.until()) > now:
                 self._sleep(queue, until)
-            elif queue.host.flying >= queue.host.most:
+            elif not queue.host.has_slot():
                 queue.host.waiting.add(queue.endpoint.tenant, queue)
             else:
                 return queue
@@ -153,7 +153,7 @@ class Scheduler:
         self.started += 1
         if queue.pace is not None:
             queue.pace.started(now)
-        if queue.ready and len(queue.flying) < queue.limit:
+        if queue.ready and len(queue.flying) + queue.reserved < queue.limit:
             self.ask(queue)
         return flight
 
@@ -175,9 +175,16 @@ class Scheduler:
         if queue.ready:
             self.ask(queue)
 
+    def vacated(self, queue: EndpointQueue) -> None:
+        """A slot of this endpoint and its host is free that was of something beside the queue."""
+        if queue.host.waiting:
+            self._ask_at(queue.host)
+        if queue.ready:
+            self.ask(queue)
+
     def _ask_at(self, host: Host) -> None:
         """Let one ask that waits for a slot of this host, if there is one."""
-        if host.flying < host.most and (waiting := host.waiting.take()) is not None:
+        if host.has_slot() and (waiting := host.waiting.take()) is not None:
             self.ask(waiting)
 
     # Time.

@@ -104,6 +104,7 @@ class FanOut:
             log.exception("matching_broke", event_id=event.event_id)
             self.broken[event.id] = f"a bug of webhookd in matching: {type(error).__name__}"
             return ()
-        if not found and not event.type.startswith(OWN_TYPES):  # what we say ourselves, few want to hear
+        # What we say ourselves, few want to hear.
+        if not found and not event.type.startswith(OWN_TYPES) and not self._subscriptions.is_discarded_for_all(event):
             self.unmatched.add(event.type)
         return found

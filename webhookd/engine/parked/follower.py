@@ -9,7 +9,7 @@ it costs nothing, and neither memory nor the backlog knows of it.
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from typing import Protocol
 
 import structlog
@@ -43,6 +43,7 @@ class Store(windows.Store, endings.Store, Protocol):
     async def version(self) -> int: ...
     async def park(self, breakers: dict[int, tuple[int, float]], why: str, owner: int) -> int: ...
     async def disable(self, endpoint_id: int, why: str, since: float) -> bool: ...
+    async def disable_failing(self, endpoint_id: int, failures: int, seconds: float) -> bool: ...
     async def take(self, owner: int, endpoint_ids: Sequence[int], steady_until: float, dead_after: float) -> int: ...
     async def let_go_of(self, owner: int, endpoint_ids: Sequence[int]) -> None: ...
     async def forget(self) -> None: ...
@@ -52,7 +53,7 @@ class Dispatcher(windows.Dispatcher, endings.Dispatcher, Protocol):
     """Where deliveries go, and what is known of their endpoints."""
 
     def keeps_up(self, endpoint_id: int) -> None: ...
-    def gone_since(self, endpoint_id: int) -> float | None: ...
+    def last_word(self, endpoint_id: int) -> tuple[str, float] | None: ...
     def follow(self, fed: Mapping[int, FeedState]) -> None: ...
 
 
@@ -90,7 +91,7 @@ class Follower:
         self._is_old = bool(parking.rows)  # our endpoints are others than when we looked at it
         self._cursors = Cursors()
         self._senderless: dict[int, float] = {}  # endpoints without a sender, and since when
-        self._troubles: dict[int, str] = {}
+        self._troubles: dict[int, set[str]] = {}
         self._seen_to = True  # what was taken of them is in our parking
         self._parking_since = 0.0
         self._restraint = 0.0
@@ -112,7 +113,7 @@ class Follower:
 
     def trouble(self, endpoint_id: int, trouble: str) -> None:
         """See to an endpoint that does not work, soon."""
-        self._troubles.setdefault(endpoint_id, trouble)
+        self._troubles.setdefault(endpoint_id, set()).add(trouble)
         self._wake.set()
 
     def stop(self) -> None:
@@ -173,7 +174,8 @@ class Follower:
         try:
             await self._see_to(troubles)
         except Exception:
-            self._troubles = troubles | self._troubles  # a breaker opens once, and tells it once
+            for id_, several in troubles.items():  # a breaker opens once, and tells it once
+                self._troubles.setdefault(id_, set()).update(several)
             await self._follow(self._seen_to)  # those that are parked wait for no other
             raise
         return await self._follow()
@@ -238,10 +240,10 @@ class Follower:
         self._cursors.feed(fed)
         self._dispatcher.follow(fed)
 
-    async def _see_to(self, troubles: Mapping[int, str]) -> None:
+    async def _see_to(self, troubles: Mapping[int, set[str]]) -> None:
         """Park or disable those that do not work; to those that are parked already it does nothing."""
         for trouble in ("failing", "saturated"):
-            ids = [id_ for id_, why in troubles.items() if why == trouble]
+            ids = [id_ for id_, several in troubles.items() if trouble in several]
             if trouble == "saturated" and ids:
                 ids = await self._behind(ids)
             if ids:
@@ -249,11 +251,20 @@ class Follower:
                 breakers = {id_: self._dispatcher.breaker(id_) if trouble == "failing" else (0, 0.0) for id_ in ids}
                 if count := await self._store.park(breakers, trouble, self._owner):
                     log.info("parked", endpoints=count, reason=trouble)
-        for id_ in [id_ for id_, why in troubles.items() if why == "gone"]:
-            since = self._dispatcher.gone_since(id_)
-            if since is not None and await self._store.disable(id_, "http_410", since):
+        for id_, several in troubles.items():
+            if (reason := await self._disabled(id_, several)) is not None:
                 endpoint = self._subscriptions.endpoint(id_)
-                log.warning("endpoint_disabled", endpoint=endpoint and endpoint.label, reason="http_410")
+                log.warning("endpoint_disabled", endpoint=endpoint and endpoint.label, reason=reason)
+
+    async def _disabled(self, endpoint_id: int, troubles: Set[str]) -> str | None:
+        """Disable this endpoint if its troubles are of the kind; why that was done."""
+        word = self._dispatcher.last_word(endpoint_id) if "gone" in troubles else None
+        if word is not None and await self._store.disable(endpoint_id, *word):
+            return word[0]
+        endpoint = self._subscriptions.endpoint(endpoint_id) if "hopeless" in troubles else None
+        if endpoint is None or endpoint.disable_after is None:
+            return None
+        return "failing" if await self._store.disable_failing(endpoint_id, *endpoint.disable_after) else None
 
     async def _behind(self, endpoint_ids: Sequence[int]) -> list[int]:
         """Those that cannot keep up; what one daemon puts off, another may have sent long since."""

@@ -14,7 +14,9 @@ GRANT EXECUTE ON FUNCTION webhookd.emit(text, json, text, text, json, text, time
 -- file gave is taken back: a right to a table is one to all its columns, and a partition has rights of its own.
 REVOKE SELECT ON ALL TABLES IN SCHEMA webhookd FROM webhookd_reader;
 GRANT SELECT (id, created_at, xid, event_id, type, tenant, ordering_key, occurred_at, deliver_after, size, own) ON webhookd.outbox TO webhookd_reader;
-GRANT SELECT ON webhookd.schema_version, webhookd.audit, webhookd.batch, webhookd.remainder, webhookd.surplus, webhookd.scheduled, webhookd.backlog, webhookd.attempt,
+GRANT SELECT (id, kind, endpoint_id, outbox_id, outbox_at, event_id, type, tenant, by, created_at, start_by, owner, ends_at, done_at, ok, at, code, ms, error)
+      ON webhookd.shot TO webhookd_reader;
+GRANT SELECT ON webhookd.schema_version, webhookd.audit, webhookd.discard, webhookd.batch, webhookd.remainder, webhookd.surplus, webhookd.scheduled, webhookd.backlog, webhookd.attempt,
       webhookd.binding, webhookd.endpoint, webhookd.config_version, webhookd.consent, webhookd.parked, webhookd.missed, webhookd.replay, webhookd.daemon,
       webhookd.downtime, webhookd.unreadable, webhookd.health, webhookd.lock_log, webhookd.lock_tables, webhookd.lock_endpoints TO webhookd_reader;
 GRANT EXECUTE ON FUNCTION webhookd.event_status(text), webhookd.aside(bigint[], timestamptz, timestamptz, int), webhookd.count_aside(int, int),
@@ -26,6 +28,7 @@ GRANT INSERT ON webhookd.outbox, webhookd.attempt, webhookd.audit TO webhookd_da
 GRANT INSERT, UPDATE, DELETE ON webhookd.batch, webhookd.remainder, webhookd.surplus, webhookd.scheduled, webhookd.backlog, webhookd.binding, webhookd.endpoint,
       webhookd.parked, webhookd.missed, webhookd.replay, webhookd.daemon, webhookd.downtime, webhookd.secret, webhookd.unreadable
       TO webhookd_daemon;
+GRANT INSERT, UPDATE ON webhookd.shot, webhookd.discard TO webhookd_daemon;
 GRANT INSERT, DELETE ON webhookd.consent TO webhookd_daemon;
 GRANT UPDATE ON webhookd.config_version, webhookd.lock_log, webhookd.lock_endpoints TO webhookd_daemon;  -- the last two are locked, never written
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA webhookd TO webhookd_daemon;

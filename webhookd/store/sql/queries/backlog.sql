@@ -34,4 +34,4 @@ UPDATE webhookd.backlog d SET due = now() + p.lease * interval '1 s', owner = $5
    AND (p.deaths <= $7 OR (p.endpoint_id, p.outbox_id) = (SELECT s.endpoint_id, s.outbox_id FROM suspect s))
 RETURNING d.outbox_id, d.endpoint_id, d.attempts, d.outbox_at,
           extract(epoch FROM GREATEST(d.clock_from, (SELECT e.resumed_at FROM webhookd.endpoint e WHERE e.id = d.endpoint_id)))::float8 AS clock_from,
-          d.asked, d.deaths;
+          d.asked, d.deaths, COALESCE(d.replay, 0);

@@ -18,9 +18,10 @@ WITH page AS MATERIALIZED (
      AND ($5::text IS NULL OR tenant = $5) AND ($6::text IS NULL OR ordering_key = $6)
    ORDER BY id DESC LIMIT $7),
 aside AS MATERIALIZED (
-  SELECT a.outbox_id, count(*) FILTER (WHERE a.state = 'parked') AS parked, count(*) FILTER (WHERE a.state = 'missed') AS missed
+  SELECT a.outbox_id, count(*) FILTER (WHERE a.state = 'parked') AS parked, count(*) FILTER (WHERE a.state = 'missed') AS missed,
+         count(*) FILTER (WHERE a.state = 'rejected') AS rejected
     FROM webhookd.aside((SELECT array_agg(id) FROM page), (SELECT min(created_at) FROM page), (SELECT max(created_at) FROM page)) a GROUP BY a.outbox_id)
-SELECT e.id, e.event_id, LEAST(GREATEST(e.created_at, '0001-01-02 00:00:00+00'), '9999-12-30 00:00:00+00'), e.type, e.tenant, e.size, d.delivered, b.retrying, b.held, COALESCE(s.parked, 0), b.exhausted, b.rejected,
+SELECT e.id, e.event_id, LEAST(GREATEST(e.created_at, '0001-01-02 00:00:00+00'), '9999-12-30 00:00:00+00'), e.type, e.tenant, e.size, d.delivered, b.retrying, b.held, COALESCE(s.parked, 0), b.exhausted, b.rejected + COALESCE(s.rejected, 0),
        COALESCE(s.missed, 0),
        CASE WHEN EXISTS (SELECT FROM webhookd.unreadable u WHERE u.outbox_id = e.id) THEN 'unreadable' WHEN d.delivered + b.rows > 0 OR s.outbox_id IS NOT NULL THEN NULL
             WHEN EXISTS (SELECT FROM webhookd.scheduled s WHERE s.due = e.deliver_after AND s.outbox_id = e.id) THEN 'scheduled'
@@ -66,7 +67,7 @@ SELECT b.outbox_id, b.endpoint_id, CASE b.state WHEN 'retry' THEN 'retrying' ELS
 -- Deliveries that have no row, since they stand in the log before a cursor, or were missed.
 WITH page AS MATERIALIZED (
   SELECT id, created_at FROM webhookd.outbox
-   WHERE EXISTS (SELECT FROM webhookd.parked UNION ALL SELECT FROM webhookd.missed)
+   WHERE EXISTS (SELECT FROM webhookd.parked UNION ALL SELECT FROM webhookd.missed UNION ALL SELECT FROM webhookd.discard)
      AND id >= $1 AND id <= $2 AND ($4::timestamptz IS NULL OR created_at >= $4) AND ($6::bigint[] IS NULL OR id = ANY($6)))
 SELECT a.outbox_id, a.endpoint_id, a.state, 0, NULL::int, a.reason, NULL::timestamptz, NULL::timestamptz
   FROM webhookd.aside((SELECT array_agg(id) FROM page), (SELECT min(created_at) FROM page), (SELECT max(created_at) FROM page), $5::int) a
@@ -87,7 +88,7 @@ SELECT t.outbox_id, t.endpoint_id,
          WHERE a.outbox_id >= $1 AND a.outbox_id <= $2 AND (a.outbox_id, a.endpoint_id) < ($2, $3::bigint)
            AND ($4::timestamptz IS NULL OR a.at >= $4 - interval '1 min'
                 AND EXISTS (SELECT FROM webhookd.outbox o WHERE o.id = a.outbox_id AND o.created_at >= $4))
-           AND ($5::int IS NULL OR a.endpoint_id = $5) AND ($6::bigint[] IS NULL OR a.outbox_id = ANY($6))
+           AND ($5::int IS NULL OR a.endpoint_id = $5) AND ($6::bigint[] IS NULL OR a.outbox_id = ANY($6)) AND (a.ok OR a.trigger IS DISTINCT FROM 'resend')
          GROUP BY a.outbox_id, a.endpoint_id) t
   LEFT JOIN LATERAL (SELECT * FROM webhookd.backlog w
                       WHERE w.endpoint_id = t.endpoint_id AND w.outbox_id = t.outbox_id OFFSET 0) b ON true
@@ -96,7 +97,7 @@ SELECT t.outbox_id, t.endpoint_id,
 
 -- name: list_attempts
 -- Attempts of these endpoints. The index of each leads to its newest; there is none over all of them by time alone.
-SELECT a.at, a.outbox_id, a.endpoint_id, a.attempt, a.ok, a.code, a.ms, a.error, CASE WHEN $8::bool THEN a.response END
+SELECT a.at, a.outbox_id, a.endpoint_id, a.attempt, a.ok, a.code, a.ms, a.error, CASE WHEN $8::bool THEN a.response END, a.trigger
   FROM unnest($9::int[]) p(id) CROSS JOIN LATERAL (
     SELECT * FROM webhookd.attempt t
      WHERE t.endpoint_id = p.id AND t.at >= $1 AND t.at <= $2
@@ -106,7 +107,7 @@ SELECT a.at, a.outbox_id, a.endpoint_id, a.attempt, a.ok, a.code, a.ms, a.error,
 
 -- name: list_attempts_rare
 -- The same where few are expected: those of an event, and failed ones of hours in which most went well.
-SELECT t.at, t.outbox_id, t.endpoint_id, t.attempt, t.ok, t.code, t.ms, t.error, CASE WHEN $8::bool THEN t.response END
+SELECT t.at, t.outbox_id, t.endpoint_id, t.attempt, t.ok, t.code, t.ms, t.error, CASE WHEN $8::bool THEN t.response END, t.trigger
   FROM webhookd.attempt t
  WHERE ($10::bigint[] IS NULL OR t.outbox_id = ANY($10)) AND t.at >= $1 AND t.at <= $2
    AND (t.at, t.outbox_id, t.endpoint_id, t.attempt) < ($2, $3::bigint, $4::bigint, $5::bigint) AND (NOT $6::bool OR NOT t.ok)
@@ -117,7 +118,7 @@ SELECT t.at, t.outbox_id, t.endpoint_id, t.attempt, t.ok, t.code, t.ms, t.error,
 -- Attempts that a snapshot did not see, so each is found once, in whatever order they were recorded, and how many there are: the newest so many of
 -- those that began within some seconds. What wrote a row is known by the lower half of its transaction's number, and is one of the last two billion;
 -- that of a savepoint would not do, since a snapshot does not list it, and attempts are never written in one.
-SELECT a.at, a.outbox_id, a.endpoint_id, a.attempt, a.ok, a.code, a.ms, a.error, CASE WHEN $3::bool THEN a.response END, count(*) OVER ()
+SELECT a.at, a.outbox_id, a.endpoint_id, a.attempt, a.ok, a.code, a.ms, a.error, CASE WHEN $3::bool THEN a.response END, a.trigger, count(*) OVER ()
   FROM (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next OFFSET 0) s
  CROSS JOIN webhookd.endpoint p CROSS JOIN LATERAL (
     SELECT * FROM webhookd.attempt t
@@ -128,7 +129,7 @@ SELECT a.at, a.outbox_id, a.endpoint_id, a.attempt, a.ok, a.code, a.ms, a.error,
 
 -- name: list_recorded_failed
 -- The same of those that failed, which have an index.
-SELECT t.at, t.outbox_id, t.endpoint_id, t.attempt, t.ok, t.code, t.ms, t.error, CASE WHEN $3::bool THEN t.response END, count(*) OVER ()
+SELECT t.at, t.outbox_id, t.endpoint_id, t.attempt, t.ok, t.code, t.ms, t.error, CASE WHEN $3::bool THEN t.response END, t.trigger, count(*) OVER ()
   FROM (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next OFFSET 0) s CROSS JOIN webhookd.attempt t
  WHERE NOT t.ok AND t.at >= now() - make_interval(secs => $4) AND t.at <= now() + interval '1 day' AND ($2::int IS NULL OR t.endpoint_id = $2)
    AND NOT pg_visible_in_snapshot((s.next - ((s.next - t.xmin::text::bigint) & 4294967295))::text::xid8, $1::text::pg_snapshot)

@@ -25,7 +25,7 @@ SELECT id FROM webhookd.unpark($1);
 
 -- name: disable
 -- The receiver has said that it is gone, since $3 and so since it was last resumed, whoever of us knows of that.
-SELECT webhookd.disable(e.id, $2) FROM webhookd.endpoint e WHERE e.id = $1 AND (e.revived_at IS NULL OR e.revived_at < to_timestamp($3::float8));
+SELECT webhookd.disable_since(e.id, $2, to_timestamp($3::float8)) FROM webhookd.endpoint e WHERE e.id = $1;
 
 -- name: pause
 -- An operator's word.
@@ -34,6 +34,14 @@ SELECT webhookd.pause($1) FROM (SELECT set_config('webhookd.who', $2, true) OFFS
 -- name: resume
 -- An operator takes it back.
 SELECT webhookd.resume($1) FROM (SELECT set_config('webhookd.who', $2, true) OFFSET 0) w;
+
+-- name: enable
+-- A person takes that of a receiver back.
+SELECT webhookd.enable($1) FROM (SELECT set_config('webhookd.who', $2, true) OFFSET 0) w;
+
+-- name: disable_failing
+-- It has failed for too long, if that is so.
+SELECT webhookd.disable_failing($1, $2, $3);
 
 -- name: take_parked
 -- Cursors without a daemon, or of one that stopped or is dead, which we judge as with batches. All of an endpoint have the same daemon, its only sender:
