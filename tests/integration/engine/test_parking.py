@@ -562,3 +562,19 @@ async def all_handled(sql: Sql) -> bool:
                                WHERE (SELECT max(id) FROM webhookd.outbox) = ANY (outbox_ids))"""
         )
     )
+
+
+async def test_one_that_failed_and_is_resumed_is_probed_at_once(sql: Sql, receiver: Receiver, daemon: Running) -> None:
+    """Whatever its next probe would have been."""
+    is_dead(receiver, "hook")
+    async with daemon(configuration({"hook": {"url": receiver.url("hook")}}, retry={"schedule": ["1h"]})):
+        await insert_many(sql, 20)
+        await parked(sql)
+        await sql.execute("SELECT webhookd.pause('{1}')")
+        await eventually(lambda: _is(sql, "SELECT count(*) FROM webhookd.parked WHERE fails > 0", 1), "its failures")
+        await asyncio.sleep(0.5)  # until the daemon knows, which looks each 50 ms; if not, nothing is found here
+        receiver.scripts.clear()
+        await sql.execute("UPDATE webhookd.parked SET retry_at = now() + interval '1 hour'")
+        event_id = await insert(sql)
+        await sql.execute("SELECT webhookd.resume('{1}')")
+        await settled(sql, event_id, {"hook": "delivered"})
