@@ -341,7 +341,11 @@ async def test_one_that_fails_again_is_given_up_again(
         await sql.execute("UPDATE webhookd.backlog SET state = 'exhausted'")
         await replayed(replays, "exhausted")
         await until(lambda: len(receiver.got) == 2, "another request")
-        await settled(sql, event_id, {"hook": "retrying"})
+
+        async def recorded() -> bool:
+            return len(await attempts(sql, event_id)) == 2
+
+        await eventually(recorded, "what became of it")
         await sql.execute("UPDATE webhookd.backlog SET due = now(), clock_from = now() - interval '4 days'")
         await settled(sql, event_id, {"hook": "exhausted"})
         assert await counted(replays, Wanted("exhausted")) == 1
