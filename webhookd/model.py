@@ -8,7 +8,6 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal, NamedTuple
 
@@ -91,6 +90,10 @@ class RetryPolicy:
     schedule: tuple[float, ...] = ()
 
 
+# Whether an endpoint gets one event after the other: all of them, or those of each ordering key.
+Ordered = Literal[False, True, "key"]
+
+
 class DisableAfter(NamedTuple):
     """When an endpoint is owed nothing more: so many attempts in a row have failed, for so many seconds."""
 
@@ -126,6 +129,8 @@ class Endpoint:
     grant: Grant | None = None  # its requests carry a token
     disable_after: DisableAfter | None = None
     disable_on_request: bool = False  # its receiver may say so
+    ordered: Ordered = False
+    holds: bool = False  # where its order would go on without what its time has run out for, it waits for somebody
 
     @property
     def label(self) -> str:
@@ -209,6 +214,20 @@ class Delivery:
     deaths: int = 0  # of daemons that had it in hand, since its last result
     trigger: str | None = None  # what it is attempted for, where that is not the schedule: resend, test or replay
     replay: int = 0  # the number of the one that it is of
+    lent: bool = False  # its row is held, and stays so until it is written what became of it
+    gone: bool = False  # it has left memory while its payload was on its way
+
+    @property
+    def key(self) -> str | None:
+        """What it comes after and before others of: its ordering key, "" where one order is for all, or None."""
+        if not self.endpoint.ordered:
+            return None
+        return "" if self.endpoint.ordered is True else self.event.ordering_key
+
+    @property
+    def holds(self) -> bool:
+        """True when those behind it wait for somebody once its time is over."""
+        return self.endpoint.holds and self.key is not None
 
     @property
     def attempt(self) -> int:
@@ -305,6 +324,10 @@ class Postponed(NamedTuple):
     why: str | None = None
 
 
+class Held(NamedTuple):
+    """No attempt was made; the delivery waits behind another that its endpoint is to get before."""
+
+
 class Ended(NamedTuple):
     """The delivery will not be tried again."""
 
@@ -312,7 +335,7 @@ class Ended(NamedTuple):
     reason: str
 
 
-Outcome = Delivered | Retry | Postponed | Ended
+Outcome = Delivered | Retry | Postponed | Held | Ended
 
 
 class Result(NamedTuple):
@@ -321,30 +344,3 @@ class Result(NamedTuple):
     delivery: Delivery
     attempt: Attempt | None
     outcome: Outcome
-
-
-class EndpointState(StrEnum):
-    """What an endpoint is owed, and whether it is sent to; the documentation has a row for each."""
-
-    ACTIVE = "active"
-    INACTIVE = "inactive"  # by its file: new events are not owed
-    PAUSED = "paused"  # by an operator: owed and kept, and the clock stands still
-    FAILING = "failing"  # its breaker is open: owed and probed
-    DISABLED = "disabled"  # by its receiver, or since it failed for too long: new events are not owed
-    REMOVED = "removed"  # gone from the files: what it was owed is kept until it returns
-
-    @classmethod
-    def of(cls, *, active: bool, removed: bool, disabled: bool, paused: bool, failing: bool) -> "EndpointState":
-        """The state of an endpoint. Several may be true of it; the one that keeps the most from it counts.
-
-        `active`: its file says so. `removed`: no file names it any longer. `failing`: its breaker is not closed.
-        """
-        if removed:
-            return cls.REMOVED
-        if not active:
-            return cls.INACTIVE
-        if disabled:
-            return cls.DISABLED
-        if paused:
-            return cls.PAUSED
-        return cls.FAILING if failing else cls.ACTIVE

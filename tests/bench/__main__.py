@@ -24,6 +24,7 @@ from tests.bench.isolation import isolation
 from tests.bench.latency import latency
 from tests.bench.line import Line
 from tests.bench.memory import memory
+from tests.bench.ordered import ordered
 from tests.bench.outage import outage
 from tests.bench.parked import parked
 from tests.bench.producers import producers
@@ -44,6 +45,7 @@ BENCHES: dict[str, Bench] = {
     "held": held,
     "isolation": isolation,
     "parked": parked,
+    "ordered": ordered,
     "outage": outage,
     "flood": flood,
 }

@@ -4,6 +4,7 @@ They are whole daemons in this process, at a small beat; only what speaks HTTP i
 """
 
 import asyncio
+import json
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
@@ -23,8 +24,8 @@ from webhookd.config.config import Config
 from webhookd.daemon import daemon, reloader
 from webhookd.daemon.daemon import Daemon
 from webhookd.engine import engine, janitor, retrier
-from webhookd.engine.dispatch import dispatcher
-from webhookd.engine.dispatch.queues import Feed
+from webhookd.engine.dispatch import dispatcher, spills
+from webhookd.engine.dispatch.feeds import Feed
 from webhookd.engine.engine import Intervals
 from webhookd.engine.parked import endings, follower
 from webhookd.errors import ConfigError
@@ -35,7 +36,8 @@ from webhookd.store.registry import Beat, Registry
 
 PACE = Intervals(beat=0.5, rescue=0.2, look=0.03, flush=0.004, patience=0.2)
 DEAD_AFTER = PACE.beat * janitor.DEAD_AFTER_BEATS
-CAPS = {"always": 2, "a": 1, "b": 1, "c": 3, "d": 2}
+CAPS = {"always": 2, "a": 1, "b": 1, "c": 3, "d": 2, "line": 1, "lines": 3}
+ORDERED: Mapping[str, bool | str] = {"line": True, "lines": "key"}
 SPILLED = 20
 MOST = 4  # daemons at one time
 UNTIL_SETTLED = 60.0  # seconds; it takes two heartbeats where the machine has nothing else to do
@@ -115,7 +117,9 @@ class Sender:
 
     async def send(self, request: Request) -> Response | NoResponse:
         member = _member.get()
-        return await member.network.send(member, request.url.removeprefix("https://").partition(".")[0])
+        name = request.url.removeprefix("https://").partition(".")[0]
+        told = json.loads(request.content)["data"]
+        return await member.network.send(member, name, told["n"], told["key"])
 
 
 class Gated(Database):
@@ -148,7 +152,7 @@ def install(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(engine, "Dispatcher", Watched)
     patch.setattr(breaker, "PROBE_FIRST", 0.05)
     patch.setattr(breaker, "PROBE_MOST", 0.2)
-    patch.setattr(dispatcher, "SPILLED_MOST", SPILLED)
+    patch.setattr(spills, "SPILLED_MOST", SPILLED)
     patch.setattr(follower, "SPILLED_MOST", SPILLED)
     patch.setattr(endings, "SPILLED_MOST", SPILLED)
     patch.setattr(dispatcher, "LEASE_MARGIN", 3.0)
@@ -167,8 +171,9 @@ class Network:
         self.flying: Counter[str] = Counter()
         self.peaks: Counter[str] = Counter()
         self.wrong: list[str] = []
+        self.lines: dict[tuple[str, str], list[int]] = {}  # what ordered endpoints got, each once
 
-    async def send(self, member: Member, name: str) -> Response | NoResponse:
+    async def send(self, member: Member, name: str, number: int, key: str) -> Response | NoResponse:
         """An answer, when the daemon that asks is not frozen."""
         self._look_at_senders(name)
         self.flying[name] += 1
@@ -176,7 +181,10 @@ class Network:
         try:
             await asyncio.sleep(0.05 if name in self.slow else 0.0)
             await member.thawed.wait()
-            return Response(500 if name in self.fails else 200)
+            if name in self.fails:
+                return Response(500)
+            self._look_at_order(name, number, key)
+            return Response(200)
         finally:
             self.flying[name] -= 1
 
@@ -189,6 +197,14 @@ class Network:
         if len(senders) > 1:
             self.wrong.append(f"{name} is parked and has the senders {senders}")
 
+    def _look_at_order(self, name: str, number: int, key: str) -> None:
+        """What is got for the first time comes after all that was got before it."""
+        line = self.lines.setdefault((name, "" if ORDERED.get(name) is True else key), [])
+        if name in ORDERED and number not in line:
+            if line and number < line[-1]:
+                self.wrong.append(f"{name} got {number} of {key} after {line[-1]}")
+            line.append(number)
+
 
 class History:
     """A fleet and what happens to it. `log` tells it, to read when it ends badly."""
@@ -199,6 +215,7 @@ class History:
         self.log: list[str] = []
         self.is_orderly = True  # nobody has died or frozen, so nothing comes twice
         self._numbers = 0
+        self._events = 0
 
     @property
     def live(self) -> list[Member]:
@@ -211,6 +228,7 @@ class History:
             name: {
                 "url": f"https://{name}.example.com/",
                 "max_in_flight": CAPS[name],
+                "ordered": ORDERED.get(name, False),
                 "timeout": "1s",
                 "active": name == "always" or self.random.random() < 0.85,
             }
@@ -276,6 +294,7 @@ class History:
             member.daemon.reload()
             await asyncio.sleep(5 * PACE.look)
             member.refuses = False
+            member.daemon.reload()  # what it refused may have been one that was asked for before
 
     async def _freeze(self, _: asyncio.TaskGroup) -> None:
         if (member := self._some()) is not None:
@@ -293,8 +312,12 @@ class History:
         events = self.random.choice([1, 10, 60])
         self._say(f"{events} events")
         await self.sql.execute(
-            "INSERT INTO webhookd.outbox (type, payload) SELECT 'x', '{}' FROM generate_series(1, $1)", events
+            """INSERT INTO webhookd.outbox (type, payload, ordering_key)
+               SELECT 'x', json_build_object('n', n, 'key', n % 3), n % 3 FROM generate_series($1::int, $2::int) n""",
+            self._events + 1,
+            self._events + events,
         )
+        self._events += events
 
     async def _fail(self, _: asyncio.TaskGroup) -> None:
         self.network.fails = {name for name in CAPS if self.random.random() < 0.4}
@@ -342,7 +365,7 @@ class History:
         assert await self.sql.fetch(MISSING) == []
         if self.is_orderly and not any(member.may_be_taken_for_dead for member in self.live):
             assert await self.sql.fetch(TWICE) == []
-        assert self.network.wrong == []
+        assert not self.network.wrong, self.network.wrong[:5]
 
     async def _holds(self, condition: Any, what: str) -> None:
         began = asyncio.get_running_loop().time()
@@ -389,7 +412,9 @@ class History:
             able = self._having(name)
             if any(name not in shares[member] for member in able):
                 return False  # a reload is under way
-            if able and sum(shares[member][name][0] for member in able) != cap:
+            # Of what keeps an order one has all, as of all that is parked.
+            having = [member for member in able if name not in ORDERED or shares[member][name][1] is Feed.CURSOR]
+            if able and sum(shares[member][name][0] for member in having) != cap:
                 return False
         return True
 
@@ -408,8 +433,10 @@ SELECT e.name, p.owner FROM webhookd.parked p JOIN webhookd.endpoint e ON e.id =
    AND p.next_batch < COALESCE(p.to_batch, (SELECT max(id) + 1 FROM webhookd.batch))"""
 OWED = """
 SELECT e.name FROM webhookd.endpoint e
- WHERE EXISTS (SELECT FROM webhookd.parked p WHERE p.endpoint_id = e.id)
-    OR EXISTS (SELECT FROM webhookd.backlog b WHERE b.endpoint_id = e.id AND b.state = 'retry')"""
+ WHERE EXISTS (SELECT FROM webhookd.parked p WHERE p.endpoint_id = e.id
+                  AND (e.spec ->> 'ordered' = 'false'  -- else it is always parked
+                       OR p.next_batch < COALESCE(p.to_batch, (SELECT max(id) + 1 FROM webhookd.batch))))
+    OR EXISTS (SELECT FROM webhookd.backlog b WHERE b.endpoint_id = e.id AND b.state IN ('retry', 'held'))"""
 PICTURE = (
     "SELECT id, beat_at, stopped_at, endpoint_ids, inactive_ids, counts, now() FROM webhookd.daemon",
     "SELECT id, name, removed_at, paused_at, disabled_at FROM webhookd.endpoint",

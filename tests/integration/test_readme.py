@@ -15,7 +15,8 @@ from standardwebhooks import Webhook
 from tests.integration.conftest import Receiver, Running, Sql, configuration, eventually
 from webhookd.cli.main import app
 from webhookd.config import loader
-from webhookd.model import Endpoint, EndpointState, Event
+from webhookd.model import Endpoint, Event
+from webhookd.policy.endpoint_state import EndpointState
 from webhookd.policy.matching import why_not
 
 REPOSITORY = Path(__file__).parents[2]

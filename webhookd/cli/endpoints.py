@@ -15,7 +15,7 @@ from webhookd.cli.options import AsJson, ConfigFile, dsn_for, ran
 from webhookd.cli.status import COUNTS, STYLES, some
 from webhookd.cli.tables import Table, cell, counted, show, show_json, span
 from webhookd.message.request import without_query
-from webhookd.model import EndpointState
+from webhookd.policy.endpoint_state import EndpointState
 from webhookd.store.database import Database
 from webhookd.store.listings import ASIDE, Asked, AttemptLine, EndpointLine, Listings
 from webhookd.store.reports import SENT_TO

@@ -13,7 +13,8 @@ from webhookd.cli.options import AsJson, ConfigFile, dsn_for, ran
 from webhookd.cli.tables import Fitted, Table, cell, counted, document, inert, show, show_json, span
 from webhookd.cli.watch import drawn, printed, watch
 from webhookd.engine.janitor import BEAT_SECONDS, DEAD_AFTER_BEATS
-from webhookd.model import EndpointState, label
+from webhookd.model import label
+from webhookd.policy.endpoint_state import EndpointState
 from webhookd.store.database import Database
 from webhookd.store.listings import ASIDE, EndpointLine
 from webhookd.store.reports import Health, Owed, Reports, Status

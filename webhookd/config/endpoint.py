@@ -48,7 +48,7 @@ def endpoint_of(
         secrets=made.keys,
         retry=retry,
         timeout=delivery.timeout if made.timeout is None else made.timeout,
-        max_in_flight=delivery.max_in_flight_per_endpoint if made.max_in_flight is None else made.max_in_flight,
+        max_in_flight=_slots(made, delivery),
         rate_limit=made.rate_limit or 0.0,
         active=made.active,
         filter=MappingProxyType(made.filter),
@@ -57,6 +57,8 @@ def endpoint_of(
         grant=_grant(made),
         disable_after=_disable_after(delivery.disable_after if made.disable_after is None else made.disable_after),
         disable_on_request=made.disable_on_request,
+        ordered=made.ordered,
+        holds=bool(made.ordered) and made.on_exhausted == "hold",
     )
     spec = {
         **{key: getattr(made, key) for key in ("tenant", "description", "active", "signature", "format")},
@@ -73,10 +75,18 @@ def endpoint_of(
         "filter": {key: list(values) for key, values in made.filter.items()},
         "disable_after": endpoint.disable_after and endpoint.disable_after._asdict(),
         "disable_on_request": made.disable_on_request,
+        "ordered": made.ordered,
+        "on_exhausted": made.on_exhausted,
     }
     if made.hmac:
         spec["hmac"] = made.hmac.model_dump()
     return endpoint, spec, _fingerprint(table, made)
+
+
+def _slots(made: EndpointTable, delivery: Delivery) -> int:
+    if made.ordered is True:
+        return 1
+    return delivery.max_in_flight_per_endpoint if made.max_in_flight is None else made.max_in_flight
 
 
 def _tls(made: EndpointTable, place: Place, mistakes: list[Mistake]) -> ssl.SSLContext | None:
@@ -105,6 +115,11 @@ def _pair_mistakes(table: Document, place: Place) -> Iterator[Mistake]:
     tls, headers = table.get("tls"), table.get("headers")
     if isinstance(tls, Mapping) and tls.get("key_file") and not tls.get("certificate_file"):
         yield place.mistake("wants certificate_file beside it", "tls", "key_file")
+    ordered = table.get("ordered", False)
+    if "on_exhausted" in table and ordered is False:
+        yield place.mistake('goes with ordered; write ordered = true or ordered = "key" beside it', "on_exhausted")
+    if ordered is True and table.get("max_in_flight", 1) != 1:
+        yield place.mistake("is 1 with ordered = true; remove it", "max_in_flight")
     if "auth" in table and isinstance(headers, Mapping) and "authorization" in map(str.lower, headers):
         yield place.mistake("stands beside headers.authorization; give only one of them", "auth")
 

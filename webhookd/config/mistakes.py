@@ -27,7 +27,7 @@ LATER: Final = frozenset(
     {
         ("admin",),
         ("metrics",),
-        *(("endpoint", key) for key in ("kind", "ordered")),
+        ("endpoint", "kind"),
     }
 )
 

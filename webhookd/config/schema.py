@@ -281,6 +281,10 @@ class EndpointTable(Shape):
     """Instead of that of [delivery]; { failures = 0 } for never."""
     disable_on_request: bool = False
     """Whether an answer with the header `webhook-delivery: disable` disables it."""
+    ordered: Literal[False, True, "key"] = False
+    """true: one event after the other, as they were committed; "key": one after the other of each ordering_key."""
+    on_exhausted: Literal["skip", "hold"] = "skip"
+    """With ordered, when the time of an event is over: go on without it, or wait until it is resent or discarded."""
     filter: Filter = {}
     """Only events whose metadata has one of these values under each of these keys."""
 

@@ -31,6 +31,7 @@ from webhookd.store.database import Database
 from webhookd.store.dial import Dsn
 from webhookd.store.discards import DiscardStore
 from webhookd.store.lock_holders import LockHolders
+from webhookd.store.order import OrderStore
 from webhookd.store.parking import ParkingStore
 from webhookd.store.registry import Registry
 from webhookd.store.replays import Replays
@@ -192,6 +193,7 @@ class Daemon:
                 shots=Shots(database, daemon_id),
                 replays=Replays(database),
                 discards=DiscardStore(database),
+                order=OrderStore(database, daemon_id),
             ),
             wakeup,
             outage,

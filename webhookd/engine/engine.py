@@ -14,7 +14,7 @@ from typing import Protocol
 
 import structlog
 
-from webhookd.engine import discards, janitor, neighbours, recorder, replays, retrier, shots
+from webhookd.engine import discards, janitor, neighbours, order_keeper, recorder, replays, retrier, shots
 from webhookd.engine.clock import Clock
 from webhookd.engine.discards import DiscardKeeper
 from webhookd.engine.dispatch import dispatcher, feeder, lanes
@@ -23,6 +23,7 @@ from webhookd.engine.intake import polling, reader
 from webhookd.engine.intake.outage import Outage
 from webhookd.engine.intake.reader import Reader
 from webhookd.engine.janitor import Beat
+from webhookd.engine.order_keeper import OrderKeeper
 from webhookd.engine.parked import follower, log_pages
 from webhookd.engine.parked.follower import Follower
 from webhookd.engine.parked.log_pages import LogPages
@@ -90,6 +91,7 @@ class Stores:
     shots: shots.Store
     replays: replays.Store
     discards: discards.Store
+    order: order_keeper.Store
 
 
 class Engine:
@@ -140,6 +142,9 @@ class Engine:
             subscriptions.endpoint,
             look_seconds=intervals.look,
         )
+        self.order_keeper = OrderKeeper(
+            stores.order, stores.batches, self.dispatcher, self.recorder, look_seconds=intervals.look
+        )
         self._pages = LogPages(stores.parking, stores.batches, subscriptions)
         self.follower = Follower(
             stores.parking,
@@ -178,7 +183,14 @@ class Engine:
             rescue_seconds=intervals.rescue,
         )
 
-        self._claimers = self.reader, self.retrier, self.follower, self.replays, self.discards
+        self._claimers = (
+            self.reader,
+            self.retrier,
+            self.follower,
+            self.order_keeper,
+            self.replays,
+            self.discards,
+        )
 
     # What it is told.
 
@@ -238,7 +250,15 @@ class Engine:
     @property
     def setbacks(self) -> Sequence[Setbacks]:
         """What keeps parts from their work, beside the reader and the recorder."""
-        parts = self.retrier, self.follower, self.dispatcher.feeder, self.shots, self.replays, self.discards
+        parts = (
+            self.retrier,
+            self.follower,
+            self.order_keeper,
+            self.dispatcher.feeder,
+            self.shots,
+            self.replays,
+            self.discards,
+        )
         return [part.setbacks for part in parts]
 
     # Its life.

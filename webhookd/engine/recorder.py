@@ -99,6 +99,7 @@ class Recorder:
         self._refused = ""  # why something is not taken, while that may pass
         self._unlogged = 0  # attempts without a row, of which nobody has been told
         self._told_at = float("-inf")
+        self.put_so_far = self.written = 0  # results: each has a number, and all up to `written` are in the database
         self.totals = {"delivered": 0, "failed": 0, "exhausted": 0, "rejected": 0, "spilled": 0}
 
     @property
@@ -128,6 +129,7 @@ class Recorder:
             result = result._replace(outcome=Ended("rejected", "discarded"))
         self._leases.pop(result.delivery, None)  # the result itself says what becomes of it
         self._results.append(result)
+        self.put_so_far += 1
         if len(self._results) >= FLUSH_RESULTS:
             self._full.set()
         self._wake.set()
@@ -193,6 +195,7 @@ class Recorder:
         for result in results:
             self._count(result)
         self._writing = ()
+        self.written += len(results)
         self.flushed.set()
 
     async def _write(self, part: Part) -> None:

@@ -206,7 +206,7 @@ class Retrier:
             start_by = asked_at + lease - endpoint.timeout - START_MARGIN
             event = events.get(row.event_id)
             if event is None:
-                delivery = Delivery(_gone(row), endpoint, None, row.attempts, row.clock_from, asked_at, start_by)
+                delivery = Delivery(gone(row), endpoint, None, row.attempts, row.clock_from, asked_at, start_by)
                 self._recorder.put(Result(delivery, None, Ended("rejected", "event_missing")))
                 continue
             # What is owed was due before its horizon, so it has this attempt, however late we or its endpoint are.
@@ -226,6 +226,6 @@ class Retrier:
             self._dispatcher.offer(delivery)
 
 
-def _gone(row: Claimed) -> Event:
+def gone(row: Claimed) -> Event:
     """What is left of an event whose row retention has taken."""
     return Event(row.event_id, "", row.event_at, "", "", None, None, None, 0)

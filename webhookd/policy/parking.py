@@ -76,10 +76,18 @@ def without_sender(rows: Iterable[Parked], me: int, sharers: Callable[[int], Col
     return found
 
 
+Place = tuple[int, int, int, int]  # as the cursor has them: batch, pos, after, seen
+
+
 class Cursor:
-    """Where a parked endpoint that is ours has come to: `batch` and `pos` are what is handed out next."""
+    """Where a parked endpoint that is ours has come to: `batch` and `pos` are what is handed out next.
+
+    Where batches are read by the numbers of their events, several at once, `batch` is the first of them, and of those
+    up to `seen` all events up to the number `after` are handed out.
+    """
 
     __slots__ = (
+        "after",
         "batch",
         "deaths",
         "endpoint_id",
@@ -88,6 +96,7 @@ class Cursor:
         "last",
         "pos",
         "resumed_at",
+        "seen",
         "to_batch",
         "turn",
     )
@@ -97,7 +106,7 @@ class Cursor:
         self.from_batch = row.from_batch
         self.epoch = row.epoch
         self.deaths = row.deaths
-        self.batch, self.pos = row.next_batch, row.next_pos
+        self.batch, self.pos, self.after, self.seen = row.next_batch, row.next_pos, 0, 0
         self.last: Window | None = None
         self.turn = 0  # when it last handed out something, in turns of all cursors
         self.follow(row)
@@ -107,7 +116,7 @@ class Cursor:
         self.to_batch = row.to_batch
         self.resumed_at = row.resumed_at
         if (row.next_batch, row.next_pos) > (self.batch, self.pos):
-            self.batch, self.pos = row.next_batch, row.next_pos
+            self.batch, self.pos, self.after, self.seen = row.next_batch, row.next_pos, 0, 0
 
     @property
     def is_settled(self) -> bool:
@@ -118,14 +127,19 @@ class Cursor:
         """True when there is a batch to read, `newest` being the last of the log."""
         return self.batch <= newest and (self.to_batch is None or self.batch < self.to_batch)
 
-    def move(self, batch: int, pos: int) -> Window:
+    @property
+    def place(self) -> Place:
+        """All of it."""
+        return self.batch, self.pos, self.after, self.seen
+
+    def move(self, batch: int, pos: int, after: int = 0, seen: int = 0) -> Window:
         """Go to this place; the window that leads there, open until everything in it is settled."""
         window = Window(self.endpoint_id, self.from_batch, self.epoch, batch, pos)
         if self.last is not None and self.last.open > 0:
             self.last.next = window
             window.open += 1
         self.last = window
-        self.batch, self.pos = batch, pos
+        self.batch, self.pos, self.after, self.seen = batch, pos, after, seen
         return window
 
 

@@ -20,6 +20,7 @@ class Page(NamedTuple):
     event_ids: Sequence[int]
     lo: datetime
     hi: datetime
+    late: bool  # it was cut while something older was in no batch
 
 
 class ParkingStore:
@@ -49,9 +50,9 @@ class ParkingStore:
         waits = [wait for _, wait in breakers.values()]
         return len(await self._database.fetch(QUERIES["park"], list(breakers), why, owner, fails, waits))
 
-    async def unpark(self, epochs: dict[int, int], owner: int) -> None:
-        """Feed these endpoints from memory again, but for those that are ours no longer."""
-        await self._database.fetch(QUERIES["unpark"], list(epochs), owner, list(epochs.values()))
+    async def unpark(self, epochs: dict[int, int], owner: int) -> int:
+        """Feed these endpoints from memory again, but for those that are ours no longer; how many."""
+        return len(await self._database.fetch(QUERIES["unpark"], list(epochs), owner, list(epochs.values())))
 
     async def unpark_idle(self, endpoint_ids: Sequence[int]) -> None:
         """End the cursors of endpoints that are owed nothing new."""
@@ -121,7 +122,29 @@ class ParkingStore:
     async def pages(self, first: int, most: int) -> list[Page]:
         """Batches from `first` on, in order."""
         rows = await self._database.fetch(QUERIES["batches_from"], first, most)
-        return [Page(row[0], row[1].timestamp(), row[2], row[3], row[4]) for row in rows]
+        return [Page(row[0], row[1].timestamp(), *tuple(row)[2:]) for row in rows]
+
+    async def unread(self, tenant: str) -> tuple[int, int | None]:
+        """The last batch, and the lowest number that events of the tenant may have which are known and in none."""
+        newest, below = await self._database.fetch_row(QUERIES["unread"], tenant)
+        return newest, below
+
+    async def punctual(self, batch: int) -> int | None:
+        """The first batch behind this one that was cut when nothing older was in none."""
+        rows = await self._database.fetch(QUERIES["punctual"], batch)
+        return rows[0][0] if rows else None
+
+    async def by_number(
+        self, first: int, last: int, place: int, after: int, below: int | None, most: int
+    ) -> Page | None:
+        """What these batches hold behind a number, and behind a place in the first, as if it were one batch."""
+        row = await self._database.fetch_row(QUERIES["late_events"], first, last, after, below, place, most)
+        return None if row[1] is None else Page(first, row[0].timestamp(), row[1], row[2], row[3], True)
+
+    async def lower(self, first: int, last: int, number: int) -> Page | None:
+        """Of the first of these batches that has events up to a number, these."""
+        rows = await self._database.fetch(QUERIES["lower_numbers"], first, last, number)
+        return Page(rows[0][0], rows[0][1].timestamp(), *tuple(rows[0])[2:]) if rows else None
 
     async def settled(self, pairs: Sequence[tuple[int, int]], lo: datetime) -> set[tuple[int, int]]:
         """Those of these (event, endpoint) pairs that were delivered or have a row; no event is older than `lo`."""

@@ -121,6 +121,7 @@ class Registry:
             who = process or (None, None, None)
             row = await connection.fetchrow(QUERIES["register"], host, version, config_hash, *own, dead_after, *who)
             known = await self._known(connection, tenants, names, config_hash, dead_after, changed=_rows(changed) > 0)
+        await self._keep_order(specs)
         return Joined(row[0], row[1], row[2], known)
 
     async def beat(
@@ -202,7 +203,9 @@ class Registry:
             changed = await connection.execute(QUERIES["sync_endpoints"], tenants, names, texts)
             own = await self._own(connection, specs, tenants, names)
             await connection.fetch(QUERIES["loaded"], daemon, config_hash, *own)
-            return await self._known(connection, tenants, names, config_hash, dead_after, changed=_rows(changed) > 0)
+            known = await self._known(connection, tenants, names, config_hash, dead_after, changed=_rows(changed) > 0)
+        await self._keep_order(specs)
+        return known
 
     async def refresh_endpoints(self, keys: Collection[tuple[str, str]], config_hash: str, dead_after: float) -> Known:
         """All endpoints that are there, less those that no live daemon has any longer; `keys` are ours."""
@@ -234,6 +237,14 @@ class Registry:
     async def kept(self, labels: Sequence[str], dead_after: float) -> list[Kept]:
         """Those of these endpoints that count as before, since live daemons have them."""
         return [Kept._make(row) for row in await self._database.fetch(QUERIES["kept_endpoints"], labels, dead_after)]
+
+    async def _keep_order(self, specs: Specs) -> None:
+        """Have those read with a cursor that keep an order, before anybody sends to them as such.
+
+        In a transaction of its own: it takes the lock of the log, which others take before that of the endpoints.
+        """
+        if any(spec.get("ordered") for spec in specs.values()):
+            await self._database.fetch(QUERIES["park_ordered"])
 
     @asynccontextmanager
     async def _locked(self) -> AsyncIterator[Any]:

@@ -7,7 +7,8 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from webhookd.errors import StoreRefused
-from webhookd.model import EndpointState, Event, label
+from webhookd.model import Event, label
+from webhookd.policy.endpoint_state import EndpointState
 from webhookd.store.database import Database
 from webhookd.store.statements import QUERIES
 

@@ -9,13 +9,14 @@ from typing import Any
 import asyncpg
 
 from webhookd.errors import StoreConflict, StoreRefused, StoreUnavailable
-from webhookd.model import Batch, Delivered, Delivery, Ended, Postponed, Result, Retry, Window
+from webhookd.model import Batch, Delivered, Delivery, Ended, Held, Postponed, Result, Retry, Window
 from webhookd.policy.matching import OWN_TYPES
 from webhookd.store.database import COMMITTED, CONFLICTS_MOST, Database
 from webhookd.store.statements import QUERIES
 
 ATTEMPT_COLUMNS = ("at", "outbox_id", "endpoint_id", "attempt", "ok", "code", "ms", "error", "response", "trigger")
 ASK_AGAIN = 0.5  # seconds between two questions for the fate of a commit
+NEVER = float("inf")
 
 
 class Results:
@@ -88,6 +89,13 @@ def _refused_by_the_owner() -> Iterator[None]:
         raise StoreRefused(f"a trigger refuses it: {str(error).splitlines()[0]}", passes=True) from error
 
 
+def _state(outcome: Retry | Postponed | Held | Ended) -> tuple[str, float]:
+    """The state that a row has then, and the seconds until it is due."""
+    if isinstance(outcome, Ended):
+        return outcome.state, 0.0
+    return ("held", 0.0) if isinstance(outcome, Held) else ("retry", outcome.delay)
+
+
 class _Flush:
     """One flush, turned into the arguments of its statements."""
 
@@ -140,13 +148,15 @@ class _Flush:
             if has_row:
                 self._deletes.append((endpoint_id, event_id))
             return
-        state, delay = (outcome.state, 0.0) if isinstance(outcome, Ended) else ("retry", outcome.delay)
+        state, delay = _state(outcome)
         made = int(attempt is not None or isinstance(outcome, Retry))  # an attempt may have been refused its row
         asked = delivery.asked + (isinstance(outcome, Retry) and outcome.asked)
         if state == "exhausted" and not delivery.event.type.startswith(OWN_TYPES):
             last = None if attempt is None else attempt.error
             event = delivery.event
             self._exhausted.append((endpoint_id, event_id, event.event_id, event.type, delivery.attempts + made, last))
+        if state == "exhausted" and delivery.holds:
+            state, delay = "held", NEVER
         code, error = (None, None) if attempt is None else (attempt.code, attempt.error)
         if isinstance(outcome, Ended) and (attempt is None or state == "rejected"):
             code, error = None, outcome.reason  # whatever was answered

@@ -4,7 +4,7 @@ import pytest
 
 from tests.integration.cli.conftest import Prompt
 from tests.integration.conftest import Sql
-from webhookd.model import EndpointState
+from webhookd.policy.endpoint_state import EndpointState
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tests.integration.conftest import (
     states,
 )
 from tests.waiting import until
-from webhookd.engine.dispatch import dispatcher
+from webhookd.engine.dispatch import spills
 from webhookd.engine.parked import endings, follower
 from webhookd.policy import breaker
 from webhookd.store.database import Database
@@ -203,7 +203,7 @@ async def test_a_pause_stops_the_three_days(sql: Sql, receiver: Receiver, daemon
 async def test_one_that_cannot_keep_up_reads_the_log(
     sql: Sql, receiver: Receiver, daemon: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatcher, "SPILLED_MOST", 100)
+    monkeypatch.setattr(spills, "SPILLED_MOST", 100)
     monkeypatch.setattr(follower, "SPILLED_MOST", 100)
     monkeypatch.setattr(endings, "SPILLED_MOST", 100)
     quick = asyncio.Event()
@@ -234,7 +234,7 @@ async def test_one_that_cannot_keep_up_reads_the_log(
 async def test_one_that_fails_once_it_is_parked_is_told_each_time(
     sql: Sql, receiver: Receiver, daemon: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatcher, "SPILLED_MOST", 100)
+    monkeypatch.setattr(spills, "SPILLED_MOST", 100)
     monkeypatch.setattr(follower, "SPILLED_MOST", 100)
     monkeypatch.setattr(endings, "SPILLED_MOST", 100)
     monkeypatch.setattr(breaker, "PROBE_MOST", 0.1)
@@ -273,7 +273,7 @@ async def test_one_that_cannot_keep_up_is_live_again_whoever_sent_what_another_h
     sql: Sql, receiver: Receiver, daemon: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One slot, so of two daemons one puts off all it reads, and the other sends it."""
-    monkeypatch.setattr(dispatcher, "SPILLED_MOST", 100)
+    monkeypatch.setattr(spills, "SPILLED_MOST", 100)
     monkeypatch.setattr(follower, "SPILLED_MOST", 100)
     monkeypatch.setattr(endings, "SPILLED_MOST", 100)
     quick = asyncio.Event()
@@ -296,7 +296,7 @@ async def test_one_that_cannot_keep_up_is_live_again_when_the_time_of_what_it_wa
     sql: Sql, receiver: Receiver, daemon: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows that end without an answer are none that it has to take."""
-    monkeypatch.setattr(dispatcher, "SPILLED_MOST", 100)
+    monkeypatch.setattr(spills, "SPILLED_MOST", 100)
     monkeypatch.setattr(follower, "SPILLED_MOST", 100)
     monkeypatch.setattr(endings, "SPILLED_MOST", 100)
     answered = receiver.hangs("hook")

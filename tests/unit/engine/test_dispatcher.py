@@ -20,9 +20,10 @@ from tests.waiting import HANGS, until
 from webhookd.engine.clock import Clock
 from webhookd.engine.dispatch import answers, feeder
 from webhookd.engine.dispatch.dispatcher import DEATHS_MOST, UNSEEN_SECONDS, Dispatcher
+from webhookd.engine.dispatch.feeds import Feed, FeedState
 from webhookd.engine.dispatch.limits import AT_A_TIME
 from webhookd.engine.dispatch.payloads import Payloads
-from webhookd.engine.dispatch.queues import EndpointQueue, Feed, FeedState
+from webhookd.engine.dispatch.queues import EndpointQueue
 from webhookd.engine.dispatch.scheduler import EGRESS_DOWN_SECONDS
 from webhookd.engine.state import Heartbeat
 from webhookd.errors import StoreUnavailable
@@ -159,9 +160,11 @@ class Recorder:
         self.leases: list[tuple[Delivery, float]] = []
         self.pending = 0
         self.stuck = False
+        self.put_so_far = self.written = 0
 
     def put(self, result: Result) -> None:
         self.results.append(result)
+        self.put_so_far += 1
 
     def lease(self, delivery: Delivery, seconds: float) -> None:
         self.leases.append((delivery, seconds))

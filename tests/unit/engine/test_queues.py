@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 import pytest
 
 from tests.endpoints import HOOK
+from webhookd.engine.dispatch.feeds import Feed
 from webhookd.engine.dispatch.payloads import Payload
-from webhookd.engine.dispatch.queues import EndpointQueue, Feed, Flight, Host
+from webhookd.engine.dispatch.queues import EndpointQueue, Flight, Host
 from webhookd.model import Delivery, Event
 from webhookd.policy.limiter import Signal
 

@@ -9,7 +9,7 @@ import structlog
 
 from webhookd.engine.dispatch.queues import GONE_MOST, EndpointQueue, Flight
 from webhookd.engine.state import Heartbeat
-from webhookd.model import Attempt, Delivered, Delivery, Ended, NoResponse, Outcome, Postponed, Response, Result
+from webhookd.model import Attempt, Delivered, Delivery, Ended, NoResponse, Outcome, Postponed, Response, Result, Retry
 from webhookd.policy import outcome
 from webhookd.policy.backoff import horizon
 
@@ -52,8 +52,11 @@ class Answers:
         """The horizon of a delivery, on the database's clock."""
         return horizon(delivery.endpoint.retry, delivery.clock_from, self._heartbeat.downtimes)
 
-    def take(self, flight: Flight, answer: Response | NoResponse, at: float, now: float) -> None:
-        """Decide what it means, and have it recorded. `at`: when the attempt began, on the database's clock."""
+    def take(self, flight: Flight, answer: Response | NoResponse, at: float, now: float) -> bool:
+        """Decide what it means, and have it recorded. `at`: when the attempt began, on the database's clock.
+
+        True when what its endpoint is to get behind it may go on.
+        """
         queue, delivery, seconds = flight.queue, flight.delivery, now - flight.started
         delivery.deaths = 0
         queue.learn(outcome.signal(answer), flight.started, now)
@@ -75,7 +78,7 @@ class Answers:
                     ms=attempt.ms,
                 )
             self._recorder.put(Result(delivery, attempt, _DELIVERED))
-            return
+            return True
         wait = outcome.wait_of(answer, time.time())
         self._doubt(queue, answer, wait, flight.started, now)
         if outcome.asks_for_less(answer, wait):  # the endpoint waits as long as was asked, and this delivery with it
@@ -85,22 +88,31 @@ class Answers:
         _log_failure(delivery, attempt, decided)
         if isinstance(decided, Postponed):
             self._recorder.put(Result(delivery, None, decided))
-            return
+            return False
         if not self.keep_response:
             attempt = attempt._replace(response=None)
         self._recorder.put(Result(delivery, attempt, decided))
+        return _is_over(delivery, decided)
+
+    def put_off(self, delivery: Delivery) -> None:
+        """It is owed at once, and not from memory."""
+        self._recorder.put(Result(delivery, None, Postponed(0.0)))
 
     def discard(self, delivery: Delivery) -> None:
         """Nobody wants it any longer."""
         self._recorder.put(Result(delivery, None, Ended("rejected", "discarded")))
 
-    def blame(self, delivery: Delivery, at: float) -> None:
-        """Count an attempt that is not made: too many daemons died with this delivery in hand. The next one is made."""
+    def blame(self, delivery: Delivery, at: float) -> bool:
+        """Count an attempt that is not made: too many daemons died with this delivery in hand. The next one is made.
+
+        True as with `take`.
+        """
         delivery.deaths -= 1
         answer = NoResponse("internal")
         decided = outcome.decide(delivery, answer, at, self.last_start(delivery), 0.0, self._random)
         log.error("attempt_too_dangerous", endpoint=delivery.endpoint.label, event_id=delivery.event.event_id)
         self._recorder.put(Result(delivery, outcome.attempt_of(answer, delivery.attempt, at, 0), decided))
+        return _is_over(delivery, decided)
 
     def _doubt(
         self, queue: EndpointQueue, answer: Response | NoResponse, wait: float, started: float, now: float
@@ -123,6 +135,17 @@ class Answers:
             self.on_trouble(endpoint.id, "hopeless")
 
 
+def _is_over(delivery: Delivery, decided: Outcome) -> bool:
+    """True when what is behind it may go on."""
+    if not isinstance(decided, Ended):
+        return False
+    if decided.state == "exhausted" and delivery.holds:
+        event_id, key = delivery.event.event_id, delivery.key
+        log.warning("order_holds", endpoint=delivery.endpoint.label, event_id=event_id, key=key)
+        return False
+    return True
+
+
 def _log_failure(delivery: Delivery, attempt: Attempt, decided: Outcome) -> None:
     log.info(
         "attempt_postponed" if isinstance(decided, Postponed) else "attempt_failed",
@@ -131,5 +154,5 @@ def _log_failure(delivery: Delivery, attempt: Attempt, decided: Outcome) -> None
         attempt=delivery.attempt,
         code=attempt.error,
         ms=attempt.ms,
-        next_in=None if isinstance(decided, (Delivered, Ended)) else round(decided.delay, 1),
+        next_in=None if not isinstance(decided, (Retry, Postponed)) else round(decided.delay, 1),
     )

@@ -16,12 +16,15 @@ from typing import Protocol
 from webhookd.engine.clock import Clock
 from webhookd.engine.dispatch.answers import Answers, Trouble
 from webhookd.engine.dispatch.feeder import AHEAD, Feeder, Store
+from webhookd.engine.dispatch.feeds import LIVE, Feed, FeedState
 from webhookd.engine.dispatch.lanes import Lanes, Sender
 from webhookd.engine.dispatch.limits import AT_A_TIME, Limits
-from webhookd.engine.dispatch.queues import SPILLED_MOST, EndpointQueue, Feed, FeedState, Standing
+from webhookd.engine.dispatch.ordering import Ordering
+from webhookd.engine.dispatch.queues import EndpointQueue
 from webhookd.engine.dispatch.reservations import Reservations
 from webhookd.engine.dispatch.room import MOST_DELIVERIES, Room
 from webhookd.engine.dispatch.scheduler import ASIDE_AFTER, EGRESS_DOWN_SECONDS, Scheduler
+from webhookd.engine.dispatch.spills import Spills
 from webhookd.engine.state import Heartbeat
 from webhookd.model import Delivery, Ended, Endpoint, Postponed, Result
 from webhookd.policy.members import Shares
@@ -32,8 +35,6 @@ LEASE_MARGIN = 25.0  # seconds of a lease beyond the timeout of the attempt
 DEATHS_MOST = 6  # of daemons that had a delivery in hand, from which on it is not tried, but waits for its next step
 SWEEP_SECONDS = 0.25
 UNSEEN_SECONDS = 5.0  # without a look at our way out, from which on more is taken into memory that can have one
-
-_LIVE = FeedState()
 
 
 class Settings(Protocol):
@@ -55,6 +56,8 @@ class Recorder(Protocol):
     """What the dispatcher needs of the recorder."""
 
     stuck: bool  # the database does not take results
+    put_so_far: int  # results
+    written: int  # of these
 
     @property
     def pending(self) -> int:
@@ -112,15 +115,15 @@ class Dispatcher:
             clock,
             user_agent=user_agent,
             is_discarded=is_discarded,
-            on_landed=self._landed,
+            on_left=self._left,
         )
+        self.ordering = Ordering(recorder, self._lanes.let_go)
+        self._spills = Spills(recorder, self.answers, self.ordering, self._lanes.let_go, patience)
         self.reservations = Reservations(self._queues, self._scheduler, self._lanes)
         self._stopped = asyncio.Event()
         self._fed: dict[int, FeedState] = {}  # those that are not live
         self.room_freed = asyncio.Event()  # set when a delivery leaves; whoever waits clears it
         self.configure((), delivery)
-
-    # What the other parts ask.
 
     @property
     def room(self) -> int:
@@ -150,6 +153,10 @@ class Dispatcher:
         if self._is_waiting_for_a_way_out(now):
             return 0, 0.0
         return queue.appetite(now, AHEAD), queue.endpoint.timeout + LEASE_MARGIN
+
+    def is_ours(self, endpoint_id: int) -> bool:
+        """True when we send to this endpoint, alone or with others."""
+        return endpoint_id in self._queues and self._queues[endpoint_id].feed is not Feed.NONE
 
     def is_well(self, endpoint_id: int) -> bool:
         """True when this endpoint takes what it gets."""
@@ -183,22 +190,27 @@ class Dispatcher:
         queue = self._queues.get(delivery.endpoint.id)
         if queue is None:  # of another daemon's files, or gone from ours a moment ago: whoever has it finds it owed
             return self._recorder.put(Result(delivery, None, Postponed(0.0)))
+        if not self.ordering.admits(queue, delivery):
+            return None
         if delivery.event.size > self._max_payload or self._is_discarded(delivery):
             reason = "payload_too_large" if delivery.event.size > self._max_payload else "discarded"
-            return self._recorder.put(Result(delivery, None, Ended("rejected", reason)))
+            self._recorder.put(Result(delivery, None, Ended("rejected", reason)))
+            return self.ordering.ended(queue, delivery, over=True)
+        if delivery.batch is not None and delivery.key is None and queue.is_full(time.monotonic(), self._patience):
+            self._spills.spill(queue, delivery)
+            return self.ordering.ended(queue, delivery, over=True)
         if delivery.deaths > DEATHS_MOST:
-            return self.answers.blame(delivery, self._clock.now())
-        if delivery.batch is not None and queue.is_full(time.monotonic(), self._patience):
-            return self._spill(queue, delivery)
+            return self.ordering.ended(queue, delivery, over=self.answers.blame(delivery, self._clock.now()))
         self._room.take(delivery.event.tenant)
-        queue.waiting.append(delivery)
+        if queue.order is None or queue.order.wants(delivery):
+            queue.waiting.append(delivery)
         return self.feeder.ask(queue)
 
     def _ready(self, queue: EndpointQueue) -> None:
         if self._queues.get(queue.endpoint.id) is queue:
             self._scheduler.ask(queue)
         else:
-            self._spill_all(queue)  # its endpoint went while its payloads came
+            self._spills.spill_all(queue)  # its endpoint went while its payloads came
 
     def configure(self, endpoints: Collection[Endpoint], delivery: Settings) -> None:
         """Go on with these endpoints and settings; what an endpoint that is gone was owed goes to the backlog."""
@@ -211,7 +223,8 @@ class Dispatcher:
         for endpoint_id in self._queues.keys() - {endpoint.id for endpoint in endpoints}:
             queue = self._queues.pop(endpoint_id)
             queue.host.queues.discard(queue)
-            self._spill_all(queue)
+            self._spills.spill_all(queue)
+            self.ordering.forget(queue)
         self._scheduler.forget_hosts()
         self._limit(self._queues.values())
 
@@ -221,10 +234,15 @@ class Dispatcher:
             queue = self._queues.get(endpoint.id)
             if queue is None:
                 queue = self._queues[endpoint.id] = EndpointQueue(endpoint, self._scheduler.host(endpoint.url))
-                queue.follow(*self._fed.get(endpoint.id, _LIVE))
+                self.ordering.keep(queue)
+                self._follow(queue, self._fed.get(endpoint.id, LIVE))
                 self._limits.keep(queue)
             elif queue.endpoint is not endpoint:
+                if is_other := queue.endpoint.ordered != endpoint.ordered:
+                    self._spills.spill_all(queue, for_good=not endpoint.ordered)
                 queue.change(endpoint, self._scheduler.host(endpoint.url))
+                if is_other:
+                    self.ordering.keep(queue)
             if number % AT_A_TIME == 0:
                 yield
         yield
@@ -244,13 +262,19 @@ class Dispatcher:
             else:
                 self._fed[endpoint_id] = now_fed
             queue = self._queues.get(endpoint_id)
-            if queue is not None and queue.feed is not now_fed.feed:
-                queue.follow(*now_fed)
+            if queue is not None and self._follow(queue, now_fed):
                 if self._limits.keep(queue):
                     changed.append(queue)
                 if queue.feed is Feed.NONE:
-                    self._spill_all(queue)
+                    self._spills.spill_all(queue)
         self._limit(changed)
+
+    def _follow(self, queue: EndpointQueue, fed: FeedState) -> bool:
+        self.ordering.follow(queue, fed)
+        if queue.feed is fed.feed:
+            return False
+        queue.follow(fed.feed, fed.fails, fed.retry_at)
+        return True
 
     def _limit(self, queues: Iterable[EndpointQueue]) -> None:
         if self._limits.change(queues):
@@ -279,40 +303,34 @@ class Dispatcher:
             await self._stopped.wait()
             feeding.cancel()  # it may hang in the database
         for queue in self._queues.values():
-            self._release_claims(queue)
+            self._spills.release(queue)
 
-    def _landed(self, queue: EndpointQueue, now: float) -> None:
-        if queue.is_shut(now):
-            self._spill_all(queue)
+    def _left(self, queue: EndpointQueue, delivery: Delivery, over: bool) -> None:
+        if queue.order is not None:
+            self.ordering.ended(queue, delivery, over=over)
+            self.feeder.ask(queue)
+            self._scheduler.ask(queue)
+        if queue.is_shut(time.monotonic()):
+            self._spills.spill_all(queue)
         self.room_freed.set()
 
-    # What leaves memory without an attempt.
-
     def _reject(self, delivery: Delivery, reason: str) -> None:
-        self._room.leave(delivery.event.tenant)
-        self._recorder.put(Result(delivery, None, Ended("rejected", reason)))
+        queue = self._queues.get(delivery.endpoint.id)
+        self._spills.reject(queue, delivery, reason)
+        if queue is not None:
+            self.feeder.ask(queue)
+            self._scheduler.ask(queue)
 
     async def discard(self) -> None:
         """Let go of all that waits and is discarded, of some endpoints at a time."""
         async for queue in in_slices(list(self._queues.values()), AT_A_TIME):
-            for delivery, payload in queue.take(self._is_discarded):
-                self._lanes.let_go(delivery, payload)
-                self.answers.discard(delivery)
+            self._spills.discard(queue, self._is_discarded)
             self.feeder.ask(queue)  # for what is left
         self.room_freed.set()
 
-    def _spill_all(self, queue: EndpointQueue) -> None:
-        for delivery, payload in queue.take_all():
-            self._lanes.let_go(delivery, payload)
-            self._spill(queue, delivery)
-
-    def _spill(self, queue: EndpointQueue, delivery: Delivery) -> None:
-        if delivery.batch is not None:
-            queue.spilled += 1
-            if queue.spilled >= SPILLED_MOST and queue.feed is Feed.MEMORY:
-                self.answers.on_trouble(queue.endpoint.id, "saturated")
-        delay = max(queue.blocked_until - time.monotonic(), 0.0)
-        self._recorder.put(Result(delivery, None, Postponed(delay)))
+    def put_off(self, delivery: Delivery) -> None:
+        """Leave it to the backlog, whatever there is room for."""
+        self._spills.put_off(self._queues.get(delivery.endpoint.id), delivery)
 
     async def _sweep(self) -> None:
         while not await wait_for(self._stopped, SWEEP_SECONDS):
@@ -322,29 +340,11 @@ class Dispatcher:
             for delivery in self._scheduler.stragglers(now - self._patience):
                 self._recorder.lease(delivery, delivery.endpoint.timeout + LEASE_MARGIN)
             for number, queue in enumerate(list(self._queues.values()), start=1):
-                if (queue.ready or queue.waiting) and queue.is_held_up(now):
-                    self._spill_overdue(queue, now)
+                if queue.has_some and queue.is_held_up(now) and self._spills.spill_overdue(queue, now):
+                    self.feeder.ask(queue)
+                    self.room_freed.set()
                 if queue.ready:
                     self._scheduler.ask(queue)  # a limit that was raised tells nobody
                 if number % AT_A_TIME == 0:
                     await asyncio.sleep(0)
             self._lanes.fill()
-
-    def _spill_overdue(self, queue: EndpointQueue, now: float) -> None:
-        if queue.is_shut(now):
-            self._spill_all(queue)
-            return
-        stuck = queue.standing is Standing.STUCK
-        for delivery, payload in queue.take_overdue(now if stuck else now - self._patience):
-            self._lanes.let_go(delivery, payload)
-            self._spill(queue, delivery)
-        self.feeder.ask(queue)
-        self.room_freed.set()
-
-    def _release_claims(self, queue: EndpointQueue) -> None:
-        """Let the next daemon start at once what we claimed and did not send."""
-        for delivery in (*(delivery for delivery, _ in queue.ready), *queue.waiting):
-            if delivery.batch is None:
-                self._recorder.put(Result(delivery, None, Postponed(0.0)))
-        queue.ready.clear()
-        queue.waiting.clear()

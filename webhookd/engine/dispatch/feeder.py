@@ -7,7 +7,7 @@ from typing import Protocol
 
 import structlog
 
-from webhookd.engine.dispatch.payloads import Payloads
+from webhookd.engine.dispatch.payloads import Payload, Payloads
 from webhookd.engine.dispatch.queues import EndpointQueue
 from webhookd.model import Delivery, Event
 from webhookd.policy.rotation import Rotation
@@ -116,10 +116,12 @@ class Feeder:
         while room > 0 and queue.waiting and len(new) < EVENTS_PER_FETCH and len(skipped) < AHEAD:
             delivery = queue.waiting.popleft()
             event = delivery.event
+            if delivery.gone:
+                continue
             if event.id in new:
                 chosen.append((queue, delivery))
             elif (payload := self._payloads.use(event)) is not None:
-                queue.ready.append((delivery, payload))
+                self._put(queue, delivery, payload)
             elif self._payloads.reserve(event):
                 new.add(event.id)
                 chosen.append((queue, delivery))
@@ -132,6 +134,12 @@ class Feeder:
             self._starved = True
         if queue.ready:
             self._on_ready(queue)
+
+    def _put(self, queue: EndpointQueue, delivery: Delivery, payload: Payload) -> None:
+        if delivery.gone:
+            self.drop(delivery.event)
+        else:
+            queue.has_fed(delivery, payload)
 
     async def _fetch(self, chosen: Chosen) -> None:
         """Fetch the payloads of these deliveries. What has not come to its place when anything fails waits again."""
@@ -154,12 +162,14 @@ class Feeder:
             while left:
                 queue, delivery = left[0]
                 payload = self._payloads.use(delivery.event)
-                if payload is None:
+                if payload is None and delivery.gone:
+                    left.popleft()
+                elif payload is None:
                     self._on_gone(delivery, str(found[delivery.event.id]))
                     left.popleft()
                     self.ask(queue)
                 else:
-                    queue.ready.append((delivery, payload))
+                    self._put(queue, delivery, payload)
                     left.popleft()
                     self._on_ready(queue)
         finally:
@@ -170,7 +180,8 @@ class Feeder:
         for event in events:
             self._payloads.release(event)
         for queue, delivery in reversed(chosen):
-            queue.waiting.appendleft(delivery)
+            if not delivery.gone:
+                queue.waiting.appendleft(delivery)
             self.ask(queue)
         for queue in {queue for queue, _ in chosen}:
             self._on_ready(queue)  # nothing is, but one whose endpoint went meanwhile is asked by nobody again

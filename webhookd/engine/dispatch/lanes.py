@@ -33,7 +33,10 @@ class Sender(Protocol):
 
 
 class Lanes:
-    """Starts attempts as turns and limits allow, and sees to their answers. `on_landed(queue, now)` comes after each.
+    """Starts attempts as turns and limits allow, and sees to their answers.
+
+    `on_left(queue, delivery, over)` comes when it is put what became of one that was ready; `over`: what is behind it
+    may go on.
 
     `source` is what the events are said to come from.
     """
@@ -49,7 +52,7 @@ class Lanes:
         *,
         user_agent: str,
         is_discarded: Callable[[Delivery], bool],
-        on_landed: Callable[[EndpointQueue, float], None],
+        on_left: Callable[[EndpointQueue, Delivery, bool], None],
     ) -> None:
         self._scheduler = scheduler
         self._feeder = feeder
@@ -59,7 +62,7 @@ class Lanes:
         self._clock = clock
         self._user_agent = user_agent
         self._is_discarded = is_discarded
-        self._on_landed = on_landed
+        self._on_left = on_left
         self.source = ""
         self._alarm: asyncio.TimerHandle | None = None  # for the first queue that may start at some moment
         self._alarm_at = FOREVER
@@ -122,6 +125,11 @@ class Lanes:
             self._feeder.ask(queue)
             if delivery.endpoint is not queue.endpoint:  # changed, however long ago whoever offered it had looked
                 delivery.follow(queue.endpoint)
+                if queue.order is not None and not queue.order.has(delivery):  # it had no order then, and so no place
+                    self.let_go(delivery, payload)
+                    self._answers.put_off(delivery)
+                    self._scheduler.ask(queue)
+                    continue
             discarded = self._is_discarded(delivery)  # while its payload came
             if delivery.start_by >= now and not discarded:
                 return self._scheduler.start(queue, delivery, payload, now)
@@ -129,6 +137,7 @@ class Lanes:
             if discarded:
                 self._answers.discard(delivery)
             # Else it is too late for its lease: whoever claims it next sends it.
+            self._on_left(queue, delivery, discarded)
             self._scheduler.ask(queue)
         if (upcoming := self._scheduler.upcoming) < self._alarm_at:
             self._set_alarm(upcoming)
@@ -162,5 +171,4 @@ class Lanes:
             self._feeder.drop(delivery.event)
         if self._scheduler.note_egress(outcome.is_egress_down(answer), flight.started, now):
             log.warning("proxy_away" if self._scheduler.egress_down_at else "proxy_back")
-        self._answers.take(flight, answer, at, now)
-        self._on_landed(queue, now)
+        self._on_left(queue, delivery, self._answers.take(flight, answer, at, now))

@@ -2,10 +2,11 @@
 
 from collections import deque
 from collections.abc import Callable
-from enum import Enum, IntEnum
-from typing import NamedTuple
+from enum import IntEnum
 from urllib.parse import urlsplit
 
+from webhookd.engine.dispatch.feeds import Feed
+from webhookd.engine.dispatch.order import Order
 from webhookd.engine.dispatch.payloads import Payload
 from webhookd.model import Delivery, Endpoint
 from webhookd.policy.breaker import Breaker
@@ -27,22 +28,6 @@ class Standing(IntEnum):
     PROVEN = 0  # it answers; or nothing is known against it yet
     SLOW = 1  # it answers after more than a second
     STUCK = 2  # nothing comes from it: one attempt at a time
-
-
-class Feed(Enum):
-    """Where what is owed to an endpoint comes from, as far as this daemon is concerned."""
-
-    MEMORY = "memory"  # it is live: every daemon sends what it cuts, within its share of the limits
-    CURSOR = "cursor"  # it is parked, and we are its only sender
-    NONE = "none"  # it is parked at another daemon, or nothing may be sent to it
-
-
-class FeedState(NamedTuple):
-    """Where an endpoint gets what it is owed, and where its breaker is: failures, and the moment of the next probe."""
-
-    feed: Feed = Feed.MEMORY
-    fails: int = 0
-    retry_at: float = 0.0
 
 
 class Host:
@@ -98,6 +83,7 @@ class EndpointQueue:
         "judged_at",
         "latency",
         "limit",
+        "order",
         "pace",
         "ready",
         "reserved",
@@ -114,6 +100,7 @@ class EndpointQueue:
         self.waiting: deque[Delivery] = deque()
         self.ready: deque[tuple[Delivery, Payload]] = deque()
         self.flying: dict[Delivery, Flight] = {}
+        self.order: Order | None = None
         self.reserved = 0  # slots that are, or are to be, of what is sent beside the queue
         self.latency = 0.0  # moving average, seconds; 0 before the first answer
         self.blocked_until = 0.0  # the receiver asked us to wait
@@ -138,8 +125,15 @@ class EndpointQueue:
 
     @property
     def queued(self) -> int:
-        """Deliveries that are not in flight."""
-        return len(self.waiting) + len(self.ready)
+        """Deliveries that are not in flight, but for those that only wait for others of their key."""
+        if (order := self.order) is None:
+            return len(self.waiting) + len(self.ready)
+        return order.size - (order.behind if order.by_key else 0) - len(self.flying)
+
+    @property
+    def has_some(self) -> bool:
+        """True when something waits here."""
+        return bool(self.ready or self.waiting) or self.order is not None
 
     def until(self) -> float:
         """The moment from which the receiver, its breaker and its rate allow a start."""
@@ -150,7 +144,12 @@ class EndpointQueue:
 
     def is_shut(self, now: float) -> bool:
         """True when nothing may be sent, and what waits here had better be elsewhere."""
-        return self.feed is Feed.NONE or self.breaker.is_open(now)
+        return self.is_closed or self.breaker.is_open(now)
+
+    @property
+    def is_closed(self) -> bool:
+        """True when it is not ours to send; one that keeps an order has no other sender than that of its cursor."""
+        return self.feed is Feed.NONE or (self.order is not None and self.feed is Feed.MEMORY)
 
     def is_well(self) -> bool:
         """True when nothing speaks against feeding it from memory."""
@@ -193,6 +192,8 @@ class EndpointQueue:
         """How many more deliveries could start within about a second."""
         if self.blocked_until > now or self.is_shut(now) or self.until() > now + SLOW_SECONDS:
             return 0
+        if self.order is not None and not self.order.is_known:
+            return 0
         limit = self.limit
         if self.standing is Standing.STUCK or not self.breaker.is_closed:
             wanted = limit
@@ -202,6 +203,8 @@ class EndpointQueue:
             wanted = max(limit, int(limit / self.latency))
         if self.pace is not None:
             wanted = min(wanted, max(int(self.pace.rate), 1))
+        if self.order is not None:  # of each key one is counted
+            most = max(most, 2 * limit)
         return max(min(wanted, most) - self.queued - len(self.flying), 0)
 
     def share(self, rank: int, live: int) -> None:
@@ -275,7 +278,7 @@ class EndpointQueue:
         self.spilled = 0
 
     def _recount(self) -> None:
-        if self.feed is Feed.NONE:
+        if self.is_closed:
             self.limit = 0
             return
         width = self._width
@@ -288,6 +291,22 @@ class EndpointQueue:
         self.host.queues.discard(self)
         self.host = host
         host.queues.add(self)
+
+    def has_fed(self, delivery: Delivery, payload: Payload) -> None:
+        """The payload of this one is at hand."""
+        is_ready, wanted = (True, None) if self.order is None else self.order.has_fed(delivery, payload)
+        if is_ready:
+            self.ready.append((delivery, payload))
+        if wanted is not None:
+            self.waiting.append(wanted)
+
+    def take_ready(self, delivery: Delivery) -> Payload | None:
+        """Take out this one, if it is ready."""
+        for place, (each, payload) in enumerate(self.ready):
+            if each is delivery:
+                del self.ready[place]
+                return payload
+        return None
 
     def take_all(self) -> list[tuple[Delivery, Payload | None]]:
         """Take out everything that is not in flight."""

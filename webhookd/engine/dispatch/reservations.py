@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
+from webhookd.engine.dispatch.feeds import Feed
 from webhookd.engine.dispatch.lanes import Lanes
-from webhookd.engine.dispatch.queues import EndpointQueue, Feed, Host
+from webhookd.engine.dispatch.queues import EndpointQueue, Host
 from webhookd.engine.dispatch.scheduler import Scheduler
 from webhookd.model import Endpoint
 

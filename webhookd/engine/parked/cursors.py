@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Set
 
-from webhookd.engine.dispatch.queues import Feed, FeedState
+from webhookd.engine.dispatch.feeds import Feed, FeedState
 from webhookd.policy.parking import Cursor, Parked
 
 Key = tuple[int, int]  # of a cursor: its endpoint, and its first batch

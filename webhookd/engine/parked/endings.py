@@ -6,7 +6,8 @@ from typing import Protocol
 
 import structlog
 
-from webhookd.engine.dispatch.queues import SPILLED_MOST, Feed
+from webhookd.engine.dispatch.feeds import Feed
+from webhookd.engine.dispatch.queues import SPILLED_MOST
 from webhookd.engine.given_up import GivenUp
 from webhookd.engine.parked.cursors import Cursors, first
 from webhookd.engine.state import Subscriptions
@@ -30,7 +31,7 @@ class Store(Protocol):
     async def breakers(self, breakers: dict[int, tuple[int, float]], owner: int) -> None: ...
     async def give_up(self, endpoints: Sequence[tuple[int, int, float]], owner: int) -> dict[int, int]: ...
     async def owing_little(self, endpoint_ids: Sequence[int], most: int) -> set[int]: ...
-    async def unpark(self, epochs: dict[int, int], owner: int) -> None: ...
+    async def unpark(self, epochs: dict[int, int], owner: int) -> int: ...
     async def unpark_idle(self, endpoint_ids: Sequence[int]) -> None: ...
 
 
@@ -123,7 +124,7 @@ class Endings:
         over = []
         async for row in in_slices(self._rows() if some else (), AT_A_TIME):
             endpoint = self._subscriptions.endpoint(row.endpoint_id) if row.endpoint_id in some else None
-            if endpoint is None or row.to_batch is not None or not self._noted.get(row.endpoint_id):
+            if endpoint is None or row.to_batch is not None or not self._noted.get(row.endpoint_id) or endpoint.holds:
                 continue
             # Later than its time by two probes, so that what was due on its horizon has had its last chance.
             if (before := self._over_before(endpoint) - 2 * breaker.PROBE_MOST) > row.resumed_at:
@@ -132,6 +133,10 @@ class Endings:
             endpoint = self._subscriptions.endpoint(id_)
             label = f"#{id_}" if endpoint is None else endpoint.label
             self._given_up.add("exhausted", label, None, "endpoint_failing", ended)
+
+    def _is_ordered(self, endpoint_id: int) -> bool:
+        endpoint = self._subscriptions.endpoint(endpoint_id)
+        return endpoint is not None and bool(endpoint.ordered)
 
     async def _end(self, newest: int) -> bool:
         """Let those be live again that are well and near the end."""
@@ -145,6 +150,7 @@ class Endings:
                 idle.append(row.endpoint_id)
             elif (
                 cursor is not None
+                and not self._is_ordered(row.endpoint_id)
                 and upcoming.get(row.endpoint_id, cursor) is cursor  # none of an older range has more
                 and cursor.batch > newest - NEAR
                 and self._dispatcher.is_well(row.endpoint_id)
@@ -156,7 +162,7 @@ class Endings:
             well = {id_: epoch for id_, epoch in well.items() if id_ in little}
         if idle:
             await self._store.unpark_idle(idle)
-        if well:
-            await self._store.unpark(well, self._subscriptions.me)
-            log.info("unparked", endpoints=len(well))
-        return bool(idle or well)
+        unparked = await self._store.unpark(well, self._subscriptions.me) if well else 0
+        if unparked:
+            log.info("unparked", endpoints=unparked)
+        return bool(idle or unparked)

@@ -14,7 +14,8 @@ from typing import Protocol
 
 import structlog
 
-from webhookd.engine.dispatch.queues import SPILLED_MOST, Feed, FeedState
+from webhookd.engine.dispatch.feeds import Feed, FeedState
+from webhookd.engine.dispatch.queues import SPILLED_MOST
 from webhookd.engine.parked import endings, windows
 from webhookd.engine.parked.cursors import Cursors
 from webhookd.engine.parked.endings import Endings
@@ -49,9 +50,18 @@ class Store(windows.Store, endings.Store, Protocol):
     async def forget(self) -> None: ...
 
 
+class Ordered(windows.Ordered, Protocol):
+    """The endpoints that keep an order."""
+
+    def unparked(self) -> Sequence[int]: ...
+    def still_flies(self, endpoint_id: int) -> bool: ...
+
+
 class Dispatcher(windows.Dispatcher, endings.Dispatcher, Protocol):
     """Where deliveries go, and what is known of their endpoints."""
 
+    @property
+    def ordering(self) -> Ordered: ...
     def keeps_up(self, endpoint_id: int) -> None: ...
     def last_word(self, endpoint_id: int) -> tuple[str, float] | None: ...
     def follow(self, fed: Mapping[int, FeedState]) -> None: ...
@@ -183,6 +193,9 @@ class Follower:
     async def _follow(self, seen_to: bool = True) -> float:
         """Know who is parked, send to them, and say the same as `_look`."""
         await self.catch_up(await self._store.version())
+        if unparked := self._dispatcher.ordering.unparked():  # other files than ours may have said that it is inactive
+            await self._store.park(dict.fromkeys(unparked, (0, 0.0)), "ordered", self._owner)
+            await self.catch_up(await self._store.version())
         self._seen_to = seen_to
         if not self._parking.rows:
             return self._look_seconds
@@ -215,7 +228,7 @@ class Follower:
             ours = row.owner == self._owner and self._subscriptions.endpoint(row.endpoint_id) is not None
             if row.to_batch is None:
                 feed = Feed.CURSOR if ours and not row.is_halted else Feed.NONE
-                fed[row.endpoint_id] = FeedState(feed, row.fails, time.monotonic() + (row.retry_in or 0.0))
+                fed[row.endpoint_id] = FeedState(feed, row.fails, time.monotonic() + (row.retry_in or 0.0), row.epoch)
                 if ours:
                     self._endings.note(row)
             if ours and row.reason != "disabled" and not row.is_at_its_end:
@@ -308,6 +321,7 @@ class Follower:
             ):
                 gone.add(row.endpoint_id)
         gone -= self._cursors.leaving
+        gone = {id_ for id_ in gone if not self._dispatcher.ordering.still_flies(id_)}
         if gone:
             await self._store.let_go_of(self._owner, sorted(gone))
             await self.catch_up(await self._store.version())

@@ -11,12 +11,13 @@ import structlog
 
 from webhookd.engine.state import Subscriptions
 from webhookd.model import Endpoint, Event
-from webhookd.policy.parking import Cursor
+from webhookd.policy.parking import Cursor, Place
 
 AT_ONCE = 10  # batches in one query
 PER_STEP = 40  # batches that a cursor may pass before others have their turn
 KEPT = 40  # that several cursors may read
 KEPT_SIZE = 1_000_000  # events of these, and endpoints that they are owed to
+NUMBERED = 1_000  # events that are read by number at a time
 MATCHING = 0.003  # seconds of looking for endpoints, before others have their turn on the loop
 
 log = structlog.get_logger("webhookd.log_pages")
@@ -35,6 +36,8 @@ class Page(Protocol):
     def lo(self) -> datetime: ...
     @property
     def hi(self) -> datetime: ...
+    @property
+    def late(self) -> bool: ...
 
 
 class Store(Protocol):
@@ -42,6 +45,20 @@ class Store(Protocol):
 
     async def pages(self, first: int, most: int) -> Sequence[Page]:
         """Batches from `first` on, in order."""
+
+    async def unread(self, tenant: str) -> tuple[int, int | None]:
+        """The last batch, and the lowest number that events of the tenant may have which are known and in none."""
+
+    async def punctual(self, batch: int) -> int | None:
+        """The first batch behind this one that was cut when nothing older was in none."""
+
+    async def by_number(
+        self, first: int, last: int, place: int, after: int, below: int | None, most: int
+    ) -> Page | None:
+        """What these batches hold behind a number, and behind a place in the first, as if it were one batch."""
+
+    async def lower(self, first: int, last: int, number: int) -> Page | None:
+        """Of the first of these batches that has events up to a number, these."""
 
 
 class Heads(Protocol):
@@ -63,6 +80,7 @@ class _Opened:
     def __init__(self, page: Page) -> None:
         self.id = page.id
         self.cut_at = page.cut_at
+        self.late = page.late
         self.size = len(page.event_ids)  # events, and endpoints of each of their sets
         self._owed: dict[int, tuple[tuple[Endpoint, ...], frozenset[int], list[tuple[int, Event]]]] = {}
 
@@ -86,6 +104,13 @@ class Taken(NamedTuple):
     deliveries: Sequence[tuple[Event, float]]  # with the moment from which the three days count
     batch: int
     pos: int
+    after: int = 0
+    seen: int = 0
+
+    @property
+    def place(self) -> Place:
+        """The place it comes to."""
+        return self.batch, self.pos, self.after, self.seen
 
 
 class LogPages:
@@ -101,13 +126,16 @@ class LogPages:
         """Match all anew, since others subscribe now."""
         self._pages = OrderedDict()
 
-    async def read(self, cursor: Cursor, room: int) -> Taken:
-        """So many deliveries from where the cursor is, if there are so many within some batches."""
+    async def read(self, cursor: Cursor, room: int, *, in_order: bool = False) -> Taken:
+        """So many deliveries from where the cursor is, if there are so many within some batches.
+
+        `in_order`: it ends before batches that were cut while something older was in none.
+        """
         deliveries: list[tuple[Event, float]] = []
         batch, pos = cursor.batch, cursor.pos
         for _ in range(PER_STEP):
             page = await self._page(batch)
-            if page is None:
+            if page is None or (in_order and page.late):
                 break
             if cursor.to_batch is not None and page.id >= cursor.to_batch:
                 batch, pos = cursor.to_batch, 0
@@ -121,6 +149,44 @@ class LogPages:
                 deliveries.append((event, max(page.cut_at, cursor.resumed_at)))
             batch, pos = page.id + 1, 0
         return Taken(cursor, deliveries, batch, pos)
+
+    async def read_in_order(self, cursor: Cursor, room: int, tenant: str) -> Taken:
+        """The same, so that what was committed before another began comes before it.
+
+        A large transaction enters several batches, and one that began after its commit may be cut between them. Where
+        that may be, all of these batches are read at once, by number, as far as nothing lower may still come.
+        """
+        page = await self._page(cursor.batch)
+        if page is None or not page.late:
+            return await self.read(cursor, room, in_order=True)
+        first, pos, after, seen = cursor.place
+        newest, below = await self._store.unread(tenant)
+        if (punctual := await self._store.punctual(page.id)) is not None:
+            last, below = punctual - 1, None
+        else:
+            last = newest
+        if cursor.to_batch is not None:
+            last = min(last, cursor.to_batch - 1)
+        # What has come meanwhile may have lower numbers, as it was due only then, or committed.
+        low = await self._store.lower(max(seen + 1, first), last, after) if after and seen < last else None
+        if low is not None:
+            owed = (await self._opened(low)).owed(cursor.endpoint_id)
+            return Taken(cursor, [(event, self._since(cursor, low)) for _, event in owed], first, pos, after, low.id)
+        found = await self._store.by_number(first, last, pos, after, below, NUMBERED)
+        if found is None:
+            return Taken(cursor, (), *((last + 1, 0) if below is None else (first, pos, after, last)))
+        deliveries: list[tuple[Event, float]] = []
+        for at, event in (await self._opened(found)).owed(cursor.endpoint_id):
+            if len(deliveries) == room:
+                return Taken(cursor, deliveries, first, pos, found.event_ids[at] - 1, last)
+            deliveries.append((event, self._since(cursor, found)))
+        if below is None and len(found.event_ids) < NUMBERED:
+            return Taken(cursor, deliveries, last + 1, 0)
+        return Taken(cursor, deliveries, first, pos, found.event_ids[-1], last)
+
+    @staticmethod
+    def _since(cursor: Cursor, page: Page) -> float:
+        return max(page.cut_at, cursor.resumed_at)
 
     async def _page(self, batch: int) -> _Opened | None:
         """The first batch from there on; None at the end of the log."""

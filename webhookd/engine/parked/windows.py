@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from webhookd.engine.parked.cursors import Cursors, first
 from webhookd.engine.parked.log_pages import LogPages, Taken
 from webhookd.engine.state import Subscriptions
-from webhookd.model import Delivery, Postponed, Result, Window
+from webhookd.model import Delivery, Window
 from webhookd.policy.limiter import share
 from webhookd.policy.parking import Cursor, in_turns
 from webhookd.tasks import decided, in_slices
@@ -32,19 +32,27 @@ class Store(Protocol):
     async def settled(self, pairs: Sequence[tuple[int, int]], lo: datetime) -> set[tuple[int, int]]: ...
 
 
+class Ordered(Protocol):
+    """The endpoints that keep an order."""
+
+    def reads_on(self, endpoint_id: int) -> bool: ...
+
+
 class Dispatcher(Protocol):
     """Where deliveries go."""
 
     def room_for(self, tenant: str) -> int: ...
     def claimable(self, endpoint_id: int) -> tuple[int, float]: ...
     def breaker(self, endpoint_id: int) -> tuple[int, float]: ...
+    @property
+    def ordering(self) -> Ordered: ...
     def offer(self, delivery: Delivery) -> None: ...
+    def put_off(self, delivery: Delivery) -> None: ...
 
 
 class Recorder(Protocol):
     """Where windows end."""
 
-    def put(self, result: Result) -> None: ...
     def settle(self, batch: Window) -> None: ...
 
 
@@ -84,9 +92,9 @@ class Windows:
         async for cursor in in_slices(await decided(upcoming, in_turns, self._tenant), AT_A_TIME):
             if (room := self._room(cursor, count)) > 0:
                 cursor.turn = self._turn
-                some.append(await self._pages.read(cursor, room))
+                some.append(await self._read(cursor, room))
                 count += len(some[-1].deliveries)
-                handed_out = True
+                handed_out = handed_out or some[-1].place > cursor.place
             if count >= AT_ONCE:
                 await self._offer_all(some)
                 some, count = [], 0
@@ -100,6 +108,12 @@ class Windows:
             if self._room(cursor) > 0:
                 return True
         return False
+
+    async def _read(self, cursor: Cursor, room: int) -> Taken:
+        endpoint = self._subscriptions.endpoint(cursor.endpoint_id)
+        if endpoint is None or not endpoint.ordered:
+            return await self._pages.read(cursor, room)
+        return await self._pages.read_in_order(cursor, room, endpoint.tenant)
 
     async def _offer_all(self, some: Sequence[Taken]) -> None:
         pairs = [(event.id, each.cursor.endpoint_id) for each in some for event, _ in each.deliveries]
@@ -125,7 +139,9 @@ class Windows:
             shares = self._subscriptions.shares
             if not share(endpoint.max_in_flight, *shares.place(shares.of(id_)), id_):
                 return max(min(PASSED_ON, self._dispatcher.room_for(endpoint.tenant) - taken), 0)
-        if self._dispatcher.breaker(id_)[0] and self._owes(id_):
+        if endpoint.ordered and id_ in self._cursors.leaving:
+            return 0  # what it had handed out is not settled, and comes before what is behind it
+        if not self._dispatcher.ordering.reads_on(id_) or (self._dispatcher.breaker(id_)[0] and self._owes(id_)):
             return 0  # a probe is what has failed before, if there is such
         claimable = self._dispatcher.claimable(id_)[0]
         if claimable and cursor.deaths > DEATHS_MOST:
@@ -136,15 +152,15 @@ class Windows:
         cursor = taken.cursor
         endpoint = self._subscriptions.endpoint(cursor.endpoint_id)
         is_ours = self._cursors.has(cursor)
-        if endpoint is None or not is_ours or (taken.batch, taken.pos) <= (cursor.batch, cursor.pos):
+        if endpoint is None or not is_ours or taken.place <= cursor.place:
             return  # it has gone meanwhile, or nothing was there
-        window = cursor.move(taken.batch, taken.pos)
+        window = cursor.move(*taken.place)
         for event, clock_from in taken.deliveries:
             if (event.id, cursor.endpoint_id) not in settled:
                 window.open += 1
                 delivery = Delivery(event, endpoint, window, 0, clock_from, time.monotonic(), FOREVER)
                 if cursor.deaths > DEATHS_MOST:
-                    self._recorder.put(Result(delivery, None, Postponed(0.0)))
+                    self._dispatcher.put_off(delivery)
                 else:
                     self._dispatcher.offer(delivery)
         cursor.deaths = 0

@@ -53,7 +53,7 @@ SELECT id, event_id, type, LEAST(GREATEST(created_at, '0001-01-02 00:00:00+00'),
 -- name: list_owed
 -- Deliveries that have a row in the backlog; the next attempt where its endpoint is sent to.
 SELECT b.outbox_id, b.endpoint_id, CASE b.state WHEN 'retry' THEN 'retrying' ELSE b.state END, b.attempts, b.last_code, b.last_error,
-       CASE WHEN b.state IN ('retry', 'held') AND NOT EXISTS (SELECT FROM webhookd.endpoint e WHERE e.id = b.endpoint_id AND (e.removed_at IS NOT NULL
+       CASE WHEN b.state = 'retry' AND NOT EXISTS (SELECT FROM webhookd.endpoint e WHERE e.id = b.endpoint_id AND (e.removed_at IS NOT NULL
               OR e.paused_at IS NOT NULL OR e.disabled_at IS NOT NULL OR e.spec ->> 'active' = 'false')) THEN b.due END,
        (SELECT max(a.at) FROM webhookd.attempt a WHERE a.outbox_id = b.outbox_id AND a.endpoint_id = b.endpoint_id)
   FROM (SELECT * FROM webhookd.backlog
@@ -80,7 +80,7 @@ SELECT t.outbox_id, t.endpoint_id,
        CASE WHEN b.state = 'retry' THEN 'retrying' WHEN b.state IS NOT NULL THEN b.state WHEN t.ok THEN 'delivered' ELSE 'retrying' END,
        COALESCE(b.attempts, t.attempts), CASE WHEN b.state IS NULL THEN t.code ELSE b.last_code END,
        CASE WHEN b.state IS NULL THEN t.error ELSE b.last_error END,
-       CASE WHEN b.state IN ('retry', 'held') AND NOT EXISTS (SELECT FROM webhookd.endpoint e WHERE e.id = t.endpoint_id AND (e.removed_at IS NOT NULL
+       CASE WHEN b.state = 'retry' AND NOT EXISTS (SELECT FROM webhookd.endpoint e WHERE e.id = t.endpoint_id AND (e.removed_at IS NOT NULL
               OR e.paused_at IS NOT NULL OR e.disabled_at IS NOT NULL OR e.spec ->> 'active' = 'false')) THEN b.due END, t.at
   FROM (SELECT a.outbox_id, a.endpoint_id, bool_or(a.ok) AS ok, max(a.attempt) AS attempts, max(a.at) AS at,
                (array_agg(a.code ORDER BY a.at DESC))[1] AS code, (array_agg(a.error ORDER BY a.at DESC))[1] AS error

@@ -112,7 +112,7 @@ SELECT u.id FROM unnest($1::int[]) u(id) CROSS JOIN LATERAL (
 -- The log as a cursor reads it.
 SELECT b.id, b.cut_at, b.outbox_ids,
        CASE WHEN b.lo < '0001-01-02 00:00:00+00' THEN '-infinity' ELSE LEAST(b.lo, '9999-12-30 00:00:00+00') END,
-       CASE WHEN b.hi > '9999-12-30 00:00:00+00' THEN 'infinity' ELSE GREATEST(b.hi, '0001-01-02 00:00:00+00') END
+       CASE WHEN b.hi > '9999-12-30 00:00:00+00' THEN 'infinity' ELSE GREATEST(b.hi, '0001-01-02 00:00:00+00') END, b.late
   FROM webhookd.batch b WHERE b.id >= $1 ORDER BY b.id LIMIT $2;
 
 -- name: newest_batch
@@ -120,7 +120,8 @@ SELECT b.id, b.cut_at, b.outbox_ids,
 SELECT max(id) FROM webhookd.batch;
 
 -- name: settled
--- What of these pairs is settled: delivered by the ledger, or owed by the backlog. A cursor may be behind what was sent.
+-- What of these pairs is settled: delivered by the ledger, or owed by the backlog. A cursor may be behind what was sent. By the index of the event: that of
+-- the endpoint has all that it was sent since $3, and the planner may think that little.
 SELECT u.outbox_id, u.endpoint_id FROM unnest($1::bigint[], $2::int[]) u(outbox_id, endpoint_id)
- WHERE EXISTS (SELECT FROM webhookd.attempt a WHERE a.outbox_id = u.outbox_id AND a.endpoint_id = u.endpoint_id AND a.ok AND a.at >= $3 OFFSET 0)
+ WHERE EXISTS (SELECT FROM webhookd.attempt a WHERE a.outbox_id = u.outbox_id AND a.endpoint_id + 0 = u.endpoint_id AND a.ok AND a.at >= $3 OFFSET 0)
     OR EXISTS (SELECT FROM webhookd.backlog b WHERE b.outbox_id = u.outbox_id AND b.endpoint_id = u.endpoint_id OFFSET 0);

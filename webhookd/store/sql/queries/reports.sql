@@ -107,7 +107,7 @@ SELECT id, event_id, 'epoch'::timestamptz, '', '', NULL::text, NULL::json, NULL:
 -- name: fates
 -- What became of them; the next attempt where the endpoint is sent to.
 SELECT outbox_id, endpoint, state, attempts, last_code, last_error,
-       CASE WHEN isfinite(due) AND NOT EXISTS (
+       CASE WHEN state <> 'held' AND isfinite(due) AND NOT EXISTS (
          SELECT FROM webhookd.endpoint e WHERE endpoint = CASE e.tenant WHEN '' THEN e.name ELSE e.tenant || '/' || e.name END AND (e.removed_at IS NOT NULL
             OR e.paused_at IS NOT NULL OR e.disabled_at IS NOT NULL OR e.spec ->> 'active' = 'false')) THEN extract(epoch FROM due - now())::float8 END
   FROM webhookd.event_status($1);

@@ -4,10 +4,10 @@ DELETE FROM webhookd.backlog d USING unnest($1::int[], $2::bigint[]) u(endpoint_
  WHERE d.endpoint_id = u.endpoint_id AND d.outbox_id = u.outbox_id;
 
 -- name: backlog_insert
--- A first failure, a spill, a straggler's lease, or an end that was not a delivery. Not of what a resend has delivered meanwhile.
+-- A first failure, a spill, a straggler's lease, what is held behind another, or an end that was not a delivery. Not of what a resend has delivered meanwhile.
 INSERT INTO webhookd.backlog
        (endpoint_id, outbox_id, outbox_at, attempts, due, state, last_code, last_error, ordering_key, clock_from, asked, owner)
-SELECT u.p, u.o, u.at, u.a, now() + u.d * interval '1 s', u.s, u.c, u.x, u.k, to_timestamp(u.f), u.q, u.w
+SELECT u.p, u.o, u.at, u.a, CASE u.d WHEN 'infinity' THEN 'infinity' ELSE now() + u.d * interval '1 s' END, u.s, u.c, u.x, u.k, to_timestamp(u.f), u.q, u.w
   FROM unnest($1::int[], $2::bigint[], $3::timestamptz[], $4::smallint[], $5::float8[], $6::text[], $7::smallint[], $8::text[],
               $9::text[], $10::float8[], $11::smallint[], $12::int[]) u(p, o, at, a, d, s, c, x, k, f, q, w)
  WHERE NOT EXISTS (SELECT FROM webhookd.shot t WHERE t.outbox_id = u.o AND t.endpoint_id = u.p AND t.ok OFFSET 0)
@@ -16,13 +16,15 @@ ON CONFLICT DO NOTHING;
 
 -- name: backlog_update
 -- A further failure, or no attempt at all (then `made` is 0); fenced by the number of attempts the writer knew of,
--- and the replay, which begins them anew.
+-- and the replay, which begins them anew. The time of what was held begins with its first attempt.
 UPDATE webhookd.backlog d
-   SET attempts = u.a + u.made, asked = u.q, owner = NULL, deaths = u.w, due = now() + u.d * interval '1 s', state = u.s,
+   SET attempts = u.a + u.made, asked = u.q, owner = NULL, deaths = u.w, state = u.s,
+       due = CASE u.d WHEN 'infinity' THEN 'infinity' ELSE now() + u.d * interval '1 s' END,
+       clock_from = CASE WHEN d.state = 'held' AND d.attempts = 0 THEN now() ELSE d.clock_from END,
        last_code = CASE WHEN u.made > 0 THEN u.c ELSE d.last_code END, last_error = COALESCE(u.x, d.last_error)
   FROM unnest($1::int[], $2::bigint[], $3::smallint[], $4::smallint[], $5::float8[], $6::text[], $7::smallint[], $8::text[],
               $9::smallint[], $10::smallint[], $11::bigint[]) u(p, o, a, made, d, s, c, x, q, w, r)
- WHERE d.endpoint_id = u.p AND d.outbox_id = u.o AND d.attempts = u.a AND COALESCE(d.replay, 0) = u.r AND d.state = 'retry';
+ WHERE d.endpoint_id = u.p AND d.outbox_id = u.o AND d.attempts = u.a AND COALESCE(d.replay, 0) = u.r AND d.state IN ('retry', 'held');
 
 -- name: batch_done
 -- Fenced by nonce, owner and claims: a late end closes nobody else's batch.
