@@ -113,7 +113,8 @@ SELECT webhookd.lock_endpoints();
 -- name: sync_endpoints
 -- The files, as the database knows them; an endpoint that returns has its old number and its backlog.
 INSERT INTO webhookd.endpoint AS e (tenant, name, source, spec)
-SELECT u.tenant, u.name, 'file', u.spec::jsonb FROM unnest($1::text::text[], $2::text::text[], $3::text::text[]) u(tenant, name, spec)
+SELECT u.tenant, u.name, 'file', u.spec::jsonb FROM unnest($1::text::text[], $2::text::text[], $3::text::text[]) WITH ORDINALITY u(tenant, name, spec, n)
+  LEFT JOIN webhookd.endpoint k ON k.tenant = u.tenant AND k.name = u.name ORDER BY k.id, u.n  -- as all lock them that lock several
 ON CONFLICT (tenant, name) DO UPDATE SET spec = EXCLUDED.spec, removed_at = NULL
  WHERE e.spec IS DISTINCT FROM EXCLUDED.spec OR e.removed_at IS NOT NULL;
 
