@@ -252,8 +252,8 @@ async def test_what_comes_late_into_a_run_that_is_read_by_number(
 ) -> None:
     lines = Lines(receiver)
     tables: dict[str, dict[str, Any]] = {
-        "hook": {"url": receiver.url("hook"), "ordered": "key", "tenant": "small"},
-        "other": {"url": receiver.url("other"), "tenant": "large", "max_in_flight": 1, "rate_limit": "500/s"},
+        "hook": {"url": receiver.url("hook"), "ordered": "key", "events": ["line"]},
+        "other": {"url": receiver.url("other"), "events": ["order.created"], "rate_limit": "500/s"},
     }
     low = json.dumps({"key": "low", "n": 0})
     connection = await asyncpg.connect(dsn)
@@ -261,15 +261,20 @@ async def test_what_comes_late_into_a_run_that_is_read_by_number(
         transaction = connection.transaction()
         await transaction.start()
         due = await sql.fetchval("SELECT now() + interval '1.5 s'") if how == "scheduled" else None
-        await insert(connection, low, tenant="small", ordering_key="low", deliver_after=due)
+        await insert(connection, low, type="line", ordering_key="low", deliver_after=due)
         if how == "scheduled":
             await transaction.commit()
-        await sql.execute(MANY, "large", "large", 0, 40_000)
-        await lines.insert(sql, "a", range(20), tenant="small")
-        await until(lambda: lines.has("a", range(20)), "those of the small tenant")
+        await lines.insert(sql, "a", range(20), type="line")
+        await sql.execute(MANY, "large", "", 0, 40_000)
+
+        async def is_in_it() -> bool:
+            return bool(await sql.fetchval("SELECT count(*) > 3 FROM webhookd.batch WHERE late"))
+
+        await eventually(is_in_it, "batches that are cut while something older waits")
+        await lines.insert(sql, "a", range(20, 30), type="line")
         if how == "open":
+            await asyncio.sleep(10 * QUICK.look)
             await transaction.commit()
-        await lines.insert(sql, "a", range(20, 30), tenant="small")
         await until(lambda: lines.has("low", range(1)), "what came late")
         await until(lambda: lines.has("a", range(30)), "the others")
     await connection.close()
