@@ -190,7 +190,7 @@ class Dispatcher:
         queue = self._queues.get(delivery.endpoint.id)
         if queue is None:  # of another daemon's files, or gone from ours a moment ago: whoever has it finds it owed
             return self._recorder.put(Result(delivery, None, Postponed(0.0)))
-        if not self.ordering.admits(queue, delivery):
+        if queue.order is not None and not self.ordering.admits(queue, delivery):
             return None
         if delivery.event.size > self._max_payload or self._is_discarded(delivery):
             reason = "payload_too_large" if delivery.event.size > self._max_payload else "discarded"

@@ -294,7 +294,10 @@ class EndpointQueue:
 
     def has_fed(self, delivery: Delivery, payload: Payload) -> None:
         """The payload of this one is at hand."""
-        is_ready, wanted = (True, None) if self.order is None else self.order.has_fed(delivery, payload)
+        if self.order is None:
+            self.ready.append((delivery, payload))
+            return
+        is_ready, wanted = self.order.has_fed(delivery, payload)
         if is_ready:
             self.ready.append((delivery, payload))
         if wanted is not None:
