@@ -132,6 +132,9 @@ def _facts(row: EndpointLine) -> Iterator[tuple[str, object]]:
     for key in ("format", "signature"):
         if spec.get(key):
             yield key, spec[key]
+    if ordered := spec.get("ordered"):
+        holds = ", held when the time of one is over" if spec.get("on_exhausted") == "hold" else ""
+        yield "order", f"{'of each ordering key' if ordered == 'key' else 'of all events'}{holds}"
     rate = spec.get("rate_limit")
     yield "slots", f"{spec.get('max_in_flight', '')}{f', at most {rate:g} requests a second' if rate else ''}"
     yield "owed", ", ".join(_counts(row, OWED)) or "nothing"

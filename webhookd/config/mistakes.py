@@ -131,7 +131,9 @@ def sentence_of(error: Any) -> str:
         case "missing":
             return "is required"
         case "literal_error":
-            return "wants " + str(context["expected"]).replace("'", '"')
+            # As TOML writes them.
+            wanted = str(context["expected"]).replace("'", '"')
+            return "wants " + wanted.replace("False", "false").replace("True", "true")
         case "greater_than_equal":
             return f"must be at least {context['ge']:g}"
         case "less_than_equal":
