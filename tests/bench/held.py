@@ -35,6 +35,7 @@ CUT: tuple[object, ...] = 5_000, 500, 0, 0, 5_000, [], [], None  # what a reader
 FILL = 0.02  # seconds for which events gather for a cut
 PAUSE = 0.1  # seconds between two samples, in which the daemon cuts
 REST = 0.002  # seconds after which the server has come to rest
+REPORTED = 11.0  # seconds after which the server knows what an idle session did: it reports after 10 at the latest
 SAMPLES_LEAST = 30
 INSERTED = "SELECT last_value::float8 FROM webhookd.outbox_id_seq"
 BATCHES = "SELECT max(id)::float8 FROM webhookd.batch"
@@ -106,6 +107,8 @@ async def _flow(dsn: str, events: int, seconds: float) -> None:
 
 
 async def _counts(connection: Any) -> Counts:
+    """What is counted now, with all that went before."""
+    await asyncio.sleep(REPORTED)
     return Counts(*[await connection.fetchval(query) for query in (DEAD, INSERTED, BATCHES)])
 
 

@@ -13,7 +13,7 @@ from webhookd.store.discards import DiscardStore
 from webhookd.store.discards import Wanted as Unwanted
 from webhookd.store.replays import Replays, Wanted
 
-REPLAYED, RATE = 100_000, 100.0  # events, and deliveries a second, which is the rate that nobody has asked for
+REPLAYED, RATE = 100_000, 50.0  # events, and deliveries a second, which is the rate that nobody has asked for
 OWED, AT_ONCE = 1_000_000, 50_000  # deliveries that are discarded, inserted in transactions of so many
 NOBODY = 999_999  # an endpoint that no daemon has
 MISS = "SELECT count(*) FROM webhookd.cut(50000, 500, 99, p_rest => 50000)"  # by nobody who would send it

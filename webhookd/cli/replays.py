@@ -20,7 +20,7 @@ from webhookd.store.listings import Listings, Names, label_of
 from webhookd.store.replays import Replay, Replays, Wanted
 from webhookd.store.shots import Wishes
 
-RATE: Final = 100.0
+RATE: Final = 50.0
 TELL_SECONDS: Final = 2.0  # between two lines of progress
 
 Number = Annotated[int, typer.Argument(metavar="ID", min=1, max=2**63 - 1, help="The number of a replay.")]
