@@ -46,6 +46,10 @@ class StoreRefused(WebhookdError):
         self.passes = passes
 
 
+class StoreTaken(StoreRefused):
+    """Postgres refused a value that another row has, and only one may have."""
+
+
 class SchemaMismatch(WebhookdError):
     """The schema is missing or old, which a migration mends.
 

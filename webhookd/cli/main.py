@@ -56,6 +56,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "enable": ("pause", "enable"),
         "reload": ("reload", "reload"),
         "secret": ("secret", "secret"),
+        "token": ("token", "token"),
         "endpoints": ("endpoints", "app"),
         "systemd": ("systemd", "systemd"),
     }

@@ -23,6 +23,7 @@ from webhookd.config.reference import json_schema as json_schema
 from webhookd.config.schema import (
     NAMED,
     SECTIONS,
+    Api,
     Daemon,
     Database,
     Delivery,
@@ -60,6 +61,7 @@ class Config:
     egress: Egress
     retention: Retention
     encryption: Encryption
+    api: Api
     log: Log
     event_types: Mapping[str, EventType]
     endpoints: tuple[Endpoint, ...]
@@ -136,6 +138,7 @@ def build(
         egress=egress,
         retention=_get(sections, Retention),
         encryption=_get(sections, Encryption),
+        api=_get(sections, Api),
         log=_get(sections, Log),
         event_types=MappingProxyType(event_types),
         endpoints=endpoints,

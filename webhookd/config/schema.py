@@ -7,15 +7,19 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from webhookd.config.checks import (
+    BasePath,
     Delay,
     Dsn,
     Example,
     Filter,
     FormatName,
     HeaderName,
+    HostName,
     Kept,
+    Listen,
     Many,
     Name,
+    Origin,
     Pattern,
     Payload,
     Plain,
@@ -44,6 +48,7 @@ from webhookd.config.secrets import (
     PemFile,
     SealKeys,
     Secret,
+    TokensFile,
 )
 from webhookd.model import RetryPolicy
 from webhookd.units import DAY, KIB
@@ -159,6 +164,26 @@ class Encryption(Shape):
 
     keys: Annotated[SealKeys, Field(max_length=10)] = Field(default=(), repr=False)
     """The first seals, the others open what they have sealed: [{ id = "2026", credential = "webhookd.key" }]."""
+
+
+class Api(Shape):
+    """The HTTP API, which docs/api.md describes. The daemon serves it where it is told to listen."""
+
+    listen: Listen = ""
+    """Where: "127.0.0.1:8484", "unix:/run/webhookd/api.sock", or "systemd" for the socket that it hands over."""
+    base_path: BasePath = ""
+    """What a proxy has put before the path, such as "/webhooks"."""
+    hosts: Annotated[Many[HostName], Field(max_length=100)] = ()
+    """The names that it is reached by; a request for another is answered 421. By default any."""
+    cors_origins: Annotated[Many[Origin], Field(max_length=100)] = ()
+    """Pages that may use it from a browser, such as ["https://app.example.com"]."""
+    tokens_file: TokensFile = Field(default_factory=dict, repr=False, exclude=True)
+    """Tokens beside those of `webhookd token new`: a file with a role and a token on each line."""
+
+    @property
+    def tokens(self) -> Mapping[bytes, str]:
+        """Hash -> role."""
+        return self.tokens_file
 
 
 class Log(Shape):
@@ -303,6 +328,7 @@ SECTIONS: Final[Mapping[str, type[Shape]]] = MappingProxyType(
         "egress": EgressTable,
         "retention": Retention,
         "encryption": Encryption,
+        "api": Api,
         "log": Log,
         "endpoints": Endpoints,
     }

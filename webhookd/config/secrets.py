@@ -4,11 +4,13 @@ Blanks and newlines around it in the latter three are no part of it, as editors 
 all checks, no sentence says what was found.
 """
 
+import hashlib
 import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime, time
+from types import MappingProxyType
 from typing import Annotated, Final, TypeVar
 
 from pydantic import AfterValidator, PlainValidator, ValidationInfo
@@ -17,11 +19,13 @@ from webhookd.config.checks import CONTROL, Around, HeaderName, Kind, Many, arou
 from webhookd.message.formats import compile_header_value
 from webhookd.message.sealing import SealingKey, parse_key
 from webhookd.model import HeaderValue, Key
+from webhookd.policy.access import ROLES
 from webhookd.store.dsn import Located
 from webhookd.units import quoted
 
 _CREDENTIAL = re.compile(r"(?!\.\.?$)[^/\x00-\x1f\x7f]{1,255}")
 _CLIENT_WORD = re.compile(r"[\x20-\x7e]{1,1024}")  # RFC 6749, appendix A
+_TOKEN = re.compile(r"[\x21-\x7e]{20,1024}")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 T = TypeVar("T")
 
@@ -179,6 +183,25 @@ def _sealing_key(value: object, info: ValidationInfo) -> SealingKey:
     return SealingKey(value["id"], _parsed(parse_key, _SOURCES[given[0]](value[given[0]], around_of(info))))
 
 
+def _tokens_file(value: object, info: ValidationInfo) -> Mapping[bytes, str]:
+    """The hashes of the tokens in a file, and their roles: a line each has a role and a token."""
+    if value == "":
+        return {}
+    text = _of_file(value, around_of(info))
+    place = f"{text.origin}: " if isinstance(text, Located) else ""
+    found: dict[bytes, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) != 2 or words[0] not in ROLES or words[0] == "portal" or not _TOKEN.fullmatch(words[1]):
+            raise ValueError(
+                f"{place}line {number} wants a role and a token: {', '.join(sorted(set(ROLES) - {'portal'}))}"
+            )
+        found[hashlib.sha256(words[1].encode()).digest()] = words[0]
+    return MappingProxyType(found)
+
+
 def _different(keys: tuple[SealingKey, ...]) -> tuple[SealingKey, ...]:
     ids = [key.id for key in keys]
     if twice := next((each for each in ids if ids.count(each) > 1), None):
@@ -205,6 +228,7 @@ EnvironSecret = Annotated[Keys, PlainValidator(_environ_secret), Kind("variable"
 CredentialSecret = Annotated[Keys, PlainValidator(_credential_secret), Kind("name", {"type": "string"})]
 SealKey = Annotated[SealingKey, PlainValidator(_sealing_key), Kind("table", {"type": "object"})]
 SealKeys = Annotated[Many[SealKey], AfterValidator(_different)]
+TokensFile = Annotated[Mapping[bytes, str], PlainValidator(_tokens_file), Kind("path", {"type": "string"})]
 ClientWord = Annotated[str, PlainValidator(_client_word), Kind("text", {"type": "string", "maxLength": 1024})]
 ClientSecret = Annotated[str, PlainValidator(_client_secret), Kind("text or table", {"type": ["string", "object"]})]
 Authorization = Annotated[str, PlainValidator(_authorization), Kind("text or table", {"type": ["string", "object"]})]

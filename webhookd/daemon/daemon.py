@@ -1,8 +1,10 @@
 """The composition root: builds an engine and what belongs to a service, runs them in one TaskGroup, and stops them."""
 
 import asyncio
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
@@ -39,8 +41,11 @@ from webhookd.store.results import Results
 from webhookd.store.shots import Shots
 from webhookd.store.wakeup import WakeUp
 from webhookd.tasks import cancelled_by, first_of
+from webhookd.web.api import Api
+from webhookd.web.server import serve
 
 MOST_OF_A_PROBLEM = 500  # characters
+API_CONNECTIONS = 4  # to the database, so that no question of a client takes one from the engine
 
 log = structlog.get_logger("webhookd.daemon")
 
@@ -81,6 +86,8 @@ class Daemon:
         self._reload_wanted = asyncio.Event()
         self._refused = ""  # why the files were not taken, over all lives
         self._user_agent = f"webhookd/{__version__}"
+        self._api: Api | None = None
+        self.api_url = ""  # where the API is served, once it is
 
     def stop(self) -> None:
         """Claim nothing more, finish what is in flight, write it down, and return from run."""
@@ -98,10 +105,25 @@ class Daemon:
         # Around everything, also a database that is away and a slow stop. A TaskGroup would wrap what this raises.
         watchdog = asyncio.create_task(self._notifier.watchdog())
         try:
-            while await self._moved() and not self._stopped.is_set():
-                pass
+            async with self._served():
+                while await self._moved() and not self._stopped.is_set():
+                    pass
         finally:
             watchdog.cancel()
+
+    @asynccontextmanager
+    async def _served(self) -> AsyncIterator[None]:
+        """Serve the API meanwhile, if it is to listen; also while the database is away, as it says so."""
+        settings = self._config.api
+        if not settings.listen:
+            yield
+            return
+        async with Database(self._dsn, size=API_CONNECTIONS) as database:
+            self._api = Api(database, settings)
+            async with serve(self._api, settings.listen, os.environ) as where:
+                self.api_url = where
+                log.info("api_listening", where=where)
+                yield
 
     async def _moved(self) -> bool:
         """Live; True when the database has moved, so that all in memory was dropped and a new life has to begin."""
@@ -164,6 +186,8 @@ class Daemon:
                 await asyncio.sleep(0)
             # From here on all at once, or a cursor would pass over what its endpoint is owed.
             self._config = config  # a new life goes on with it
+            if self._api is not None:
+                self._api.settings = config.api
             sender.configure(config.egress)
             old = engine.configure(active, matcher, config.delivery)
             engine.shots.configure(ours, config.delivery)

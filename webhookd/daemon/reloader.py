@@ -168,7 +168,8 @@ class Reloader:
                 added=len(change.added),
                 removed=len(change.removed),
                 changed=len(change.changed),
-                restart_needed=[name for name in ("daemon", "database", "log") if _differs(self._config, config, name)],
+                restart_needed=[name for name in ("daemon", "database", "log") if _differs(self._config, config, name)]
+                + ["api"] * (self._config.api.listen != config.api.listen),
             )
             old, self._config = [*self._config.endpoints, *self._config.specs.values()], config
             while old:  # to free all of them would stall the loop as well

@@ -19,6 +19,7 @@ from webhookd.errors import (
     StoreDamaged,
     StoreForbidden,
     StoreRefused,
+    StoreTaken,
     StoreUnavailable,
     WebhookdError,
 )
@@ -72,6 +73,8 @@ def translated() -> Iterator[None]:
         raise SchemaMismatch(
             f"The schema of webhookd is missing or too old ({error}). Run `webhookd migrate`."
         ) from error
+    except asyncpg.UniqueViolationError as error:
+        raise StoreTaken(_refusal(error)) from error
     except _REFUSED as error:
         raise StoreRefused(_refusal(error), passes=isinstance(error, asyncpg.InternalServerError)) from error
     except _CONFLICTS as error:

@@ -36,6 +36,8 @@ async def pieces(
         try:
             async with database.transaction() as connection:
                 await check_schema(connection)
+                if not dry_run:
+                    await connection.execute(QUERIES["erase_aliases"], tenant, event_id)
                 row = (await connection.fetch(QUERIES["erase"], tenant, event_id, after, dry_run, who))[0]
         except StoreUnavailable as error:
             if isinstance(error.__cause__, asyncpg.InsufficientPrivilegeError):

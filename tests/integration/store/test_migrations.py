@@ -415,6 +415,7 @@ async def test_a_reader_reads_and_changes_nothing(granted: Connection) -> None:
 SAID = {  # by applications; and by receivers, and to them, in tests
     "outbox": {"payload", "metadata"},
     "shot": {"payload", "request", "response"},
+    "token": {"hash"},
 }
 
 

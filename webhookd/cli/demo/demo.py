@@ -30,13 +30,15 @@ from webhookd.cli.tables import say, show_json, tell
 from webhookd.config.config import Config
 from webhookd.daemon.daemon import Daemon
 from webhookd.errors import StoreUnavailable
+from webhookd.ids import new_id
 from webhookd.message.signing import new_secret, parse_secret
 from webhookd.model import Endpoint
-from webhookd.store import wheel
+from webhookd.store import tokens, wheel
 from webhookd.store.database import Database
 from webhookd.store.migrations import migrate
 from webhookd.store.reports import Mark, Producer, Pulse, Reports
 from webhookd.tasks import wait_for
+from webhookd.web.table import BASE
 
 LOOK_SECONDS = 0.5
 SETTLE_SECONDS = 30.0  # for the last retries to succeed
@@ -45,6 +47,7 @@ INSERT = (
     "INSERT INTO webhookd.outbox (type, payload)",
     r"""VALUES ('order.created', '{\"hello\": \"world\"}')""",
 )  # for a shell
+MESSAGE = '{"eventType": "order.created", "payload": {"hello": "world"}}'
 
 
 def demo(
@@ -127,7 +130,7 @@ class _Demo:
             endpoints = {ids[each.tenant, each.name]: each for each in config.endpoints}
             if not self._quiet:
                 with self._shown():
-                    say(introduction(self._directory, self._dsn))
+                    say(introduction(self._directory, self._dsn, daemon.api_url, await self._token(database)))
             producing = tasks.create_task(self._produce(Producer(database)))
             watching = tasks.create_task(self._watch(reports, endpoints, config, since))
             await _either(self._stopped, self._seconds)
@@ -142,6 +145,12 @@ class _Demo:
             self._over.set()
             await asyncio.wait([watching])
         return await summarize(reports, endpoints, self._receipts, since, self._emitted, self._pulses)
+
+    async def _token(self, database: Database) -> str:
+        """A token of the API for whoever reads our lines."""
+        token = tokens.new_token()
+        await tokens.add(database, new_id("tok_"), token, tokens.New("admin", "demo", "webhookd demo"))
+        return token
 
     def _receive(self, received: Received) -> None:
         self._receipts.setdefault(received.path.removeprefix("/"), Receipts()).add(received)
@@ -204,8 +213,9 @@ async def _either(stopped: asyncio.Event, seconds: float | None) -> None:
         await wait_for(stopped, seconds)
 
 
-def introduction(directory: Path, dsn: str) -> str:
-    """Where everything is, and a command to paste."""
+def introduction(directory: Path, dsn: str, api: str, token: str) -> str:
+    """Where everything is, and commands to paste."""
+    begun, _, ended = MESSAGE.replace('"', r"\"").partition(", ")
     return f"""
 configuration  {directory / "webhookd.toml"}
 endpoints      {directory / "endpoints.d"}
@@ -218,6 +228,20 @@ Send an event of your own, from another terminal:
     {shlex.quote(dsn)} \\
     -c "{INSERT[0]} \\
         {INSERT[1]}"
+
+or by the HTTP API, with curl or with Python:
+
+  TOKEN={token}
+  API={api}{BASE}
+
+  curl $API/app/default/msg -H "authorization: Bearer $TOKEN" \\
+    -d '{MESSAGE}'
+
+  python3 -c "from urllib.request import Request, urlopen; \\
+    print(urlopen(Request('$API/app/default/msg', \\
+    b'{begun}, \\
+    {ended}', \\
+    {{'authorization': 'Bearer $TOKEN'}})).read().decode())"
 
 Ctrl-C stops.
 """

@@ -49,6 +49,9 @@ dsn = {dsn}
 allow_http = true
 allow_networks = ["127.0.0.0/8"]
 
+[api] # at a port that is free
+listen = "127.0.0.1:0"
+
 [log] # in webhookd.log beside this file
 format = "console"
 """

@@ -1,3 +1,7 @@
+-- name: erase_aliases
+-- What callers of the API have called these events.
+DELETE FROM webhookd.event_alias WHERE tenant = $1 OR event_id = $2;
+
 -- name: erase
 -- What the events say is gone, of so many of them; where to go on.
 SELECT e.next, e.events, e.deliveries, e.responses

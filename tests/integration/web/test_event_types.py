@@ -1,0 +1,68 @@
+"""Event types: registered, changed, archived, forgotten."""
+
+from tests.integration.web.conftest import Client
+
+CREATED = {"name": "order.created", "description": "An order was made", "schemas": {"1": {"type": "object"}}}
+
+
+async def test_one_is_registered_changed_and_forgotten(api: Client) -> None:
+    made = await api("POST", "/event-type", {**CREATED, "featureFlag": "beta"})
+    assert made.status == 201
+    assert made.body | {**CREATED, "featureFlags": ["beta"], "featureFlag": "beta", "archived": False} == made.body
+    assert (await api("GET", "/event-type/order.created")).body == made.body
+    assert (await api("POST", "/event-type", CREATED)).body["code"] == "conflict"
+    changed = await api("PATCH", "/event-type/order.created", {"deprecated": True, "schemas": None})
+    assert (changed.body["deprecated"], changed.body["schemas"], changed.body["description"]) == (
+        True,
+        None,
+        "An order was made",
+    )
+    replaced = await api("PUT", "/event-type/order.created", {"description": "new"})
+    assert (replaced.status, replaced.body["deprecated"], replaced.body["featureFlag"]) == (200, False, None)
+    assert (await api("DELETE", "/event-type/order.created?expunge=true")).status == 204
+    assert (await api("GET", "/event-type/order.created")).status == 404
+    assert (await api("PUT", "/event-type/order.created", {"description": "new"})).status == 201
+
+
+async def test_an_archived_one_is_left_out_and_comes_back(api: Client) -> None:
+    await api("POST", "/event-type", CREATED)
+    assert (await api("DELETE", "/event-type/order.created")).status == 204
+    assert (await api("GET", "/event-type")).body["data"] == []
+    (left,) = (await api("GET", "/event-type?include_archived=true")).body["data"]
+    assert left["archived"]
+    assert (await api("POST", "/event-type", CREATED)).status == 201
+    assert [each["archived"] for each in (await api("GET", "/event-type")).body["data"]] == [False]
+
+
+async def test_lists_have_schemas_where_they_are_wanted(api: Client) -> None:
+    await api("POST", "/event-type", CREATED)
+    assert (await api("GET", "/event-type")).body["data"][0]["schemas"] is None
+    assert (await api("GET", "/event-type?with_content=true")).body["data"][0]["schemas"] == CREATED["schemas"]
+
+
+async def test_pages(api: Client) -> None:
+    for name in "abcde":
+        await api("POST", "/event-type", {"name": name, "description": ""})
+    first = (await api("GET", "/event-type?limit=2")).body
+    second = (await api("GET", f"/event-type?limit=2&iterator={first['iterator']}")).body
+    last = (await api("GET", f"/event-type?limit=2&iterator={second['iterator']}")).body
+    assert ["".join(each["name"] for each in page["data"]) for page in (first, second, last)] == ["ab", "cd", "e"]
+    assert [page["done"] for page in (first, second, last)] == [False, False, True]
+    falling = (await api("GET", "/event-type?order=descending&limit=2")).body
+    assert "".join(each["name"] for each in falling["data"]) == "ed"
+
+
+async def test_what_makes_no_sense_is_422(api: Client) -> None:
+    await api("POST", "/event-type", CREATED)
+    for body in (
+        {"name": "a b", "description": ""},
+        {"name": "a"},
+        {"description": ""},
+        {**CREATED, "schemas": {"1": 7}},
+    ):
+        assert (await api("POST", "/event-type", body)).status == 422
+    for change in ({"description": None}, {"archived": None}, {"archived": "yes"}):
+        assert (await api("PATCH", "/event-type/order.created", change)).status == 422
+    assert (await api("PATCH", "/event-type/none", {})).status == 404
+    assert (await api("PUT", "/event-type/a%20b", {"description": ""})).status == 404
+    assert (await api("DELETE", "/event-type/none")).status == 404

@@ -1,0 +1,33 @@
+"""Who may do what."""
+
+import pytest
+
+from webhookd.policy.access import CAPABILITIES, ROLES, Caller, Right, may_give
+
+
+def test_an_administrator_may_do_all_and_an_operator_all_but_tokens_secrets_and_erasing() -> None:
+    assert ROLES["admin"] == frozenset(Right)
+    left = {Right.TOKENS, Right.SEE_SECRETS, Right.CHANGE_SECRETS, Right.ERASE}
+    assert ROLES["operator"] == frozenset(Right) - left
+    assert ROLES["read"] == {Right.LOOK}
+    assert ROLES["producer"] == {Right.EMIT}
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_a_portal_may_do_what_its_capabilities_say(capability: str) -> None:
+    assert Caller("t", "n", "portal", "app", (capability,)).rights == {CAPABILITIES[capability]}
+
+
+def test_who_is_nobody_may_do_nothing() -> None:
+    assert not Caller("", "", "").rights
+    assert not Caller("t", "n", "portal", "app", ("Unheard",)).rights
+    assert not Caller("t", "n", "of another version").rights
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_only_an_administrator_gives_tokens_and_one_of_a_tenant_only_of_that(role: str) -> None:
+    assert may_give(Caller("t", "n", "admin"), role, None)
+    assert may_give(Caller("t", "n", "admin", "app"), role, "app")
+    assert not may_give(Caller("t", "n", "admin", "app"), role, "other")
+    assert not may_give(Caller("t", "n", "admin", "app"), role, None)
+    assert not may_give(Caller("t", "n", "operator"), role, None)

@@ -1,0 +1,24 @@
+"""Ids that are made here: a prefix that says of what, and 27 signs that sort by the time they were made."""
+
+import secrets
+import time
+from typing import Final
+
+ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # in the order of ASCII
+WIDTH: Final = 27  # signs for 20 bytes
+_MOMENT, _RANDOM = 6, 14  # bytes: milliseconds since the epoch, and what nobody guesses
+
+
+def new_id(prefix: str, now: float | None = None) -> str:
+    """A fresh one, such as `msg_` and 27 signs; `now` in seconds since the epoch."""
+    moment = int((time.time() if now is None else now) * 1000)
+    return prefix + base62(moment.to_bytes(_MOMENT) + secrets.token_bytes(_RANDOM), WIDTH)
+
+
+def base62(content: bytes, width: int) -> str:
+    """The bytes as one number in so many digits of base 62; the order of the texts is that of the bytes."""
+    number, digits = int.from_bytes(content), []
+    for _ in range(width):
+        number, digit = divmod(number, 62)
+        digits.append(ALPHABET[digit])
+    return "".join(reversed(digits))

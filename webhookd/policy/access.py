@@ -1,0 +1,64 @@
+"""Who may do what by the HTTP API: roles, and what a portal's token is capable of."""
+
+from collections.abc import Mapping
+from enum import Enum
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+
+class Right(Enum):
+    """What an operation wants of its caller."""
+
+    LOOK = "look"
+    TENANTS = "tenants"  # make, change and end them, and what belongs to no tenant
+    ENDPOINTS = "endpoints"
+    SEE_SECRETS = "see secrets"
+    CHANGE_SECRETS = "change secrets"
+    EMIT = "emit"
+    ATTEMPT = "attempt"  # resend, test, replay
+    TOKENS = "tokens"
+    ERASE = "erase"
+
+
+ROLES: Final[Mapping[str, frozenset[Right]]] = MappingProxyType(
+    {
+        "admin": frozenset(Right),
+        "operator": frozenset(Right) - {Right.TOKENS, Right.SEE_SECRETS, Right.CHANGE_SECRETS, Right.ERASE},
+        "read": frozenset({Right.LOOK}),
+        "producer": frozenset({Right.EMIT}),
+        "portal": frozenset(),  # what its capabilities say
+    }
+)
+CAPABILITIES: Final[Mapping[str, Right]] = MappingProxyType(
+    {
+        "ViewBase": Right.LOOK,
+        "ViewEndpointSecret": Right.SEE_SECRETS,
+        "ManageEndpointSecret": Right.CHANGE_SECRETS,
+        "ManageEndpoint": Right.ENDPOINTS,
+        "CreateAttempts": Right.ATTEMPT,
+    }
+)
+
+
+class Caller(NamedTuple):
+    """Who asks. `tenant` is the id of the only one whose things these are to see, None for all."""
+
+    token: str  # its id
+    name: str  # as the audit has it
+    role: str
+    tenant: str | None = None
+    capabilities: tuple[str, ...] = ()
+
+    @property
+    def rights(self) -> frozenset[Right]:
+        """What it may do, where its tenant lets it."""
+        return ROLES.get(self.role, frozenset()) | {
+            CAPABILITIES[each] for each in self.capabilities if each in CAPABILITIES
+        }
+
+
+def may_give(giver: Caller, role: str, tenant: str | None) -> bool:
+    """True when a token of this role is nothing that its giver has not: nobody mints what he does not have."""
+    if Right.TOKENS not in giver.rights:
+        return False
+    return giver.tenant is None or giver.tenant == tenant

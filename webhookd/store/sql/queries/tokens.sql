@@ -1,0 +1,29 @@
+-- name: token_known
+-- Whose it is, if it counts; that it was used is written down once a minute.
+WITH found AS MATERIALIZED (
+  SELECT k.* FROM webhookd.token k LEFT JOIN webhookd.tenant t ON t.id = k.tenant
+   WHERE k.hash = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AND (k.tenant IS NULL OR t.deleted_at IS NULL)),
+used AS (UPDATE webhookd.token k SET used_at = now() FROM found f WHERE k.id = f.id AND (f.used_at IS NULL OR f.used_at < now() - interval '1 min'))
+SELECT id, role, tenant, capabilities, name FROM found;
+
+-- name: token_add
+WITH made AS (
+  INSERT INTO webhookd.token (id, hash, role, tenant, capabilities, name, by, expires_at)
+  VALUES ($1, $2, $3, $4, $5, $6, $7, now() + $8::float8 * interval '1 s') RETURNING *)
+INSERT INTO webhookd.audit (who, action, subject, tenant, after)
+SELECT m.by, 'create token', m.id, (SELECT t.key FROM webhookd.tenant t WHERE t.id = m.tenant),
+       json_build_object('role', m.role, 'name', m.name, 'capabilities', m.capabilities, 'expires_at', m.expires_at) FROM made m;
+
+-- name: tokens
+-- The newest first.
+SELECT k.id, k.role, COALESCE(t.uid, t.id), k.capabilities, k.name, k.by, k.created_at, k.expires_at, k.revoked_at, k.used_at
+  FROM webhookd.token k LEFT JOIN webhookd.tenant t ON t.id = k.tenant
+ WHERE ($1::text IS NULL OR k.tenant = $1) AND ($2 OR k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()))
+ ORDER BY k.id DESC;
+
+-- name: token_revoke
+WITH ended AS (UPDATE webhookd.token SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL RETURNING *),
+noted AS (
+  INSERT INTO webhookd.audit (who, action, subject, tenant, before)
+  SELECT $2, 'revoke token', e.id, (SELECT t.key FROM webhookd.tenant t WHERE t.id = e.tenant), json_build_object('role', e.role, 'name', e.name) FROM ended e)
+SELECT id FROM ended;

@@ -1,0 +1,276 @@
+"""What becomes of a request: found in the table, allowed, checked, done in one transaction, and answered once.
+
+request ──▶ router ──▶ who asks ──▶ body ──▶ checks ──▶ [ the same before? ] ──▶ operation ──▶ answer
+   └──────────┴───────────┴──────────┴─────────┴──▶ Problem ──▶ a document that every client library can read
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+import orjson
+import structlog
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from webhookd.errors import StoreRefused, StoreTaken, StoreUnavailable, WebhookdError
+from webhookd.policy.access import Caller
+from webhookd.store import requests, tenants
+from webhookd.store import tokens as store
+from webhookd.store.database import Database
+from webhookd.store.requests import Answered
+from webhookd.web import body, openapi
+from webhookd.web.operation import TENANT, Answer, Call, Operation
+from webhookd.web.problem import Problem, conflict, invalid, not_found
+from webhookd.web.router import Router
+from webhookd.web.table import BASE, OPERATIONS
+from webhookd.web.tokens import caller_of
+
+KNOWN_SECONDS: Final = 1.0  # for which a token is not asked for again
+KNOWN_MOST: Final = 10_000
+TWICE_SECONDS: Final = 10.0  # that a request waits while the same is under way
+LOOK_SECONDS: Final = 0.05
+SECONDS: Final = 12.0  # for the database; client libraries give up at 15
+KEY_MOST: Final = 256  # characters of an idempotency key
+JSON: Final = {"content-type": "application/json"}
+NOBODY: Final = Caller("", "", "")
+
+log = structlog.get_logger("webhookd.api")
+
+
+class Settings(Protocol):
+    """`[api]` of the configuration, as far as requests are concerned."""
+
+    @property
+    def base_path(self) -> str: ...
+    @property
+    def hosts(self) -> tuple[str, ...]: ...
+    @property
+    def cors_origins(self) -> tuple[str, ...]: ...
+    @property
+    def tokens(self) -> Mapping[bytes, str]: ...
+
+
+class Api:
+    """Answers requests."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database = database
+        self._router = Router(OPERATIONS)
+        self._known: dict[str, tuple[float, Caller]] = {}
+        self._document: bytes = b""
+        self.settings = settings
+
+    async def answer(self, request: web.BaseRequest) -> web.Response:
+        """The answer, whatever the request is."""
+        try:
+            async with asyncio.timeout(SECONDS):
+                response = await self._answer(request)
+        except Problem as problem:
+            response = _told(problem)
+        except (StoreUnavailable, TimeoutError):
+            response = _told(
+                Problem(503, "database_away", "The database does not answer; try again soon.", {"retry-after": "1"})
+            )
+        except StoreTaken:
+            response = _told(conflict("Somebody has just made the same; look at what there is."))
+        except StoreRefused as error:
+            response = _told(Problem(400, "refused", f"The database does not take it: {error}."))
+        except WebhookdError as error:
+            log.warning("api_refused", path=request.path, reason=str(error))
+            response = _told(Problem(503, "unavailable", "The daemon cannot use its database; its log says why."))
+        except Exception:
+            log.exception("api_broke", path=request.path)
+            response = _told(Problem(500, "internal", "A bug of webhookd; its log has more."))
+        self._allow_origin(request, response)
+        return response
+
+    async def _answer(self, request: web.BaseRequest) -> web.Response:
+        self._expect_host(request)
+        self._expect_origin(request)
+        path = self._path(request)
+        if request.method == "OPTIONS":
+            return _preflight(self._router.methods(path))
+        if path == "/openapi.json" and request.method == "GET":
+            self._document = self._document or openapi.document(OPERATIONS, self.settings.base_path + BASE)
+            return web.Response(body=self._document, headers=JSON)
+        operation, parts = self._router.find(request.method, path)
+        caller = NOBODY if operation.right is None else await self._caller(request)
+        _expect_right(operation, caller)
+        query = _checked("query", operation.query, _texts(request))
+        raw = await body.read(request, operation.upto) if operation.body is not None else b""
+        call = Call(caller, self._database, parts, query, raw=raw)
+        if operation.body is not None and operation.whole:
+            await body.expect_shallow(raw)
+            call.body = _parsed(operation.body, raw)
+        answer = await (self._written(request, operation, call) if operation.writes else _done(operation, call))
+        return _response(answer)
+
+    def _expect_host(self, request: web.BaseRequest) -> None:
+        host = request.headers.get("host", "")
+        name = host if host.endswith("]") else host.rpartition(":")[0] or host
+        if self.settings.hosts and name not in self.settings.hosts:
+            raise Problem(421, "other_host", "This is not the host that the API is reached by.")
+
+    def _expect_origin(self, request: web.BaseRequest) -> None:
+        """Pages of others write nothing: no browser sends a token by itself, but nobody should have to rely on that."""
+        origin = request.headers.get("origin")
+        if origin is None or request.method in ("GET", "HEAD", "OPTIONS") or origin in self.settings.cors_origins:
+            return
+        if origin.partition("://")[2] != request.headers.get("host"):
+            raise Problem(
+                403, "other_origin", "Pages of this origin may not use the API; [api] cors_origins says which."
+            )
+
+    def _path(self, request: web.BaseRequest) -> str:
+        before = self.settings.base_path + BASE
+        path = request.rel_url.raw_path
+        if path != before and not path.startswith(before + "/"):
+            raise Problem(404, "not_found", f"There is nothing at this path; the API begins at {before}/.")
+        return path.removeprefix(before)
+
+    async def _caller(self, request: web.BaseRequest) -> Caller:
+        """Who asks. Problem 401 for whoever does not say."""
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token:
+            raise _unauthorized("Say who you are: `Authorization: Bearer TOKEN`; `webhookd token new` makes one.")
+        now = time.monotonic()
+        if (kept := self._known.get(token)) is not None and now < kept[0]:
+            return kept[1]
+        if role := self.settings.tokens.get(store.hash_of(token)):
+            caller = Caller("file", f"{role} of tokens_file", role)
+        elif (known := await store.known(self._database, token)) is not None:
+            caller = caller_of(known)
+        else:
+            raise _unauthorized("This token is none that counts: it is wrong, was revoked, or has expired.")
+        if len(self._known) >= KNOWN_MOST:
+            self._known.clear()
+        self._known[token] = now + KNOWN_SECONDS, caller
+        return caller
+
+    async def _written(self, request: web.BaseRequest, operation: Operation, call: Call) -> Answer:
+        """Do it in one transaction; what was done for the same request before is not done again."""
+        key = _key(request, call)
+        until = time.monotonic() + TWICE_SECONDS
+        while True:
+            async with self._database.transaction() as connection:
+                if await requests.begin(connection, call.caller.name, key):
+                    call.connection = connection
+                    return await _once(operation, call, key)
+            if time.monotonic() > until:
+                raise conflict("The same request is under way; ask again with the same idempotency-key.", "under_way")
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _allow_origin(self, request: web.BaseRequest, response: web.Response) -> None:
+        origin = request.headers.get("origin")
+        if origin is not None and origin in self.settings.cors_origins:
+            response.headers["access-control-allow-origin"] = origin
+            response.headers["vary"] = "origin"
+
+
+async def _once(operation: Operation, call: Call, key: bytes | None) -> Answer:
+    """Answer as before where it was answered before."""
+    if key is None:
+        return await _done(operation, call)
+    digest = hashlib.sha256(call.raw).digest()
+    before = await requests.answered(call.connection, key)
+    if before is None:
+        answer = await _done(operation, call)
+        await requests.keep(call.connection, key, Answered(digest, answer.status, answer.made))
+        return answer
+    if before.body != digest:
+        raise conflict("This idempotency-key was used for another request; give each its own.", "key_reused")
+    if operation.again is None:
+        return Answer(before.status)
+    await _find_tenant(operation, call)
+    return await operation.again(call, before.made, before.status)
+
+
+async def _done(operation: Operation, call: Call) -> Answer:
+    await _find_tenant(operation, call)
+    return await operation.handler(call)
+
+
+async def _find_tenant(operation: Operation, call: Call) -> None:
+    """Know whose things it is about. Problem 404 where there is no such tenant, or it is not the caller's."""
+    if not operation.of_tenant:
+        return
+    call.tenant = await tenants.find(call.connection, call.path[TENANT])
+    if call.caller.tenant is not None and (call.tenant is None or call.tenant.id != call.caller.tenant):
+        raise not_found("application")
+    if call.tenant is None and not operation.may_be_new:
+        raise not_found("application")
+
+
+def _expect_right(operation: Operation, caller: Caller) -> None:
+    if operation.right is None:
+        return
+    if operation.right not in caller.rights:
+        raise Problem(403, "forbidden", f"This token may not {operation.summary.lower()}: its role is {caller.role}.")
+    if caller.tenant is not None and not operation.of_tenant and not operation.for_all:
+        raise Problem(403, "forbidden", "This token is for one application, and this is about more than that.")
+
+
+def _key(request: web.BaseRequest, call: Call) -> bytes | None:
+    """What this request has in common with another that is the same, if it says so."""
+    key = request.headers.get("idempotency-key")
+    if key is None or request.method != "POST":
+        return None
+    if not key or len(key) > KEY_MOST:
+        raise Problem(400, "bad_key", f"An idempotency-key has 1 to {KEY_MOST} characters.")
+    return hashlib.sha256(
+        "\0".join((call.caller.token, key, request.method, request.rel_url.raw_path)).encode()
+    ).digest()
+
+
+def _texts(request: web.BaseRequest) -> dict[str, str | list[str]]:
+    """The query; what is there several times is a list."""
+    query = request.rel_url.query
+    return {name: values[0] if len(values := query.getall(name)) == 1 else values for name in set(query)}
+
+
+def _checked(where: str, model: type[BaseModel] | None, value: object) -> Any:
+    if model is None:
+        return None
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise invalid(where, error) from None
+
+
+def _parsed(model: type[BaseModel], raw: bytes) -> Any:
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as error:
+        raise invalid("body", error) from None
+
+
+def _response(answer: Answer) -> web.Response:
+    if answer.value is None:
+        return web.Response(status=answer.status)
+    content = orjson.dumps(answer.value.model_dump(by_alias=True, warnings=False), option=orjson.OPT_UTC_Z)
+    return web.Response(status=answer.status, body=content, headers=JSON)
+
+
+def _told(problem: Problem) -> web.Response:
+    response = web.Response(status=problem.status, body=problem.body, headers=problem.headers)
+    if problem.headers.get("connection") == "close":
+        response.force_close()
+    return response
+
+
+def _preflight(methods: list[str]) -> web.Response:
+    headers = {
+        "allow": ", ".join([*methods, "OPTIONS"]),
+        "access-control-allow-methods": ", ".join(methods),
+        "access-control-allow-headers": "authorization, content-type, idempotency-key, svix-req-id, svix-retry-count",
+        "access-control-max-age": "600",
+    }
+    return web.Response(status=204, headers=headers)
+
+
+def _unauthorized(detail: str) -> Problem:
+    return Problem(401, "authentication_failed", detail, {"www-authenticate": "Bearer"})

@@ -1,0 +1,83 @@
+"""What an operation is: a row of the table that router, checks and the OpenAPI document are made of."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from pydantic import BaseModel
+
+from webhookd.policy.access import Caller, Right
+from webhookd.store.tenants import Tenant
+
+TENANT: Final = "app_id"  # the part of a path that says whose things it is about
+
+
+class Answer(NamedTuple):
+    """What comes back. `made` is the id of what was made or changed, of which the same answer can be made again."""
+
+    status: int
+    value: BaseModel | None = None
+    made: str | None = None
+
+
+@dataclass(slots=True)
+class Call:
+    """One request, once it is known what it wants, who asks, and that its parts are as they should be.
+
+    `connection` is in a transaction where the operation writes. `tenant` is the one of the path, which its caller sees.
+    """
+
+    caller: Caller
+    connection: Any
+    path: Mapping[str, str]
+    query: Any = None
+    body: Any = None
+    raw: bytes = field(default=b"", repr=False)
+    tenant: Tenant | None = None
+
+    @property
+    def of(self) -> Tenant:
+        """The tenant of the path, which an operation about a tenant's things always has."""
+        if self.tenant is None:
+            raise LookupError(TENANT)
+        return self.tenant
+
+
+Handler = Callable[[Call], Awaitable[Answer]]
+# (call, id of what was made, status) -> what was answered then, or as much of it as is still there
+Again = Callable[[Call, str | None, int], Awaitable[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A method and a path, what they do, who may, what they take, and what they answer.
+
+    `right` is None where nobody has to say who he is. `answers`: status -> what the body is, None for no body.
+    `again` answers a request that has been answered before; only what is written wants it.
+    """
+
+    method: str
+    path: str
+    id: str
+    summary: str
+    right: Right | None
+    handler: Handler
+    answers: Mapping[int, type[BaseModel] | None]
+    query: type[BaseModel] | None = None
+    body: type[BaseModel] | None = None
+    again: Again | None = None
+    upto: int = 1 << 20  # bytes of the body
+    whole: bool = True  # the body is parsed as it stands; else the handler takes it apart
+    may_be_new: bool = False  # the tenant of its path need not be there
+    for_all: bool = False  # not about a tenant, but for the tokens of tenants as well
+    tags: tuple[str, ...] = ()
+
+    @property
+    def writes(self) -> bool:
+        """True when it changes something, so that all of it is one transaction."""
+        return self.method != "GET"
+
+    @property
+    def of_tenant(self) -> bool:
+        """True when it is about what belongs to one tenant."""
+        return f"{{{TENANT}}}" in self.path

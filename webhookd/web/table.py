@@ -1,0 +1,228 @@
+"""The table of operations: all that can be asked for by HTTP, and who may.
+
+Ids and paths are those of the Svix API where it has the operation, so that its client libraries work as they are.
+"""
+
+from typing import Final
+
+from webhookd.policy.access import Right
+from webhookd.web import applications, event_types, messages, tokens
+from webhookd.web.operation import Answer, Call, Operation
+from webhookd.web.shapes import Ordered
+
+BASE: Final = "/api/v1"
+APP, TYPE, MESSAGE, TOKEN = ("Application",), ("Event Type",), ("Message",), ("Token",)
+
+
+async def _healthy(call: Call) -> Answer:
+    return Answer(204)
+
+
+OPERATIONS: Final[tuple[Operation, ...]] = (
+    Operation(
+        "GET", "/health", "v1.health.get", "Whether the API answers", None, _healthy, {204: None}, tags=("Health",)
+    ),
+    # Applications
+    Operation(
+        "GET",
+        "/app",
+        "v1.application.list",
+        "List applications",
+        Right.LOOK,
+        applications.all_of,
+        {200: applications.ApplicationPage},
+        query=Ordered,
+        tags=APP,
+    ),
+    Operation(
+        "POST",
+        "/app",
+        "v1.application.create",
+        "Create an application",
+        Right.TENANTS,
+        applications.create,
+        {200: applications.ApplicationOut, 201: applications.ApplicationOut},
+        query=applications.Creation,
+        body=applications.ApplicationIn,
+        again=applications.again,
+        tags=APP,
+    ),
+    Operation(
+        "GET",
+        "/app/{app_id}",
+        "v1.application.get",
+        "Get an application",
+        Right.LOOK,
+        applications.get,
+        {200: applications.ApplicationOut},
+        tags=APP,
+    ),
+    Operation(
+        "PUT",
+        "/app/{app_id}",
+        "v1.application.update",
+        "Create or replace an application",
+        Right.TENANTS,
+        applications.upsert,
+        {200: applications.ApplicationOut, 201: applications.ApplicationOut},
+        body=applications.ApplicationIn,
+        again=applications.again,
+        tags=APP,
+        may_be_new=True,
+    ),
+    Operation(
+        "PATCH",
+        "/app/{app_id}",
+        "v1.application.patch",
+        "Change an application",
+        Right.TENANTS,
+        applications.patch,
+        {200: applications.ApplicationOut},
+        body=applications.ApplicationPatch,
+        again=applications.again,
+        tags=APP,
+    ),
+    Operation(
+        "DELETE",
+        "/app/{app_id}",
+        "v1.application.delete",
+        "Delete an application",
+        Right.TENANTS,
+        applications.delete,
+        {204: None},
+        tags=APP,
+    ),
+    # Event types
+    Operation(
+        "GET",
+        "/event-type",
+        "v1.event-type.list",
+        "List event types",
+        Right.LOOK,
+        event_types.all_of,
+        {200: event_types.EventTypePage},
+        query=event_types.Listing,
+        tags=TYPE,
+        for_all=True,
+    ),
+    Operation(
+        "POST",
+        "/event-type",
+        "v1.event-type.create",
+        "Create an event type",
+        Right.TENANTS,
+        event_types.create,
+        {201: event_types.EventTypeOut},
+        body=event_types.EventTypeIn,
+        again=event_types.again,
+        tags=TYPE,
+    ),
+    Operation(
+        "GET",
+        "/event-type/{event_type_name}",
+        "v1.event-type.get",
+        "Get an event type",
+        Right.LOOK,
+        event_types.get,
+        {200: event_types.EventTypeOut},
+        tags=TYPE,
+        for_all=True,
+    ),
+    Operation(
+        "PUT",
+        "/event-type/{event_type_name}",
+        "v1.event-type.update",
+        "Create or replace an event type",
+        Right.TENANTS,
+        event_types.upsert,
+        {200: event_types.EventTypeOut, 201: event_types.EventTypeOut},
+        body=event_types.EventTypeUpdate,
+        again=event_types.again,
+        tags=TYPE,
+    ),
+    Operation(
+        "PATCH",
+        "/event-type/{event_type_name}",
+        "v1.event-type.patch",
+        "Change an event type",
+        Right.TENANTS,
+        event_types.patch,
+        {200: event_types.EventTypeOut},
+        body=event_types.EventTypePatch,
+        again=event_types.again,
+        tags=TYPE,
+    ),
+    Operation(
+        "DELETE",
+        "/event-type/{event_type_name}",
+        "v1.event-type.delete",
+        "Archive or delete an event type",
+        Right.TENANTS,
+        event_types.delete,
+        {204: None},
+        query=event_types.Deletion,
+        tags=TYPE,
+    ),
+    # Messages
+    Operation(
+        "POST",
+        "/app/{app_id}/msg",
+        "v1.message.create",
+        "Create a message",
+        Right.EMIT,
+        messages.create,
+        {202: messages.MessageOut},
+        query=messages.Content,
+        body=messages.MessageIn,
+        again=messages.again,
+        upto=messages.LARGEST,
+        whole=False,
+        tags=MESSAGE,
+        may_be_new=True,
+    ),
+    Operation(
+        "GET",
+        "/app/{app_id}/msg/{msg_id}",
+        "v1.message.get",
+        "Get a message",
+        Right.LOOK,
+        messages.get,
+        {200: messages.MessageOut},
+        query=messages.Content,
+        tags=MESSAGE,
+    ),
+    # Tokens
+    Operation(
+        "GET",
+        "/token",
+        "v1.token.list",
+        "List tokens",
+        Right.TOKENS,
+        tokens.all_of,
+        {200: tokens.TokenList},
+        query=tokens.Listing,
+        tags=TOKEN,
+    ),
+    Operation(
+        "POST",
+        "/token",
+        "v1.token.create",
+        "Create a token",
+        Right.TOKENS,
+        tokens.create,
+        {201: tokens.TokenMade},
+        body=tokens.TokenIn,
+        again=tokens.again,
+        tags=TOKEN,
+    ),
+    Operation(
+        "DELETE",
+        "/token/{token_id}",
+        "v1.token.revoke",
+        "Revoke a token",
+        Right.TOKENS,
+        tokens.revoke,
+        {204: None},
+        tags=TOKEN,
+    ),
+)
