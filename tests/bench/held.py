@@ -72,13 +72,14 @@ async def held(server: str, seconds: float = SECONDS) -> list[Line]:
                 group.create_task(pgbench(dsn, statement, clients=1, seconds=seconds, rate=FLAKY_RATE), name="flaky")
                 start = await connection.fetchrow(DELIVERED)
                 first = await _sampled(dsn, asking, [flaky, STRANGER])
+                counts = [await _counts(connection)]
                 for events in (1, MANY):
-                    before = await _counts(connection)
                     await _flow(dsn, events, (seconds - 2 * SAMPLING) / 2)
-                    after = await _counts(connection)
-                    dead[events] = Counts(*(now - then for now, then in zip(after, before, strict=True)))
+                    counts.append(await _counts(connection))
+                    dead[events] = Counts(*(now - then for then, now in zip(*counts[-2:], strict=True)))
                 last = await _sampled(dsn, asking, [flaky, STRANGER])
                 end = await connection.fetchrow(DELIVERED)
+    flowing = end[1] - start[1] - len(counts) * REPORTED  # seconds; nothing flows while it is waited for counts
     during = f"{seconds:.0f} s of a held snapshot"
     few = f"{RATE * FILL:.0f} events"
     return [
@@ -88,7 +89,7 @@ async def held(server: str, seconds: float = SECONDS) -> list[Line]:
         Line(f"dead rows per delivery, {MANY} events a transaction", dead[MANY].dead / dead[MANY].events, "rows", 0.02),
         # Batches are small then, for the sake of latency, and each is updated once however few events it has.
         Line("dead rows per batch, 1 event a transaction", dead[1].dead / dead[1].batches, "rows", 1.25),
-        Line("deliveries per second meanwhile", (end[0] - start[0]) / (end[1] - start[1]), "per s", RATE * 0.95, True),
+        Line("deliveries per second meanwhile", (end[0] - start[0]) / flowing, "per s", RATE * 0.95, True),
     ]
 
 

@@ -5,20 +5,20 @@ import itertools
 import random
 import statistics
 import time
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.bench import rig
 from tests.bench.line import Line
+from tests.bench.pairs import in_pairs, is_clear
 
 HEALTHY, HUNG = 20, 200
 RATE = 200.0  # events/s for the healthy endpoints, one for each event
-SLICES, SECONDS = 9, 4.0  # of each measurement; the median of their p99
+SLICES, SECONDS = 9, 4.0  # of each measurement, at least
 OWED = 10_000
 SOON, SETTLING = 3.0, 30.0  # seconds after which one endpoint, or 200, that fell silent are known for it
 TRICKLE = 1.0  # events/s that each hung endpoint goes on to get
 BURST, BURSTS = 6_000, 5
+P99, SPEED = 1.2, 0.9  # budgets, as ratios
 INSERT = "INSERT INTO webhookd.outbox (type, payload) VALUES ($1, to_json(repeat('x', 1000))) RETURNING event_id"
 MANY = """
     INSERT INTO webhookd.outbox (type, payload)
@@ -51,41 +51,55 @@ async def isolation(server: str) -> list[Line]:
             async with asyncio.TaskGroup() as group:
                 one = group.create_task(_trickle(other, "hung"))
                 await asyncio.sleep(SOON)
-                with_one = await in_turns(url, [elsewhere, connection])
+                with_one = await in_turns(url, elsewhere, connection)
                 one.cancel()
             async with asyncio.TaskGroup() as group:
                 many = group.create_task(_trickle(other, "silent"))
                 await asyncio.sleep(SETTLING)
-                with_many = await in_turns(url, [elsewhere, connection])
+                with_many = await in_turns(url, elsewhere, connection)
                 many.cancel()
     return [
         line
-        for name, (alone, (p99, speed)) in (("one that hangs", with_one), (f"{HUNG} that hang", with_many))
-        for line in (
-            Line(f"p99 of healthy endpoints beside {name} / alone", p99 / alone[0], "ratio", 1.2),
-            Line(
-                f"deliveries/s of healthy endpoints beside {name} / alone",
-                speed / alone[1],
-                "ratio",
-                0.9,
-                at_least=True,
-            ),
-        )
+        for name, found in (("one that hangs", with_one), (f"{HUNG} that hang", with_many))
+        for line in found.lines(f"healthy endpoints beside {name} / alone")
     ]
 
 
-async def in_turns(url: str, connections: Sequence[Any], healthy: int = HEALTHY) -> list[tuple[float, float]]:
-    """The p99 from COMMIT to receiver in ms at a trickle, and the deliveries a second of a burst, of several databases.
+class Turns(NamedTuple):
+    """What two databases gave in turns: the p99 from COMMIT to receiver in ms, and deliveries a second of a burst."""
 
-    A slice and a burst of each in turns: no mood of the machine favours one.
-    """
-    slices, bursts = ([[0.0] * len(connections) for _ in range(count)] for count in (SLICES, BURSTS))
-    for found, measure in ((slices, partial(_slice, url)), (bursts, burst)):
-        for turn, row in enumerate(found):
-            for which in range(len(connections))[:: -1 if turn % 2 else 1]:  # none is always the first
-                row[which] = await measure(connections[which], healthy)
-    medians = (map(statistics.median, zip(*found, strict=True)) for found in (slices, bursts))
-    return list(zip(*medians, strict=True))
+    p99: list[tuple[float, float]]  # alone, and beside
+    speed: list[tuple[float, float]]
+
+    def lines(self, what: str) -> list[Line]:
+        """The medians of the ratios."""
+        p99, speed = ([beside / alone for alone, beside in pairs] for pairs in self)
+        return [
+            Line(f"p99 of {what}", statistics.median(p99), "ratio", P99, clear=is_clear(p99, P99)),
+            Line(
+                f"deliveries/s of {what}",
+                statistics.median(speed),
+                "ratio",
+                SPEED,
+                at_least=True,
+                clear=is_clear(speed, SPEED),
+            ),
+        ]
+
+
+async def in_turns(url: str, alone: Any, beside: Any, healthy: int = HEALTHY) -> Turns:
+    """A trickle and a burst of each database in turns, so that no mood of the machine favours one."""
+
+    async def slice_(connection: Any) -> float:
+        return await _slice(url, connection, healthy)
+
+    async def burst_(connection: Any) -> float:
+        return await burst(connection, healthy)
+
+    return Turns(
+        await in_pairs(slice_, alone, beside, P99, least=SLICES, most=3 * SLICES),
+        await in_pairs(burst_, alone, beside, SPEED, least=BURSTS, most=3 * BURSTS),
+    )
 
 
 async def _slice(url: str, connection: Any, healthy: int) -> float:

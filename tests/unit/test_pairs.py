@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from tests.bench.pairs import is_clear
+from tests.bench.pairs import in_pairs, is_clear
 
 
 @pytest.mark.parametrize("median", [0.8, 1.2])
@@ -27,3 +27,15 @@ def test_what_is_on_the_budget_is_rarely_called_clear() -> None:
 def test_a_small_difference_is_clear_after_many_pairs() -> None:
     random = Random(7)
     assert is_clear([random.gauss(0.98, 0.11) for _ in range(500)], 0.95)
+
+
+@pytest.mark.parametrize(("ratio", "pairs"), [(0.5, 5), (1.0, 15)])
+async def test_pairs_are_taken_in_turns_until_they_are_clear(ratio: float, pairs: int) -> None:
+    asked: list[str] = []
+
+    async def measure(which: str) -> float:
+        asked.append(which)
+        return 1.0 if which == "one" else ratio
+
+    assert await in_pairs(measure, "one", "other", 1.0, least=5, most=15) == [(1.0, ratio)] * pairs
+    assert asked[:6] == ["one", "other", "other", "one", "one", "other"]
