@@ -111,6 +111,7 @@ def _document(found: Status) -> dict[str, Any]:
                 "name": owed.name,
                 "state": owed.state,
                 "backlog": {key: getattr(owed, key) for key in COUNTS},
+                "undecided": owed.undecided,
                 "more": {key: getattr(owed, f"{key}_more") for key in ASIDE},
                 "next_try_seconds": owed.due_in,
                 "fed": "parked" if owed.has_cursor else "live",
@@ -173,6 +174,11 @@ def _problems(found: Status) -> Iterator[str]:
         if labels := [_label(owed) for owed in found.endpoints if owed.state is state]:
             named = ", ".join(labels[:NAMED]) + (f" and {len(labels) - NAMED} more" if len(labels) > NAMED else "")
             yield f"{counted(len(labels), 'endpoint')} {of_one if len(labels) == 1 else of_some}: {named}"
+    for owed in found.endpoints:
+        if owed.undecided:
+            what = counted(owed.undecided, "delivery waits", "deliveries wait")
+            listing = f"`webhookd deliveries --state held --endpoint {_label(owed)}`"
+            yield f"{what} for somebody to resend or discard it, and what is behind it for that: {listing}"
     yield from _of_health(found.health)
 
 

@@ -93,6 +93,7 @@ class Owed(NamedTuple):
     waiting: int  # for a first attempt
     retrying: int
     held: int
+    undecided: int  # of those held, what its order waits for somebody to resend or discard
     exhausted: int
     rejected: int
     due_in: float | None  # seconds until the next attempt; negative when it is overdue; None when none is to come

@@ -403,6 +403,7 @@ async def test_run_delivers_shows_in_status_and_ends_on_sigterm(dsn: str, tmp_pa
                 "backlog": dict.fromkeys(
                     ("waiting", "retrying", "held", "parked", "exhausted", "rejected", "missed"), 0
                 ),
+                "undecided": 0,
                 "more": {"parked": False, "missed": False},
                 "next_try_seconds": None,
                 "fed": "live",

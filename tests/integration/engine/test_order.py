@@ -23,6 +23,7 @@ from tests.integration.conftest import (
 )
 from tests.waiting import until
 from webhookd.store.database import Database
+from webhookd.store.reports import Reports
 from webhookd.store.shots import Wishes
 
 SOON = {"schedule": ["30ms"] * 4, "give_up_after": "1h"}
@@ -200,6 +201,9 @@ async def test_what_is_exhausted_holds(
         await lines.insert(sql, "a", range(8, 10))
         await asyncio.sleep(10 * QUICK.look)
         assert not lines.has("a", range(3, 4))
+        async with Database(dsn) as database:
+            (owed,) = (await Reports(database).status(15.0)).endpoints
+        assert (owed.undecided, owed.held > 1) == (1, True)
         if how == "resend":
             lines.fails = lambda key, n, attempt: False
             async with Database(dsn) as database:

@@ -51,7 +51,7 @@ SELECT id, host, version, config_hash, extract(epoch FROM now() - beat_at)::floa
 -- The backlog by endpoint and state, what of the log it has parked and missed, and the attempts of the last minute, which the index of each endpoint leads to.
 -- What has never been tried waits.
 SELECT p.tenant, p.name,
-       COALESCE(b.waiting, 0), COALESCE(b.retrying, 0), COALESCE(b.held, 0), COALESCE(b.exhausted, 0), COALESCE(b.rejected, 0),
+       COALESCE(b.waiting, 0), COALESCE(b.retrying, 0), COALESCE(b.held, 0), COALESCE(b.undecided, 0), COALESCE(b.exhausted, 0), COALESCE(b.rejected, 0),
        CASE WHEN k.fails > 0 THEN extract(epoch FROM k.retry_at - now())::float8 ELSE b.due_in END,
        m.delivered, m.failed, k.endpoint_id IS NOT NULL, extract(epoch FROM now() - c.cut_at)::float8,
        COALESCE(s.parked, 0), COALESCE(s.parked_more, false), COALESCE(s.missed, 0), COALESCE(s.missed_more, false),
@@ -63,6 +63,7 @@ SELECT p.tenant, p.name,
                     count(*) FILTER (WHERE state = 'retry' AND attempts = 0 AND last_error IS NULL) AS waiting,
                     count(*) FILTER (WHERE state = 'retry' AND (attempts > 0 OR last_error IS NOT NULL)) AS retrying,
                     count(*) FILTER (WHERE state = 'held') AS held,
+                    count(*) FILTER (WHERE state = 'held' AND NOT isfinite(due)) AS undecided,
                     count(*) FILTER (WHERE state = 'exhausted') AS exhausted,
                     count(*) FILTER (WHERE state = 'rejected') AS rejected,
                     extract(epoch FROM min(due) FILTER (WHERE state = 'retry') - now())::float8 AS due_in
