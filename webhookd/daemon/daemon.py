@@ -119,7 +119,7 @@ class Daemon:
             yield
             return
         async with Database(self._dsn, size=API_CONNECTIONS) as database:
-            self._api = Api(database, settings)
+            self._api = Api(database, settings, self._config.delivery.max_payload)
             async with serve(self._api, settings.listen, os.environ) as where:
                 self.api_url = where
                 log.info("api_listening", where=where)
@@ -187,7 +187,7 @@ class Daemon:
             # From here on all at once, or a cursor would pass over what its endpoint is owed.
             self._config = config  # a new life goes on with it
             if self._api is not None:
-                self._api.settings = config.api
+                self._api.configure(config.api, config.delivery.max_payload)
             sender.configure(config.egress)
             old = engine.configure(active, matcher, config.delivery)
             engine.shots.configure(ours, config.delivery)

@@ -29,6 +29,7 @@ ROLES: Final[Mapping[str, frozenset[Right]]] = MappingProxyType(
         "portal": frozenset(),  # what its capabilities say
     }
 )
+OPERATORS: Final = frozenset({Right.TENANTS, Right.TOKENS, Right.ERASE})
 CAPABILITIES: Final[Mapping[str, Right]] = MappingProxyType(
     {
         "ViewBase": Right.LOOK,
@@ -51,14 +52,8 @@ class Caller(NamedTuple):
 
     @property
     def rights(self) -> frozenset[Right]:
-        """What it may do, where its tenant lets it."""
-        return ROLES.get(self.role, frozenset()) | {
+        """What it may do; of one tenant nothing that is about tenants, its own included: that is the operator's."""
+        found = ROLES.get(self.role, frozenset()) | {
             CAPABILITIES[each] for each in self.capabilities if each in CAPABILITIES
         }
-
-
-def may_give(giver: Caller, role: str, tenant: str | None) -> bool:
-    """True when a token of this role is nothing that its giver has not: nobody mints what he does not have."""
-    if Right.TOKENS not in giver.rights:
-        return False
-    return giver.tenant is None or giver.tenant == tenant
+        return found if self.tenant is None else found - OPERATORS

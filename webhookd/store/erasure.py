@@ -36,8 +36,8 @@ async def pieces(
         try:
             async with database.transaction() as connection:
                 await check_schema(connection)
-                if not dry_run:
-                    await connection.execute(QUERIES["erase_aliases"], tenant, event_id)
+                if not dry_run and await connection.fetch(QUERIES["erase_aliases"], tenant, event_id):
+                    continue  # until none is left
                 row = (await connection.fetch(QUERIES["erase"], tenant, event_id, after, dry_run, who))[0]
         except StoreUnavailable as error:
             if isinstance(error.__cause__, asyncpg.InsufficientPrivilegeError):

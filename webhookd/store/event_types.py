@@ -41,9 +41,9 @@ class Said(NamedTuple):
     feature_flags: Sequence[str] | None
 
 
-async def find(asking: Asking, name: str) -> EventType | None:
-    """The one with this name."""
-    return _one(await asking.fetch(QUERIES["event_type"], name))
+async def find(asking: Asking, name: str, *, lock: bool = False) -> EventType | None:
+    """The one with this name; with `lock` nobody else changes it until the transaction ends."""
+    return _one(await asking.fetch(QUERIES["event_type_locked" if lock else "event_type"], name))
 
 
 async def page(asking: Asking, wanted: Wanted) -> list[EventType]:

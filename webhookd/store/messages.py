@@ -32,12 +32,15 @@ class Message(NamedTuple):
     payload: bytes | None
 
 
-async def add(asking: Asking, new: NewMessage) -> datetime | None:
-    """When it was inserted; None when the tenant has another event of that alias, and then nothing is."""
+async def add(asking: Asking, new: NewMessage, since: datetime | None) -> datetime | None:
+    """When it was inserted; None when the tenant has another event of that alias, and then nothing is.
+
+    What was called so before `since` was another's, who had the tenant's key.
+    """
     if new.alias is None:
         rows = await asking.fetch(QUERIES["message_add"], *new[:-1])
     else:
-        rows = await asking.fetch(QUERIES["message_add_named"], *new)
+        rows = await asking.fetch(QUERIES["message_add_named"], *new, since)
     return rows[0][0] if rows else None
 
 

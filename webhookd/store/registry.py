@@ -184,6 +184,7 @@ class Registry:
     async def sweep(self, events: float) -> int:
         """Delete rows that nothing refers to any longer, and forget daemons that stopped long ago; how many went."""
         await self._database.fetch(QUERIES["forget_daemons"])
+        await self._database.fetch(QUERIES["forget_requests"])
         return int((await self._database.fetch_row(QUERIES["sweep"], events))[0])
 
     async def lagging(self, seconds: float) -> dict[int, float]:

@@ -40,6 +40,11 @@ async def find(asking: Asking, id_or_uid: str) -> Tenant | None:
     return _one(await asking.fetch(QUERIES["tenant"], id_or_uid))
 
 
+async def lock(asking: Asking, id_: str) -> Tenant | None:
+    """The living one with this id, as nobody else changes it until the transaction ends."""
+    return _one(await asking.fetch(QUERIES["tenant_locked"], id_))
+
+
 async def page(asking: Asking, wanted: Wanted) -> list[Tenant]:
     """Living tenants, one more than are asked for where there are more."""
     query = QUERIES["tenants_falling" if wanted.descending else "tenants_rising"]

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, Final, Protocol
 
 import orjson
@@ -21,18 +22,22 @@ from webhookd.store import requests, tenants
 from webhookd.store import tokens as store
 from webhookd.store.database import Database
 from webhookd.store.requests import Answered
+from webhookd.units import MIB
 from webhookd.web import body, openapi
 from webhookd.web.operation import TENANT, Answer, Call, Operation
-from webhookd.web.problem import Problem, conflict, invalid, not_found
+from webhookd.web.problem import Problem, conflict, invalid, not_found, parsed
 from webhookd.web.router import Router
 from webhookd.web.table import BASE, OPERATIONS
 from webhookd.web.tokens import caller_of
 
+LARGE: Final = 64 << 10  # bytes, from which on a body is one of LARGE_AT_ONCE
+LARGE_AT_ONCE: Final = 32
 KNOWN_SECONDS: Final = 1.0  # for which a token is not asked for again
 KNOWN_MOST: Final = 10_000
 TWICE_SECONDS: Final = 10.0  # that a request waits while the same is under way
-LOOK_SECONDS: Final = 0.05
-SECONDS: Final = 12.0  # for the database; client libraries give up at 15
+LOOK_FIRST, LOOK_MOST = 0.05, 0.5  # seconds
+SECONDS: Final = 12.0  # for all of it; client libraries give up at 15
+LAST_SECONDS: Final = 1.0  # of these, for saying that the same is under way
 KEY_MOST: Final = 256  # characters of an idempotency key
 JSON: Final = {"content-type": "application/json"}
 NOBODY: Final = Caller("", "", "")
@@ -56,12 +61,20 @@ class Settings(Protocol):
 class Api:
     """Answers requests."""
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database, settings: Settings, max_payload: int = MIB) -> None:
         self._database = database
         self._router = Router(OPERATIONS)
         self._known: dict[str, tuple[float, Caller]] = {}
-        self._document: bytes = b""
-        self.settings = settings
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
+        self.configure(settings, max_payload)
+
+    def configure(self, settings: Settings, max_payload: int) -> None:
+        """Go on with these settings."""
+        self._settings = settings
+        self._max_payload = max_payload
+        self._hosts = {host.lower() for host in settings.hosts}
+        self._before = settings.base_path + BASE
+        self._document = openapi.document(OPERATIONS, self._before)
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
         """The answer, whatever the request is."""
@@ -77,47 +90,57 @@ class Api:
         except StoreTaken:
             response = _told(conflict("Somebody has just made the same; look at what there is."))
         except StoreRefused as error:
-            response = _told(Problem(400, "refused", f"The database does not take it: {error}."))
+            if error.passes:
+                log.warning("api_refused", path=_shown(request), reason=str(error))
+                response = _told(Problem(503, "unavailable", "The database could not do it; the log says why."))
+            else:
+                response = _told(Problem(400, "refused", f"The database does not take it: {error}."))
         except WebhookdError as error:
-            log.warning("api_refused", path=request.path, reason=str(error))
+            log.warning("api_refused", path=_shown(request), reason=str(error))
             response = _told(Problem(503, "unavailable", "The daemon cannot use its database; its log says why."))
         except Exception:
-            log.exception("api_broke", path=request.path)
+            log.exception("api_broke", path=_shown(request))
             response = _told(Problem(500, "internal", "A bug of webhookd; its log has more."))
         self._allow_origin(request, response)
         return response
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
+        until = time.monotonic() + SECONDS
         self._expect_host(request)
         self._expect_origin(request)
         path = self._path(request)
         if request.method == "OPTIONS":
             return _preflight(self._router.methods(path))
         if path == "/openapi.json" and request.method == "GET":
-            self._document = self._document or openapi.document(OPERATIONS, self.settings.base_path + BASE)
             return web.Response(body=self._document, headers=JSON)
         operation, parts = self._router.find(request.method, path)
         caller = NOBODY if operation.right is None else await self._caller(request)
         _expect_right(operation, caller)
         query = _checked("query", operation.query, _texts(request))
-        raw = await body.read(request, operation.upto) if operation.body is not None else b""
-        call = Call(caller, self._database, parts, query, raw=raw)
-        if operation.body is not None and operation.whole:
-            await body.expect_shallow(raw)
-            call.body = _parsed(operation.body, raw)
-        answer = await (self._written(request, operation, call) if operation.writes else _done(operation, call))
-        return _response(answer)
+        call = Call(caller, self._database, parts, until, query, max_payload=self._max_payload)
+        if operation.body is None:
+            return _response(await self._done(request, operation, call))
+        upto = operation.upto if operation.whole else operation.upto + self._max_payload
+        async with nullcontext() if (request.content_length or LARGE) < LARGE else self._large:
+            call.raw = await body.read(request, upto)
+            if operation.whole:
+                await body.expect_shallow(call.raw)
+                call.body = parsed(operation.body, call.raw)
+            return _response(await self._done(request, operation, call))
+
+    async def _done(self, request: web.BaseRequest, operation: Operation, call: Call) -> Answer:
+        return await (self._written(request, operation, call) if operation.writes else _done(operation, call))
 
     def _expect_host(self, request: web.BaseRequest) -> None:
-        host = request.headers.get("host", "")
+        host = request.headers.get("host", "").lower()
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        if self.settings.hosts and name not in self.settings.hosts:
+        if self._hosts and name not in self._hosts:
             raise Problem(421, "other_host", "This is not the host that the API is reached by.")
 
     def _expect_origin(self, request: web.BaseRequest) -> None:
         """Pages of others write nothing: no browser sends a token by itself, but nobody should have to rely on that."""
         origin = request.headers.get("origin")
-        if origin is None or request.method in ("GET", "HEAD", "OPTIONS") or origin in self.settings.cors_origins:
+        if origin is None or request.method in ("GET", "HEAD", "OPTIONS") or origin in self._settings.cors_origins:
             return
         if origin.partition("://")[2] != request.headers.get("host"):
             raise Problem(
@@ -125,7 +148,7 @@ class Api:
             )
 
     def _path(self, request: web.BaseRequest) -> str:
-        before = self.settings.base_path + BASE
+        before = self._before
         path = request.rel_url.raw_path
         if path != before and not path.startswith(before + "/"):
             raise Problem(404, "not_found", f"There is nothing at this path; the API begins at {before}/.")
@@ -140,8 +163,10 @@ class Api:
         now = time.monotonic()
         if (kept := self._known.get(token)) is not None and now < kept[0]:
             return kept[1]
-        if role := self.settings.tokens.get(store.hash_of(token)):
-            caller = Caller("file", f"{role} of tokens_file", role)
+        hash_ = store.hash_of(token)
+        if role := self._settings.tokens.get(hash_):
+            name = f"file:{hash_.hex()[:8]}"  # which tells it from the others of the file
+            caller = Caller(name, f"{role} of tokens_file ({name})", role)
         elif (known := await store.known(self._database, token)) is not None:
             caller = caller_of(known)
         else:
@@ -154,7 +179,8 @@ class Api:
     async def _written(self, request: web.BaseRequest, operation: Operation, call: Call) -> Answer:
         """Do it in one transaction; what was done for the same request before is not done again."""
         key = _key(request, call)
-        until = time.monotonic() + TWICE_SECONDS
+        # What is left of the time for all of it, of which the body may have taken some.
+        until, pause = min(time.monotonic() + TWICE_SECONDS, call.until - LAST_SECONDS), LOOK_FIRST
         while True:
             async with self._database.transaction() as connection:
                 if await requests.begin(connection, call.caller.name, key):
@@ -162,11 +188,12 @@ class Api:
                     return await _once(operation, call, key)
             if time.monotonic() > until:
                 raise conflict("The same request is under way; ask again with the same idempotency-key.", "under_way")
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LOOK_MOST)
 
     def _allow_origin(self, request: web.BaseRequest, response: web.Response) -> None:
         origin = request.headers.get("origin")
-        if origin is not None and origin in self.settings.cors_origins:
+        if origin is not None and origin in self._settings.cors_origins:
             response.headers["access-control-allow-origin"] = origin
             response.headers["vary"] = "origin"
 
@@ -221,9 +248,13 @@ def _key(request: web.BaseRequest, call: Call) -> bytes | None:
         return None
     if not key or len(key) > KEY_MOST:
         raise Problem(400, "bad_key", f"An idempotency-key has 1 to {KEY_MOST} characters.")
-    return hashlib.sha256(
-        "\0".join((call.caller.token, key, request.method, request.rel_url.raw_path)).encode()
-    ).digest()
+    whole = "\0".join((call.caller.token, key, request.method, request.rel_url.raw_path))
+    return hashlib.sha256(whole.encode("utf-8", "surrogateescape")).digest()
+
+
+def _shown(request: web.BaseRequest) -> str:
+    """The path, for a log: what is no text in it as escapes."""
+    return request.path.encode("ascii", "backslashreplace").decode()
 
 
 def _texts(request: web.BaseRequest) -> dict[str, str | list[str]]:
@@ -239,13 +270,6 @@ def _checked(where: str, model: type[BaseModel] | None, value: object) -> Any:
         return model.model_validate(value)
     except ValidationError as error:
         raise invalid(where, error) from None
-
-
-def _parsed(model: type[BaseModel], raw: bytes) -> Any:
-    try:
-        return model.model_validate_json(raw)
-    except ValidationError as error:
-        raise invalid("body", error) from None
 
 
 def _response(answer: Answer) -> web.Response:

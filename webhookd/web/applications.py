@@ -1,10 +1,10 @@
 """Applications: what the API calls a tenant."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Self
 
 import orjson
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from webhookd.ids import new_id
 from webhookd.store import tenants
@@ -12,7 +12,7 @@ from webhookd.store.tenants import Tenant, Wanted
 from webhookd.web import lists
 from webhookd.web.operation import Answer, Call
 from webhookd.web.problem import Problem, conflict, not_found
-from webhookd.web.shapes import Given, Metadata, Name, Ordered, Page, Query, Rate, Shape, Word
+from webhookd.web.shapes import Given, Metadata, Name, Ordered, Page, Query, Rate, Shape, Uid, nulls
 
 DEFAULT = "app_" + "0" * 27  # whose events have no tenant
 
@@ -22,7 +22,7 @@ class ApplicationIn(Given):
 
     name: Name
     """What people see."""
-    uid: Word | None = None
+    uid: Uid | None = None
     """The caller's own id for it, which paths take as well. Producers write it into `tenant` of the outbox."""
     metadata: Metadata = Field(default={})
     """Whatever its owner wants to keep with it."""
@@ -41,10 +41,15 @@ class ApplicationPatch(Given):
     """What is to be different; null clears."""
 
     name: Name | None = None
-    uid: Word | None = None
+    uid: Uid | None = None
     metadata: Metadata | None = None
     throttle_rate: Annotated[int, Field(ge=0, le=65_535)] | None = None
     rate_limit: Annotated[int, Field(ge=0, le=65_535)] | None = None
+
+    @model_validator(mode="after")
+    def _something_where_something_must_be(self) -> Self:
+        nulls(self, "name", "metadata")
+        return self
 
 
 class ApplicationOut(Shape):
@@ -99,9 +104,12 @@ async def all_of(call: Call) -> Answer:
 async def create(call: Call) -> Answer:
     """Make one, or give the one that has its uid, where that is wanted."""
     given: ApplicationIn = call.body
-    if given.uid is not None and call.query.get_if_exists and (found := await tenants.find(call.connection, given.uid)):
-        return Answer(200, shown(found), found.id)
+    if call.query.get_if_exists and given.uid is not None:
+        found, is_new = await _got_or_made(call, given, given.uid)
+        return Answer(201 if is_new else 200, shown(found), found.id)
     made = await _made(call, given, given.uid)
+    if made is None:
+        raise _taken(given.uid or "")
     return Answer(201, shown(made), made.id)
 
 
@@ -113,15 +121,12 @@ async def get(call: Call) -> Answer:
 async def upsert(call: Call) -> Answer:
     """Have it be like this, whether it is there or not."""
     given: ApplicationIn = call.body
-    named = call.path["app_id"]
+    named, is_new = call.path["app_id"], False
     found = await tenants.find(call.connection, named)
     if found is None:
-        if given.uid not in (None, named):
-            raise conflict(f"The path says {named} and the body another uid; leave out one of them.")
-        if named.startswith("app_"):
-            raise not_found("application")
-        made = await _made(call, given, _uid_of_path(named))
-        return Answer(201, shown(made), made.id)
+        found, is_new = await _got_or_made(call, given, uid_of_path(call, given))
+    if is_new:
+        return Answer(201, shown(found), found.id)
     uid = given.uid if "uid" in given.model_fields_set or found.uid != named else found.uid
     changed = await _changed(call, found, uid, given.name, given.metadata, given.rate)
     return Answer(200, shown(changed), changed.id)
@@ -130,7 +135,9 @@ async def upsert(call: Call) -> Answer:
 async def patch(call: Call) -> Answer:
     """Change what is said, and nothing else."""
     given: ApplicationPatch = call.body
-    tenant, said = call.of, given.model_fields_set
+    tenant, said = await tenants.lock(call.connection, call.of.id), given.model_fields_set
+    if tenant is None:
+        raise not_found("application")
     rate = tenant.rate
     if said & {"throttle_rate", "rate_limit"}:
         rate = (given.throttle_rate if "throttle_rate" in said else given.rate_limit) or None  # 0 is none, as theirs
@@ -162,19 +169,27 @@ async def again(call: Call, made: str | None, status: int) -> Answer:
 
 
 async def got_or_made(call: Call, given: ApplicationIn) -> Tenant:
-    """The one with this uid, made if it is not there."""
-    if given.uid is not None and (found := await tenants.find(call.connection, given.uid)):
-        return found
-    return await _made(call, given, given.uid)
+    """The one with the uid of the path, made if it is not there."""
+    return (await _got_or_made(call, given, uid_of_path(call, given)))[0]
 
 
-async def _made(call: Call, given: ApplicationIn, uid: str | None) -> Tenant:
+async def _got_or_made(call: Call, given: ApplicationIn, uid: str) -> tuple[Tenant, bool]:
+    """The living one with this uid; True when it is new. Of many that ask at once, one makes it, and all have it."""
+    if found := await tenants.find(call.connection, uid):
+        return found, False
+    if made := await _made(call, given, uid):
+        return made, True
+    if found := await tenants.find(call.connection, uid):
+        return found, False
+    raise _taken(uid)
+
+
+async def _made(call: Call, given: ApplicationIn, uid: str | None) -> Tenant | None:
+    """None when another has the uid."""
     if uid is not None and (uid.startswith("app_") or await tenants.is_taken(call.connection, uid)):
-        raise _taken(uid)
-    made = await tenants.add(call.connection, new_id("app_"), uid, given.name, orjson.dumps(given.metadata), given.rate)
-    if made is None:
-        raise _taken(uid or "")
-    return made
+        return None
+    metadata = orjson.dumps(given.metadata)
+    return await tenants.add(call.connection, new_id("app_"), uid, given.name, metadata, given.rate)
 
 
 async def _changed(
@@ -191,11 +206,18 @@ async def _changed(
     return changed
 
 
-def _uid_of_path(named: str) -> str:
+def uid_of_path(call: Call, given: ApplicationIn) -> str:
+    """The uid that an application gets which is made by its path. Problem 409 where the body says another."""
+    named = call.path["app_id"]
+    if given.uid not in (None, named):
+        raise conflict(f"The path says {named} and the body another uid; leave out one of them.")
     try:
-        return ApplicationIn.model_validate({"name": "x", "uid": named}).uid or ""
+        uid = ApplicationIn.model_validate({"name": "x", "uid": named}).uid
     except ValueError:
-        raise not_found("application") from None
+        uid = None
+    if uid is None or uid.startswith("app_"):
+        raise not_found("application")
+    return uid
 
 
 def _taken(uid: str) -> Problem:

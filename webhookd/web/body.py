@@ -2,18 +2,20 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Set
 from typing import Final
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestPayloadError
 
 from webhookd.web.problem import Problem
 
 SECONDS: Final = 5.0  # for a body to come
 DEEPEST: Final = 100
+CLOSE: Final = {"connection": "close"}
 AT_A_TIME: Final = 5_000  # tokens, after which others have their turn on the loop
-_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}:,]|[^][{}:,"\s]+', re.DOTALL)
-_BRACKET: Final = re.compile(rb"[\[{]")
+# Never back over what it has passed, and a text that has no end is one token: no body costs more than its length.
+_TOKEN: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}:,]|[^][{}:,"\s]++', re.DOTALL)
 
 
 async def read(request: web.BaseRequest, upto: int) -> bytes:
@@ -21,6 +23,9 @@ async def read(request: web.BaseRequest, upto: int) -> bytes:
     if request.content_length is not None and request.content_length > upto:
         raise _too_large(upto)
     content = bytearray()
+    if request.headers.get("expect", "").lower() == "100-continue":  # curl waits for it before it sends what is large
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
     try:
         async with asyncio.timeout(SECONDS):
             while chunk := await request.content.readany():
@@ -28,46 +33,44 @@ async def read(request: web.BaseRequest, upto: int) -> bytes:
                 if len(content) > upto:
                     raise _too_large(upto)
     except TimeoutError:
-        raise Problem(408, "timeout", f"The body has not come within {SECONDS:.0f} seconds.") from None
-    except web.HTTPException as error:
-        raise Problem(error.status, "bad_request", "The body cannot be read.") from None
+        raise Problem(408, "timeout", f"The body has not come within {SECONDS:.0f} seconds.", CLOSE) from None
+    except (web.HTTPException, RequestPayloadError):  # such as what says that it is gzip, and is not
+        raise Problem(400, "bad_request", "The body cannot be read as its headers say.", CLOSE) from None
     return bytes(content)
 
 
 async def expect_shallow(content: bytes) -> None:
     """Raise Problem 400 for JSON that is nested deeper than anybody needs."""
-    if len(_BRACKET.findall(content)) > DEEPEST:
+    if content.count(b"[") + content.count(b"{") > DEEPEST:
         async for _ in _tokens(content):
             pass
 
 
-async def cut(content: bytes, key: str) -> tuple[bytes, bytes | None]:
-    """An object of JSON with null under that key, and the text that is there: byte for byte, never parsed.
+async def cut(content: bytes, *keys: str) -> tuple[bytes, dict[str, bytes]]:
+    """An object of JSON with `{}` under these keys, and the texts that are there: byte for byte, never parsed.
 
-    None when it has no such key, and the last of several. What is no object, or no JSON, comes back as it is: whoever
-    parses the rest says what is wrong with it. Problem 400 for what is nested too deep.
+    Of equal keys the last one counts, and what is not there is left out. What is no object, or no JSON, comes back as
+    it is: whoever parses the rest says what is wrong with it. Problem 400 for what is nested too deep.
     """
-    spans = await _cut(content, b'"%b"' % key.encode())
-    if not spans:
-        return content, None
-    rest, end = [], 0
-    for start, stop in spans:
-        rest += [content[end:start], b"null"]
+    names = {b'"%b"' % key.encode(): key for key in keys}
+    found, rest, end = dict[str, bytes](), list[bytes](), 0
+    for name, start, stop in await _cut(content, names.keys()):
+        found[names[name]] = content[start:stop]
+        rest += [content[end:start], b"{}"]
         end = stop
-    start, stop = spans[-1]
-    return b"".join([*rest, content[end:]]), content[start:stop]
+    return b"".join([*rest, content[end:]]), found
 
 
-async def _cut(content: bytes, wanted: bytes) -> list[tuple[int, int]]:
-    """Where the values of that key are, of the outermost object."""
-    found, name, start, last = list[tuple[int, int]](), b"", -1, 0
+async def _cut(content: bytes, wanted: Set[bytes]) -> list[tuple[bytes, int, int]]:
+    """Where the values of these keys are, of the outermost object."""
+    found, name, start, last = list[tuple[bytes, int, int]](), b"", -1, 0
     async for mark, depth, end in _tokens(content):
         if depth == 1:
-            if mark == b":" and name == wanted and start < 0:
+            if mark == b":" and name in wanted and start < 0:
                 start = end
             elif mark in (b",", b"}"):
                 if start >= 0:
-                    found.append(_stripped(content, start, last))
+                    found.append((name, *_stripped(content, start, last)))
                 name, start = b"", -1
             elif start < 0:
                 name = mark
@@ -95,4 +98,4 @@ def _stripped(content: bytes, start: int, stop: int) -> tuple[int, int]:
 
 
 def _too_large(upto: int) -> Problem:
-    return Problem(413, "too_large", f"The body may have {upto:,} bytes at most.", {"connection": "close"})
+    return Problem(413, "too_large", f"The body may have {upto:,} bytes at most.", CLOSE)

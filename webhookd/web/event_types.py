@@ -1,7 +1,8 @@
 """Event types: what there is to subscribe to, described for people."""
 
+import json
 from datetime import datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 
 import orjson
 from pydantic import AfterValidator, Field, model_validator
@@ -11,19 +12,21 @@ from webhookd.store.event_types import EventType, Said, Wanted
 from webhookd.web import lists
 from webhookd.web.operation import Answer, Call
 from webhookd.web.problem import conflict, not_found
-from webhookd.web.shapes import Given, Ordered, Page, Query, Shape, Text, Word
+from webhookd.web.shapes import Given, Ordered, Page, Query, Shape, Text, Word, nulls
 
-_LARGEST = 262_144  # bytes of the schemas of one type
+_SCHEMAS: Final = 262_144  # bytes of the schemas of one type
+LARGEST: Final = _SCHEMAS + (64 << 10)  # of a body
+_FEW: Final = 20  # types on a page with their schemas
 
 
 def _small(schemas: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    if len(orjson.dumps(schemas)) > _LARGEST:
-        raise ValueError(f"may have {_LARGEST:,} bytes at most")
+    if len(_written(schemas) or b"") > _SCHEMAS:  # which raises ValueError for NaN and infinities
+        raise ValueError(f"may have {_SCHEMAS:,} bytes at most")
     return schemas
 
 
 Description = Annotated[Text, Field(max_length=10_000)]
-Schemas = Annotated[dict[str, dict[str, Any]], AfterValidator(_small)]
+Schemas = Annotated[dict[str, dict[str, Any]], AfterValidator(_small)]  # their numbers as long as they are
 Flags = Annotated[list[Word], Field(max_length=50)]
 
 
@@ -75,9 +78,7 @@ class EventTypePatch(Given):
 
     @model_validator(mode="after")
     def _something_where_something_must_be(self) -> Self:
-        for name in ("description", "archived", "deprecated"):
-            if name in self.model_fields_set and getattr(self, name) is None:
-                raise ValueError(f"{name} cannot be null; leave it out to keep it")
+        nulls(self, "description", "archived", "deprecated")
         return self
 
 
@@ -105,7 +106,7 @@ class Listing(Ordered):
     include_archived: bool = False
     """Archived ones, too."""
     with_content: bool = False
-    """With their schemas."""
+    """With their schemas, and then up to 20 on a page."""
 
 
 class Deletion(Query):
@@ -118,10 +119,10 @@ class Deletion(Query):
 def shown(found: EventType, *, content: bool = True) -> EventTypeOut:
     """As people see it."""
     flags = None if found.feature_flags is None else list(found.feature_flags)
-    return EventTypeOut(
+    return EventTypeOut.model_construct(
         name=found.name,
         description=found.description,
-        schemas=orjson.loads(found.schemas) if content and found.schemas is not None else None,
+        schemas=orjson.Fragment(found.schemas) if content and found.schemas is not None else None,
         archived=found.archived,
         deprecated=found.deprecated,
         feature_flags=flags,
@@ -134,10 +135,10 @@ def shown(found: EventType, *, content: bool = True) -> EventTypeOut:
 async def all_of(call: Call) -> Answer:
     """A page of them."""
     query: Listing = call.query
-    at = lists.place(query)
+    at, limit = lists.place(query), min(query.limit, _FEW) if query.with_content else query.limit
     falling = (query.order == "descending") is not at.back
-    wanted = Wanted(query.limit, at.after, falling, query.include_archived)
-    rows, more = lists.page(await event_types.page(call.connection, wanted), query.limit, at)
+    wanted = Wanted(limit, at.after, falling, query.include_archived)
+    rows, more = lists.page(await event_types.page(call.connection, wanted), limit, at)
     iterator, before, done = lists.iterators([each.name for each in rows], more, at)
     data = [shown(each, content=query.with_content) for each in rows]
     return Answer(200, EventTypePage(data=data, iterator=iterator, prev_iterator=before, done=done))
@@ -163,16 +164,17 @@ async def upsert(call: Call) -> Answer:
     said = _said(_name(call), given)
     if changed := await event_types.change(call.connection, said):
         return Answer(200, shown(changed), changed.name)
-    made = await event_types.add(call.connection, said)
-    if made is None:
-        raise conflict(f"The event type {said.name} was made at this very moment; try again.")
-    return Answer(201, shown(made), made.name)
+    if made := await event_types.add(call.connection, said):
+        return Answer(201, shown(made), made.name)
+    if changed := await event_types.change(call.connection, said):  # somebody has made it at this very moment
+        return Answer(200, shown(changed), changed.name)
+    raise not_found("event type")
 
 
 async def patch(call: Call) -> Answer:
     """Change what is said, and nothing else."""
     given: EventTypePatch = call.body
-    before, said = await _found(call), given.model_fields_set
+    before, said = await _found(call, lock=True), given.model_fields_set
     flags = before.feature_flags
     if "feature_flags" in said:
         flags = given.feature_flags
@@ -194,7 +196,7 @@ async def patch(call: Call) -> Answer:
 
 async def delete(call: Call) -> Answer:
     """Archive it, or forget it."""
-    before = await _found(call)
+    before = await _found(call, lock=True)
     if call.query.expunge:
         await event_types.end(call.connection, before.name)
     else:
@@ -210,8 +212,8 @@ async def again(call: Call, made: str | None, status: int) -> Answer:
     return Answer(status, shown(found), made)
 
 
-async def _found(call: Call) -> EventType:
-    found = await event_types.find(call.connection, call.path["event_type_name"])
+async def _found(call: Call, *, lock: bool = False) -> EventType:
+    found = await event_types.find(call.connection, call.path["event_type_name"], lock=lock)
     if found is None:
         raise not_found("event type")
     return found
@@ -229,4 +231,7 @@ def _said(name: str, given: EventTypeUpdate) -> Said:
 
 
 def _written(schemas: dict[str, dict[str, Any]] | None) -> bytes | None:
-    return None if schemas is None else orjson.dumps(schemas)
+    """As JSON, with integers of any length. ValueError for what is no number of JSON."""
+    if schemas is None:
+        return None
+    return json.dumps(schemas, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,4 +1,4 @@
-"""Pages of lists by key: an iterator is the last thing of a page, or the first behind a minus to go back."""
+"""Pages of lists by key: an iterator is the last thing of a page, or the first behind a tilde to go back."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from webhookd.web.problem import Invalid, Wrong
 from webhookd.web.shapes import Listed
 
 T = TypeVar("T")
-_KEY: Final = re.compile(r"-?[a-zA-Z0-9\-_.]{1,260}")
+_KEY: Final = re.compile(r"~?[a-zA-Z0-9\-_.]{1,260}")
 
 
 class Place(NamedTuple):
@@ -32,7 +32,7 @@ def place(query: Listed) -> Place:
         return Place(None, back=False)
     if not _KEY.fullmatch(query.iterator):
         raise bad_iterator()
-    back = query.iterator.startswith("-")
+    back = query.iterator.startswith("~")
     return Place(query.iterator[1:] if back else query.iterator, back)
 
 
@@ -53,5 +53,5 @@ def iterators(keys: Sequence[str], more: bool, at: Place) -> Iterators:
     """For a page of these keys. `more`: in the direction in which it was looked for."""
     first, last = (keys[0], keys[-1]) if keys else (None, None)
     if at.back:  # there is a next: the one that it was come from
-        return Iterators(last or at.after, f"-{first}" if first and more else None, done=False)
-    return Iterators(last or at.after, f"-{first}" if first and at.after else None, done=not more)
+        return Iterators(last or at.after, f"~{first}" if first and more else None, done=False)
+    return Iterators(last or at.after, f"~{first}" if first and at.after else None, done=not more)

@@ -13,13 +13,14 @@ from webhookd.policy.access import Right
 from webhookd.policy.matching import OWN_TYPES
 from webhookd.store import messages
 from webhookd.store.messages import Message, NewMessage
+from webhookd.store.tenants import Tenant
 from webhookd.web import applications, body
 from webhookd.web.applications import ApplicationIn
 from webhookd.web.operation import Answer, Call
-from webhookd.web.problem import Invalid, Problem, Wrong, conflict, invalid, not_found
+from webhookd.web.problem import Invalid, Problem, Wrong, conflict, not_found, parsed
 from webhookd.web.shapes import Given, Query, Shape, Text, Word
 
-LARGEST: Final = (1 << 20) + (64 << 10)  # bytes of a body: a payload of the usual limit, and what is around it
+AROUND: Final = 64 << 10  # bytes of a body that are not the payload
 
 
 def _foreign(name: str) -> str:
@@ -38,7 +39,7 @@ class MessageIn(Given):
 
     event_type: Type
     """What has happened, such as order.created."""
-    payload: dict[str, Any] | None = None
+    payload: dict[str, Any]
     """What there is to say of it: any object."""
     event_id: Word | None = None
     """The caller's own id for it: a second event of the same id is refused."""
@@ -51,7 +52,7 @@ class MessageIn(Given):
     ordering_key: Annotated[Text, Field(min_length=1, max_length=512)] | None = None
     """What it is about, for endpoints that keep an order."""
     metadata: dict[str, Any] | None = None
-    """Labels for filters and headers, beside channels and tags."""
+    """Labels for filters and headers, beside channels and tags; byte for byte, as the payload."""
     payload_retention_period: Annotated[int, Field(ge=5, le=90)] | None = None
     """Taken and not used: [retention] says how long events are kept."""
     application: ApplicationIn | None = None
@@ -80,36 +81,48 @@ class Content(Query):
 
 async def create(call: Call) -> Answer:
     """Insert it: from then on it is delivered, whatever happens."""
-    rest, payload = await body.cut(call.raw, "payload")
-    try:
-        given = MessageIn.model_validate_json(rest)
-    except ValueError as error:
-        raise invalid("body", error) from None  # type: ignore[arg-type]
-    if payload is None or not payload.startswith(b"{"):
-        what = "is required" if payload is None else 'wants an object, such as {"id": 1}'
-        raise Invalid([Wrong(("body", "payload"), what, "missing" if payload is None else "dict_type")])
-    tenant = call.tenant
-    if tenant is None:
-        if given.application is None:
-            raise not_found("application")
-        if Right.TENANTS not in call.caller.rights:
-            raise Problem(403, "forbidden", "This token may not create an application on the way.")
-        tenant = await applications.got_or_made(call, _named(call, given.application))
+    rest, texts = await body.cut(call.raw, "payload", "metadata")
+    if len(rest) > AROUND:
+        raise Problem(413, "too_large", f"Beside payload and metadata a message may have {AROUND:,} bytes at most.")
+    given: MessageIn = parsed(MessageIn, rest)
+    payload = _an_object(texts, "payload")
+    if len(payload) > call.max_payload:
+        raise Problem(413, "too_large", f"A payload may have {call.max_payload:,} bytes at most, as [delivery] has it.")
+    tenant = await _tenant(call, given)
     new = NewMessage(
         new_id("msg_"),
         given.event_type,
         payload,
         tenant.key,
-        _labels(given),
+        _labels(given, _an_object(texts, "metadata") if "metadata" in texts and given.metadata is not None else b""),
         given.ordering_key,
         given.deliver_at,
         given.event_id,
     )
-    at = await messages.add(call.connection, new)
+    at = await messages.add(call.connection, new, tenant.since)
     if at is None:
         raise conflict(f"There is a message with the eventId {given.event_id} already; it is not sent again.")
     made = Message(new.event_id, new.type, at, new.metadata, new.deliver_after, new.alias, payload)
     return Answer(202, shown(made, content=call.query.with_content), new.event_id)
+
+
+async def _tenant(call: Call, given: MessageIn) -> Tenant:
+    """Whose it is: of the path, or made on the way."""
+    if call.tenant is not None:
+        return call.tenant
+    if given.application is None:
+        raise not_found("application")
+    if Right.TENANTS not in call.caller.rights:
+        raise Problem(403, "forbidden", "This token may not create an application on the way.")
+    return await applications.got_or_made(call, given.application)
+
+
+def _an_object(texts: Mapping[str, bytes], key: str) -> bytes:
+    text = texts.get(key, b"")
+    if not text.startswith(b"{"):
+        what = 'wants an object, such as {"id": 1}' if text else "is required"
+        raise Invalid([Wrong(("body", key), what, "dict_type" if text else "missing")])
+    return text
 
 
 async def get(call: Call) -> Answer:
@@ -123,7 +136,9 @@ async def get(call: Call) -> Answer:
 
 async def again(call: Call, made: str | None, status: int) -> Answer:
     """The one that was made."""
-    tenant, content = call.of, call.query.with_content
+    if (tenant := call.tenant) is None:  # it is gone since
+        raise not_found("application")
+    content = call.query.with_content
     found = await messages.find(call.connection, tenant.key, tenant.since, made or "", with_payload=content)
     if found is None:
         raise not_found("message")
@@ -150,24 +165,13 @@ def as_object(payload: bytes) -> orjson.Fragment:
     return orjson.Fragment(payload if payload.lstrip().startswith(b"{") else b'{"data":%b}' % payload)
 
 
-def _named(call: Call, given: ApplicationIn) -> ApplicationIn:
-    """The application that is to be made has the uid of the path."""
-    named = call.path["app_id"]
-    if given.uid not in (None, named):
-        raise conflict(f"The path says {named} and the body another uid; leave out one of them.")
-    try:
-        return ApplicationIn.model_validate({**given.model_dump(), "uid": named})
-    except ValueError:
-        raise not_found("application") from None
-
-
-def _labels(given: MessageIn) -> bytes | None:
-    labels = dict(given.metadata or {})
-    if given.channels is not None:
-        labels["channels"] = given.channels
-    if given.tags is not None:
-        labels["tags"] = given.tags
-    return orjson.dumps(labels) if labels else None
+def _labels(given: MessageIn, metadata: bytes) -> bytes | None:
+    """The metadata as it came, and channels and tags behind it: of equal keys the last one counts."""
+    own = {key: words for key, words in (("channels", given.channels), ("tags", given.tags)) if words is not None}
+    if not own:
+        return metadata or None
+    begun = metadata[:-1].rstrip() if metadata else b"{"
+    return begun + (b"," if len(begun) > 1 else b"") + orjson.dumps(own)[1:]
 
 
 def _words(labels: Mapping[str, bytes], key: str) -> list[str] | None:

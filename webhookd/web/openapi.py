@@ -48,6 +48,7 @@ _ERRORS: Final = {
     401: "Nobody said who asks, or the token does not count.",
     403: "The token may not do it.",
     404: "There is no such thing, or the token does not see it.",
+    405: "The path has other methods.",
     408: "The body did not come in time.",
     409: "It does not go with what is there.",
     413: "The body is too large.",

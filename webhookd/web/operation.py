@@ -30,10 +30,12 @@ class Call:
     caller: Caller
     connection: Any
     path: Mapping[str, str]
+    until: float  # the moment of the monotonic clock by which it has to be answered
     query: Any = None
     body: Any = None
     raw: bytes = field(default=b"", repr=False)
     tenant: Tenant | None = None
+    max_payload: int = 0  # bytes, as [delivery] has it
 
     @property
     def of(self) -> Tenant:
@@ -66,8 +68,10 @@ class Operation:
     query: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
     again: Again | None = None
-    upto: int = 1 << 20  # bytes of the body
-    whole: bool = True  # the body is parsed as it stands; else the handler takes it apart
+    upto: int = 64 << 10  # bytes of the body
+    whole: bool = (
+        True  # the body is parsed as it stands; else the handler takes it apart, and it has room for a payload
+    )
     may_be_new: bool = False  # the tenant of its path need not be there
     for_all: bool = False  # not about a tenant, but for the tokens of tenants as well
     tags: tuple[str, ...] = ()

@@ -5,10 +5,12 @@ Client libraries parse every body as JSON, and a 422 as a list of what is wrong 
 
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import orjson
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+
+M = TypeVar("M", bound=BaseModel)
 
 PROBLEM_TYPE: Final = "application/problem+json"
 MOST_TOLD: Final = 100  # mistakes of one request
@@ -66,6 +68,14 @@ def invalid(where: str, error: ValidationError) -> Invalid:
 def _sentence(error: Any) -> str:
     message = str(error["msg"])
     return message.removeprefix("Value error, ")
+
+
+def parsed(model: type[M], raw: bytes) -> M:
+    """The body as the model has it. Invalid when it is none."""
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as error:
+        raise invalid("body", error) from None
 
 
 def not_found(what: str) -> Problem:

@@ -1,5 +1,6 @@
 """Which operation a method and a path mean."""
 
+import re
 from collections.abc import Iterable
 from typing import Final
 from urllib.parse import unquote
@@ -8,6 +9,7 @@ from webhookd.web.operation import Operation
 from webhookd.web.problem import Problem
 
 MOST_SEGMENTS: Final = 20
+_UNSTORABLE: Final = re.compile(r"[\x00\ud800-\udfff]")
 
 
 class _Node:
@@ -78,7 +80,7 @@ def _segments(path: str) -> list[str]:
         found = [unquote(part, errors="strict") for part in parts]
     except UnicodeDecodeError:
         raise _nowhere() from None
-    if any("\0" in part for part in found):  # which no id has, and Postgres does not take
+    if any(_UNSTORABLE.search(part) for part in found):  # which no id has, and Postgres does not take
         raise _nowhere()
     return found
 

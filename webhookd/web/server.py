@@ -9,7 +9,7 @@ import stat
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
@@ -19,6 +19,7 @@ from webhookd.web.api import Api
 from webhookd.web.problem import Problem
 
 IDLE_SECONDS: Final = 75.0  # that a connection may be without a request, the first included
+UNREAD_SECONDS: Final = 30.0  # that an answer may wait for who does not read it
 CONNECTIONS_MOST: Final = 1_000
 STOP_SECONDS: Final = 5.0  # for requests that are under way
 FIRST_FD: Final = 3  # of the sockets that systemd hands over (sd_listen_fds(3))
@@ -32,6 +33,16 @@ class _Handler(RequestHandler):
     """A connection; what is no HTTP is answered as all mistakes are."""
 
     __slots__ = ()
+
+    async def finish_response(self, *arguments: Any) -> tuple[web.StreamResponse, bool]:
+        """Send it, within a time: who does not read has no answer, and no connection."""
+        try:
+            async with asyncio.timeout(UNREAD_SECONDS):
+                return await super().finish_response(*arguments)
+        except TimeoutError:
+            if self.transport is not None:
+                self.transport.abort()
+            raise ConnectionResetError("the answer was not read") from None
 
     def handle_error(
         self,

@@ -6,7 +6,7 @@ A key that no model knows is ignored, as client libraries may be newer than we a
 import re
 from typing import Annotated, Final, Generic, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 T = TypeVar("T")
@@ -14,6 +14,7 @@ T = TypeVar("T")
 WORD: Final = r"^[a-zA-Z0-9\-_.]+$"  # what ids, uids, names of types and channels are made of
 _UNSTORABLE: Final = re.compile(r"[\x00\ud800-\udfff]")
 PAGE, MOST = 50, 250  # things on a page
+KEYS_MOST: Final = 100
 
 
 def storable(text: str) -> str:
@@ -41,12 +42,27 @@ class Query(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
+def nulls(self: BaseModel, *names: str) -> None:
+    """Raise ValueError for what was said to be null and cannot be: absent keeps, null clears."""
+    for name in names:
+        if name in self.model_fields_set and getattr(self, name) is None:
+            raise ValueError(f"{to_camel(name)} cannot be null; leave it out to keep it")
+
+
+def _few(metadata: object) -> object:
+    """What it is, unless it is so many that even to say what is wrong with each would take long."""
+    if isinstance(metadata, dict) and len(metadata) > KEYS_MOST:
+        raise ValueError(f"may have {KEYS_MOST} keys at most")
+    return metadata
+
+
 Text = Annotated[str, AfterValidator(storable)]
 Word = Annotated[str, Field(min_length=1, max_length=256, pattern=WORD)]
+Uid = Annotated[str, Field(min_length=1, max_length=255, pattern=WORD)]  # as a tenant of the outbox
 Name = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(storable)]
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=256), AfterValidator(storable)], Annotated[Text, Field(max_length=4096)]],
-    Field(max_length=100),
+    BeforeValidator(_few),
 ]
 Rate = Annotated[int, Field(ge=1, le=65_535)]
 

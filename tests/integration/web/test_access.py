@@ -64,7 +64,10 @@ async def test_a_tenants_token_sees_that_tenant_alone(api: Client, dsn: str) -> 
     assert (
         await token("POST", "/app/new/msg", {"eventType": "a", "payload": {}, "application": {"name": "n"}})
     ).status == 404
-    assert (await token("PUT", "/app/new", {"name": "n"})).status == 404
+    assert (await token("PUT", "/app/new", {"name": "n"})).status == 403
+    assert (await token("PATCH", "/app/mine", {"rateLimit": None})).status == 403
+    assert (await token("DELETE", "/app/mine")).status == 403
+    assert (await token("GET", "/token")).status == 403
     assert (await token("GET", "/app")).status == 403
     assert (await token("POST", "/app", {"name": "c"})).status == 403
     assert (await api("GET", "/app/new")).status == 404

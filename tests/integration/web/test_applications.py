@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from tests.integration.conftest import Sql
-from tests.integration.web.conftest import Client
+from tests.integration.web.conftest import Client, Reply
 
 
 async def test_one_is_made_found_changed_and_ended(api: Client, sql: Sql) -> None:
@@ -20,6 +20,8 @@ async def test_one_is_made_found_changed_and_ended(api: Client, sql: Sql) -> Non
         changed.body | {"name": "Shop 2", "rateLimit": None, "uid": "shop", "metadata": {"plan": "gold"}}
         == changed.body
     )
+    for name in ("name", "metadata"):
+        assert (await api("PATCH", "/app/shop", {name: None})).status == 422
     cleared = await api("PATCH", "/app/shop", {"uid": None})
     assert cleared.body["uid"] is None
     assert (await api("GET", "/app/shop")).status == 404
@@ -85,6 +87,32 @@ async def test_of_many_at_once_one_is_made(api: Client, sql: Sql) -> None:
     assert await sql.fetchval("SELECT count(*) FROM webhookd.tenant WHERE uid = 'shop'") == 1
 
 
+@pytest.mark.parametrize("way", ["POST", "PUT", "message"])
+async def test_of_many_that_want_one_all_have_it(api: Client, sql: Sql, way: str) -> None:
+    async def asked(n: int) -> Reply:
+        if way == "POST":
+            return await api("POST", "/app?get_if_exists=true", {"name": f"{n}", "uid": "shop"}, idempotency_key=f"{n}")
+        if way == "PUT":
+            return await api("PUT", "/app/shop", {"name": f"{n}"})
+        body = {"eventType": "a", "payload": {}, "application": {"name": f"{n}"}}
+        return await api("POST", "/app/shop/msg", body)
+
+    replies = await asyncio.gather(*(asked(n) for n in range(8)))
+    assert all(reply.status in (200, 201, 202) for reply in replies), replies
+    assert await sql.fetchval("SELECT count(*) FROM webhookd.tenant WHERE uid = 'shop'") == 1
+    assert await sql.fetchval("SELECT count(*) FROM webhookd.outbox") == (8 if way == "message" else 0)
+
+
+async def test_two_changes_at_once_are_both_made(api: Client) -> None:
+    await api("POST", "/app", {"name": "a", "uid": "shop"})
+    for n in range(10):
+        changes = {"name": f"{n}"}, {"metadata": {"n": f"{n}"}}, {"rateLimit": n + 1}
+        replies = await asyncio.gather(*(api("PATCH", "/app/shop", change) for change in changes))
+        assert [reply.status for reply in replies] == [200] * 3
+        found = (await api("GET", "/app/shop")).body
+        assert (found["name"], found["metadata"], found["rateLimit"]) == (f"{n}", {"n": f"{n}"}, n + 1)
+
+
 async def test_the_default_one_stays(api: Client) -> None:
     default = (await api("GET", "/app/default")).body
     assert default["id"] == "app_" + "0" * 27
@@ -136,7 +164,9 @@ async def test_a_bad_query_is_422(api: Client, query: str, loc: str) -> None:
         ({"name": 7}, ["body", "name"]),
         ({"name": "a\0b"}, ["body", "name"]),
         ({"name": "a", "uid": "a b"}, ["body", "uid"]),
-        ({"name": "a", "uid": "x" * 257}, ["body", "uid"]),
+        ({"name": "a", "uid": "x" * 256}, ["body", "uid"]),
+        ({"name": "a", "metadata": {f"{n}": "" for n in range(101)}}, ["body", "metadata"]),
+        ({"name": "a", "metadata": {f"{n}": 0 for n in range(5_000)}}, ["body", "metadata"]),
         ({"name": "a", "metadata": {"a": 1}}, ["body", "metadata", "a"]),
         ({"name": "a", "rateLimit": 0}, ["body", "rateLimit"]),
         ({"name": "a", "rateLimit": "7"}, ["body", "rateLimit"]),

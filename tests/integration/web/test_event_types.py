@@ -1,5 +1,8 @@
 """Event types: registered, changed, archived, forgotten."""
 
+import asyncio
+import json
+
 from tests.integration.web.conftest import Client
 
 CREATED = {"name": "order.created", "description": "An order was made", "schemas": {"1": {"type": "object"}}}
@@ -38,6 +41,42 @@ async def test_lists_have_schemas_where_they_are_wanted(api: Client) -> None:
     await api("POST", "/event-type", CREATED)
     assert (await api("GET", "/event-type")).body["data"][0]["schemas"] is None
     assert (await api("GET", "/event-type?with_content=true")).body["data"][0]["schemas"] == CREATED["schemas"]
+
+
+async def test_schemas_keep_their_numbers(api: Client) -> None:
+    schemas = {"1": {"maximum": 123456789012345678901234567890, "minimum": 0.1}}
+    made = await api("POST", "/event-type", json.dumps({**CREATED, "schemas": schemas}).encode())
+    assert (made.status, made.body["schemas"]) == (201, schemas)
+    for bad in ("NaN", "1e999", '"\\ud800"'):
+        body = f'{{"name": "b", "description": "", "schemas": {{"1": {{"x": {bad}}}}}}}'
+        assert (await api("POST", "/event-type", body.encode())).status == 422
+    large = {**CREATED, "name": "c", "schemas": {"1": {"x": "x" * 262_144}}}
+    assert (await api("POST", "/event-type", large)).status == 422
+
+
+async def test_two_changes_at_once_are_both_made(api: Client) -> None:
+    await api("POST", "/event-type", CREATED)
+    for n in range(10):
+        changes = {"description": f"{n}"}, {"deprecated": n % 2 == 0}, {"featureFlag": f"f{n}"}
+        await asyncio.gather(*(api("PATCH", "/event-type/order.created", change) for change in changes))
+        found = (await api("GET", "/event-type/order.created")).body
+        assert (found["description"], found["deprecated"], found["featureFlag"]) == (f"{n}", n % 2 == 0, f"f{n}")
+
+
+async def test_of_many_puts_of_one_all_are_done(api: Client) -> None:
+    replies = await asyncio.gather(*(api("PUT", "/event-type/a", {"description": f"{n}"}) for n in range(8)))
+    assert sorted(reply.status for reply in replies) == [200] * 7 + [201]
+
+
+async def test_a_name_may_begin_with_any_of_its_signs(api: Client) -> None:
+    for name in ("-a", "-b", ".c", "_d"):
+        await api("POST", "/event-type", {"name": name, "description": ""})
+    found, iterator = [], ""
+    for _ in range(4):
+        page = (await api("GET", f"/event-type?limit=1{iterator}")).body
+        found += [each["name"] for each in page["data"]]
+        iterator = f"&iterator={page['iterator']}"
+    assert (found, page["done"]) == (["-a", "-b", ".c", "_d"], True)
 
 
 async def test_pages(api: Client) -> None:

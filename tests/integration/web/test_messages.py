@@ -4,12 +4,16 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from aiohttp import ClientSession
 
 from tests.integration.conftest import Receiver, Running, Sql, configuration
-from tests.integration.web.conftest import Client
+from tests.integration.web.conftest import Client, a_token
 from tests.waiting import until
+from webhookd.config.schema import Api as Settings
 from webhookd.store.database import Database
 from webhookd.store.erasure import pieces
+from webhookd.web.api import Api
+from webhookd.web.server import serve
 
 
 @pytest.fixture
@@ -41,6 +45,48 @@ async def test_it_is_delivered(shop: Client, receiver: Receiver, daemon: Running
         made = await shop("POST", "/app/shop/msg", b'{"eventType": "order.created", "payload": {"n": 1.10}}')
         await until(lambda: bool(receiver.got), "it")
     assert (receiver.got[0].event_id, receiver.got[0].body) == (made.body["id"], b'{"n": 1.10}')
+
+
+async def test_a_uid_is_as_long_as_a_tenant_of_the_outbox_may_be(api: Client) -> None:
+    uid = "x" * 255
+    assert (await api("POST", "/app", {"name": "a", "uid": uid})).status == 201
+    assert (await api("POST", f"/app/{uid}/msg", {"eventType": "a", "payload": {}})).status == 202
+
+
+async def test_metadata_is_byte_for_byte_too(shop: Client, sql: Sql) -> None:
+    metadata = '{ "n": 1.10, "long": 123456789012345678901234567890, "channels": ["theirs"] }'
+    for more, end in (("", ""), (', "channels": ["a"]', ',"channels":["a"]}')):
+        await shop(
+            "POST", "/app/shop/msg", f'{{"eventType": "a", "metadata": {metadata}, "payload": {{}}{more}}}'.encode()
+        )
+        found = await sql.fetchval("SELECT metadata FROM webhookd.outbox ORDER BY id DESC LIMIT 1")
+        assert found == (metadata[:-1].rstrip() + end if end else metadata)
+
+
+async def test_who_takes_a_key_has_its_own_ids(api: Client) -> None:
+    body = {"eventType": "a", "eventId": "evt", "payload": {}, "application": {"name": "a"}}
+    first = (await api("POST", "/app/shop/msg", body)).body["id"]
+    await api("DELETE", "/app/shop")
+    second = await api("POST", "/app/shop/msg", body)
+    assert second.status == 202
+    assert (await api("GET", "/app/shop/msg/evt")).body["id"] == second.body["id"] != first
+    assert (await api("POST", "/app/shop/msg", body)).status == 409
+
+
+async def test_what_no_receiver_would_get_is_refused(dsn: str) -> None:
+    """A payload above [delivery] max_payload, and all else that is long."""
+    async with (
+        Database(dsn) as database,
+        serve(Api(database, Settings(), 1_000), "127.0.0.1:0", {}) as url,
+        ClientSession() as session,
+    ):
+        client = Client(session, url, await a_token(dsn, "admin"))
+        for size, status in ((1_000, 202), (1_001, 413)):
+            payload = json.dumps({"a": "x" * (size - 9)})
+            reply = await client("POST", "/app/default/msg", f'{{"eventType": "a", "payload": {payload}}}'.encode())
+            assert reply.status == status, reply
+        long = await client("POST", "/app/default/msg", {"eventType": "a", "payload": {}, "else": "x" * 65_600})
+        assert (long.status, long.body["code"]) == (413, "too_large")
 
 
 async def test_its_callers_id_is_taken_once(shop: Client, sql: Sql) -> None:
@@ -131,6 +177,8 @@ async def test_a_payload_that_is_no_object_is_shown_in_one(shop: Client, sql: Sq
         (b'{"eventType": "a", "payload": {}, "deliverAt": "soon"}', 422, ["body", "deliverAt"]),
         (b'{"eventType": "a", "payload": {}, "deliverAt": "2030-01-31T08:00:00"}', 422, ["body", "deliverAt"]),
         (b'{"eventType": "a", "payload": {}, "channels": []}', 422, ["body", "channels"]),
+        (b'{"eventType": "a", "payload": {}, "metadata": []}', 422, ["body", "metadata"]),
+        (b'{"eventType": "a", "pay\\u006coad": {}}', 422, ["body", "payload"]),
         (b'{"eventType": "a", "payload": {}, "tags": ["a\\u0000"]}', 422, ["body", "tags", "0"]),
         (b'{"eventType": "a", "payload": {"a": NaN}}', 400, None),
         (b'{"eventType": "a", "payload": {"a": }}', 400, None),

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from tests.conftest import connected
 from tests.integration.conftest import Sql, eventually
 from tests.integration.web.conftest import Client
 from webhookd.web import api as api_module
@@ -64,17 +65,6 @@ async def test_after_twelve_hours_it_is_another(api: Client, sql: Sql) -> None:
     assert (await api("POST", "/app/default/msg", MESSAGE, idempotency_key="key")).body["id"] != first.body["id"]
 
 
-async def test_the_slot_whose_hour_comes_is_emptied(api: Client, sql: Sql) -> None:
-    await api("POST", "/app/default/msg", MESSAGE, idempotency_key="key")
-    await sql.execute(
-        "INSERT INTO webhookd.request (slot, key, body, status)"
-        " SELECT webhookd.request_slot(now() + interval '1 hour'), 'old', 'x', 202"
-    )
-    await sql.execute("SELECT webhookd.sweep()")
-    assert [row["key"] for row in await sql.fetch("SELECT key FROM webhookd.request")] != [b"old"]
-    assert await sql.fetchval("SELECT count(*) FROM webhookd.request") == 1
-
-
 async def test_the_second_does_not_wait_for_ever(api: Client, sql: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api_module, "TWICE_SECONDS", 0.3)
     named = {**MESSAGE, "eventId": "evt"}
@@ -83,13 +73,50 @@ async def test_the_second_does_not_wait_for_ever(api: Client, sql: Sql, monkeypa
         first = asyncio.create_task(api("POST", "/app/default/msg", named, idempotency_key="k"))
 
         async def is_under_way() -> bool:
-            held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+            here = "SELECT oid FROM pg_database WHERE datname = current_database()"
+            held = f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = ({here})"
             return bool(await sql.fetchval(held))
 
         await eventually(is_under_way, "the first")
         second = await api("POST", "/app/default/msg", named, idempotency_key="k")
         assert (second.status, second.body["code"]) == (409, "under_way")
     assert (await first).status in (202, 409)
+
+
+async def test_what_has_gone_since_is_404(api: Client) -> None:
+    await api("POST", "/app", {"name": "a", "uid": "shop"})
+    assert (await api("POST", "/app/shop/msg", MESSAGE, idempotency_key="key")).status == 202
+    await api("DELETE", "/app/shop")
+    assert (await api("POST", "/app/shop/msg", MESSAGE, idempotency_key="key")).status == 404
+
+
+async def test_a_key_may_be_any_bytes(api: Client, sql: Sql) -> None:
+    host, _, port = api.url.removeprefix("http://").rpartition(":")
+    for _ in range(2):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            f"POST /api/v1/app HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {api.token}\r\n".encode()
+            + b'idempotency-key: \xe9\xff\r\ncontent-length: 13\r\n\r\n{"name": "a"}'
+        )
+        assert (await reader.readline()).split()[1] == b"201"
+        writer.close()
+    assert await sql.fetchval("SELECT count(*) FROM webhookd.tenant WHERE name = 'a'") == 1
+
+
+async def test_slots_are_emptied_before_their_hour_unless_somebody_reads(api: Client, sql: Sql, dsn: str) -> None:
+    await sql.execute(
+        "INSERT INTO webhookd.request (slot, key, body, status)"
+        " SELECT DISTINCT webhookd.request_slot(now() + n * interval '1 hour'), 'old'::bytea, ''::bytea, 202"
+        " FROM generate_series(2, 3) n"
+    )
+    async with connected(dsn) as reader, reader.transaction():
+        await reader.fetch("SELECT FROM webhookd.request")
+        await sql.execute("SELECT webhookd.forget_requests()")
+    assert await sql.fetchval("SELECT count(*) FROM webhookd.request WHERE key = 'old'") == 2
+    await sql.execute("SELECT webhookd.forget_requests()")
+    assert (
+        await sql.fetchval("SELECT count(*) FROM webhookd.request WHERE key = 'old'") <= 1
+    )  # the hour may have turned
 
 
 @pytest.mark.parametrize("key", ["", "x" * 257])

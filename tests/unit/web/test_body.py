@@ -21,11 +21,11 @@ JSON = st.recursive(
 async def test_what_is_cut_is_what_was_written(others: dict[str, Any], payload: Any, indent: int | None) -> None:
     others.pop("payload", None)
     text = json.dumps({**others, "payload": payload}, indent=indent).encode()
-    rest, cut = await body.cut(text, "payload")
-    assert cut is not None
-    assert cut in text
-    assert json.loads(cut) == payload
-    assert json.loads(rest) == {**others, "payload": None}
+    rest, found = await body.cut(text, "payload", "nothing")
+    assert found.keys() == {"payload"}
+    assert found["payload"] in text
+    assert json.loads(found["payload"]) == payload
+    assert json.loads(rest) == {**others, "payload": {}}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ async def test_what_is_cut_is_what_was_written(others: dict[str, Any], payload: 
     ],
 )
 async def test_it_is_byte_for_byte(text: bytes, payload: bytes | None) -> None:
-    assert (await body.cut(text, "payload"))[1] == payload
+    assert (await body.cut(text, "payload"))[1].get("payload") == payload
 
 
 @pytest.mark.parametrize(
@@ -64,4 +64,28 @@ async def test_what_is_nested_too_deep_is_refused(text: bytes) -> None:
 async def test_brackets_in_texts_and_side_by_side_are_not_deep() -> None:
     wide = json.dumps({"a": ["[" * 500], "b": [[] for _ in range(500)]}).encode()
     await body.expect_shallow(wide)
-    assert (await body.cut(wide, "b"))[1] == json.dumps([[] for _ in range(500)]).encode()
+    assert (await body.cut(wide, "b"))[1] == {"b": json.dumps([[] for _ in range(500)]).encode()}
+
+
+async def test_several_are_cut_in_one_go() -> None:
+    rest, found = await body.cut(b'{"a": [1.10], "x": 1, "b" :{"a": 2} }', "a", "b")
+    assert (rest, found) == (b'{"a": {}, "x": 1, "b" :{} }', {"a": b"[1.10]", "b": b'{"a": 2}'})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"payload": "' + rb"\"" * 500_000,  # a text that never ends
+        b"[]," * 101 + b'"' + rb"\"" * 500_000,
+        b'{"payload": "' + b"x" * 1_000_000 + b'"}',
+        b"\\" * 1_000_000,
+        b'"' * 1_000_001,
+    ],
+)
+async def test_no_body_costs_more_than_its_length(text: bytes) -> None:
+    """Each byte is looked at once: the tokens of it are no longer than it is."""
+    tokens = [mark async for mark, _, _ in body._tokens(text)]
+    assert sum(map(len, tokens)) <= len(text)
+    assert body._TOKEN.match(b'"' + rb"\"" * 1_000).end() == 2_001  # type: ignore[union-attr]  # to its end, and never back
+    await body.cut(text, "payload")
+    await body.expect_shallow(text)

@@ -31,7 +31,19 @@ def test_every_operation_is_found_by_its_own_path() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["", "/", "/nothing", "/app/a/nothing", "/app//msg/x/y", "/" + "/x" * 1_000, "/app/%ff", "/app/a%00b"]
+    "path",
+    [
+        "",
+        "/",
+        "/nothing",
+        "/app/a/nothing",
+        "/app//msg/x/y",
+        "/" + "/x" * 1_000,
+        "/app/%ff",
+        "/app/a%00b",
+        "/app/%ed%a0%80",
+        "/app/\udce9",
+    ],
 )
 def test_nothing_is_404(path: str) -> None:
     with pytest.raises(Problem) as found:

@@ -29,9 +29,8 @@ GRANT INSERT ON webhookd.outbox, webhookd.attempt, webhookd.audit TO webhookd_da
 GRANT INSERT, UPDATE, DELETE ON webhookd.batch, webhookd.remainder, webhookd.surplus, webhookd.scheduled, webhookd.backlog, webhookd.binding, webhookd.endpoint,
       webhookd.parked, webhookd.missed, webhookd.replay, webhookd.daemon, webhookd.downtime, webhookd.secret, webhookd.unreadable
       TO webhookd_daemon;
-GRANT INSERT, UPDATE ON webhookd.shot, webhookd.discard, webhookd.tenant, webhookd.token, webhookd.request TO webhookd_daemon;
+GRANT INSERT, UPDATE ON webhookd.shot, webhookd.discard, webhookd.tenant, webhookd.token, webhookd.request, webhookd.event_alias TO webhookd_daemon;
 GRANT INSERT, UPDATE, DELETE ON webhookd.event_type TO webhookd_daemon;
-GRANT INSERT ON webhookd.event_alias TO webhookd_daemon;
 GRANT INSERT, DELETE ON webhookd.consent TO webhookd_daemon;
 GRANT UPDATE ON webhookd.config_version, webhookd.lock_log, webhookd.lock_endpoints TO webhookd_daemon;  -- the last two are locked, never written
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA webhookd TO webhookd_daemon;

@@ -1,6 +1,8 @@
 -- name: erase_aliases
 -- What callers of the API have called these events.
-DELETE FROM webhookd.event_alias WHERE tenant = $1 OR event_id = $2;
+DELETE FROM webhookd.event_alias l USING (
+  SELECT a.tenant, a.alias FROM webhookd.event_alias a WHERE a.tenant = $1 OR a.event_id = $2 ORDER BY a.tenant, a.alias LIMIT 10000 FOR UPDATE) gone
+ WHERE l.tenant = gone.tenant AND l.alias = gone.alias RETURNING 1;
 
 -- name: erase
 -- What the events say is gone, of so many of them; where to go on.

@@ -1,6 +1,9 @@
 -- name: event_type
 SELECT name, description, schemas, archived, deprecated, feature_flags, created_at, updated_at FROM webhookd.event_type WHERE name = $1;
 
+-- name: event_type_locked
+SELECT name, description, schemas, archived, deprecated, feature_flags, created_at, updated_at FROM webhookd.event_type WHERE name = $1 FOR NO KEY UPDATE;
+
 -- name: event_types_rising
 SELECT name, description, schemas, archived, deprecated, feature_flags, created_at, updated_at FROM webhookd.event_type
  WHERE ($1::text IS NULL OR name > $1) AND ($2 OR NOT archived) ORDER BY name LIMIT $3;

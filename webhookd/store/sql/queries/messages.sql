@@ -3,7 +3,10 @@ INSERT INTO webhookd.outbox (event_id, type, payload, tenant, metadata, ordering
 
 -- name: message_add_named
 -- With what its caller calls it, unless another event of the tenant is called so: then nothing is inserted.
-WITH named AS (INSERT INTO webhookd.event_alias (tenant, alias, event_id) VALUES ($4, $8, $1) ON CONFLICT DO NOTHING RETURNING 1)
+-- What one of before was called, whose key the tenant has taken, is forgotten.
+WITH named AS (
+  INSERT INTO webhookd.event_alias AS l (tenant, alias, event_id) VALUES ($4, $8, $1)
+  ON CONFLICT (tenant, alias) DO UPDATE SET event_id = EXCLUDED.event_id, at = EXCLUDED.at WHERE l.at < $9::timestamptz RETURNING 1)
 INSERT INTO webhookd.outbox (event_id, type, payload, tenant, metadata, ordering_key, deliver_after)
 SELECT $1, $2, $3, $4, $5, $6, $7 FROM named RETURNING created_at;
 

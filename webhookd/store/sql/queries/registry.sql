@@ -97,6 +97,10 @@ DELETE FROM webhookd.daemon
 -- A piece of what has to be done now and then: partitions ahead, those past their time, rows that nothing refers to.
 SELECT done, problem FROM webhookd.maintain($1 * interval '1 s', $2 * interval '1 s', large => $3);
 
+-- name: forget_requests
+-- What was answered to requests of the API more than 12 hours ago.
+SELECT webhookd.forget_requests();
+
 -- name: sweep
 -- Old rows go, at most 10,000 of each kind.
 SELECT webhookd.sweep($1 * interval '1 s');

@@ -3,6 +3,10 @@
 SELECT id, key, uid, name, metadata, rate, created_at, updated_at, NULLIF(since, '-infinity') AS since
   FROM webhookd.tenant WHERE (id = $1 OR uid = $1) AND deleted_at IS NULL ORDER BY id = $1 DESC LIMIT 1;
 
+-- name: tenant_locked
+SELECT id, key, uid, name, metadata, rate, created_at, updated_at, NULLIF(since, '-infinity') AS since
+  FROM webhookd.tenant WHERE id = $1 AND deleted_at IS NULL FOR NO KEY UPDATE;
+
 -- name: tenants_rising
 SELECT id, key, uid, name, metadata, rate, created_at, updated_at, NULLIF(since, '-infinity') AS since
   FROM webhookd.tenant WHERE ($1::text IS NULL OR id > $1) AND deleted_at IS NULL ORDER BY id LIMIT $2;

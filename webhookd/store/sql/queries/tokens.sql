@@ -18,8 +18,8 @@ SELECT m.by, 'create token', m.id, (SELECT t.key FROM webhookd.tenant t WHERE t.
 -- The newest first.
 SELECT k.id, k.role, COALESCE(t.uid, t.id), k.capabilities, k.name, k.by, k.created_at, k.expires_at, k.revoked_at, k.used_at
   FROM webhookd.token k LEFT JOIN webhookd.tenant t ON t.id = k.tenant
- WHERE ($1::text IS NULL OR k.tenant = $1) AND ($2 OR k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()))
- ORDER BY k.id DESC;
+ WHERE $1 OR k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
+ ORDER BY k.id DESC LIMIT 1000;
 
 -- name: token_revoke
 WITH ended AS (UPDATE webhookd.token SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL RETURNING *),
