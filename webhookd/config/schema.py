@@ -311,7 +311,7 @@ class EndpointTable(Shape):
     on_exhausted: Literal["skip", "hold"] = "skip"
     """With ordered, when the time of an event is over: go on without it, or wait until it is resent or discarded."""
     filter: Filter = {}
-    """Only events whose metadata has one of these values under each of these keys."""
+    """Only events whose metadata has one of these values, or a list with one, under each of these keys."""
 
     @property
     def keys(self) -> Keys:

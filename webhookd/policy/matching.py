@@ -6,7 +6,7 @@ An event reaches only the endpoints of exactly its tenant, and those whose tenan
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Protocol
 
 from webhookd.metadata import parsed
@@ -48,13 +48,13 @@ def matches_type(pattern: str, type_: str) -> bool:
 def passes_filter(endpoint: Subscriber, metadata: bytes | None) -> bool:
     """True when every key of the endpoint's filter has one of its values in the event's metadata.
 
-    Strings are compared as they are; numbers, booleans and null by their JSON text. Metadata that is no object passes
-    no filter.
+    Strings are compared as they are; numbers, booleans and null by their JSON text; of a list it is enough that one of
+    its items has such a value. Metadata that is no object passes no filter.
     """
     if not endpoint.filter:
         return True
     labels = parsed(metadata)
-    return labels is not None and _failing_key(endpoint, labels) is None
+    return labels is not None and _failing_key(endpoint, _Texts(labels)) is None
 
 
 def why_not(endpoint: Subscriber, event: Event) -> str | None:
@@ -85,15 +85,31 @@ def _filter_mistake(endpoint: Subscriber, metadata: bytes | None) -> str:
     labels = parsed(metadata)
     if labels is None:
         return "the metadata of the event is no JSON object"
-    key = _failing_key(endpoint, labels) or ""
+    key = _failing_key(endpoint, _Texts(labels)) or ""
     found = f"is {json.dumps(labels[key])}" if key in labels else "is missing from the metadata"
     return f"{json.dumps(key)} {found}, it wants {_any_of(endpoint.filter[key])}"
 
 
-def _failing_key(endpoint: Subscriber, labels: Mapping[str, object]) -> str | None:
+class _Texts(dict[str, Set[str]]):
+    """What a filter compares its values with, by label; made when it is first asked for, as few are."""
+
+    def __init__(self, labels: Mapping[str, object]) -> None:
+        super().__init__()
+        self._labels = labels
+
+    def __missing__(self, key: str) -> Set[str]:
+        texts: Set[str] = frozenset()
+        if key in self._labels:
+            value = self._labels[key]
+            texts = {_text(value), *map(_text, value)} if isinstance(value, list) else {_text(value)}
+        self[key] = texts
+        return texts
+
+
+def _failing_key(endpoint: Subscriber, labels: _Texts) -> str | None:
     """The first key of the filter that the labels do not satisfy."""
     for key, values in endpoint.filter.items():
-        if key not in labels or _text(labels[key]) not in values:
+        if labels[key].isdisjoint(values):
             return key
     return None
 
@@ -165,14 +181,15 @@ class _Subscribers:
 
     def wanting(self, metadata: bytes | None) -> tuple[Endpoint, ...]:
         """Those whose filter lets it pass."""
-        labels = parsed(metadata) if self._by_label else None
-        if labels is None:
+        found_labels = parsed(metadata) if self._by_label else None
+        if found_labels is None:
             return self.unfiltered
+        labels = _Texts(found_labels)
         found = {
             at
             for key, by_value in self._by_label.items()
-            if key in labels
-            for group in by_value.get(_text(labels[key]), ())
+            for text in labels[key]
+            for group in by_value.get(text, ())
             if _failing_key(self.everybody[group[0]], labels) is None
             for at in group
         }

@@ -290,6 +290,10 @@ METADATA = [
     (r'{"region": null}', False),
     (r'["region"]', False),
     (r'"region"', False),
+    (r'{"region": ["us", "eu\u0000", "uk"]}', True),
+    (r'{"region": ["us", "eu\u0000"]}', False),
+    (r'{"region": []}', False),
+    (r'{"region": [["eu"]]}', False),
     ("[" * 3000 + "]" * 3000, False),
     ("{}", False),
 ]
@@ -316,6 +320,7 @@ async def test_event_status_answers_whatever_metadata_holds_and_sees_what_the_da
 
 
 VALUES = ["null", "true", "false", "1", "1.5", "-7", '"eu"', '""', r'"\\u0000"', r'"\u0000"', '"é"', r'"\ufffd"', "[]"]
+VALUES += [f"[{value}]" for value in VALUES] + [f'["x", {value}, {{"eu": "eu"}}]' for value in VALUES]
 
 
 @pytest.mark.parametrize(

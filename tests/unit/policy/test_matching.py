@@ -92,7 +92,14 @@ def test_a_prefix_matches_what_lies_below_it(prefix: str, below: str) -> None:
         ({"region": ("eu", "us")}, b'{"region":"us"}', True),
         ({"region": ("eu",)}, b'{"region":"us"}', False),
         ({"region": ("eu",)}, b'{"other":"eu"}', False),
-        ({"region": ("eu",)}, b'{"region":["eu"]}', False),
+        ({"region": ("eu",)}, b'{"region":["eu"]}', True),
+        ({"region": ("eu", "us")}, b'{"region":["uk","us",7]}', True),
+        ({"region": ("eu",)}, b'{"region":["us"]}', False),
+        ({"region": ("eu",)}, b'{"region":[]}', False),
+        ({"region": ("eu",)}, b'{"region":[["eu"]]}', False),
+        ({"region": ("eu",)}, b'{"region":{"eu":"eu"}}', False),
+        ({"region": ('["eu"]',)}, b'{"region":["eu"]}', True),
+        ({"n": ("1", "null")}, b'{"n":[2,null]}', True),
         ({"region": ("eu",)}, None, False),
         ({"region": ("eu",)}, b'"eu"', False),
         ({"region": ("eu",)}, b"null", False),
@@ -244,7 +251,7 @@ def test_only_those_are_looked_at_whose_filter_may_let_it_pass(monkeypatch: pyte
     asked = []
     failing_key = matching._failing_key
 
-    def spy(asked_of: Endpoint, labels: dict[str, object]) -> str | None:
+    def spy(asked_of: Endpoint, labels: matching._Texts) -> str | None:
         asked.append(asked_of.id)
         return failing_key(asked_of, labels)
 
@@ -258,7 +265,7 @@ def test_a_filter_that_thousands_have_is_looked_at_once(monkeypatch: pytest.Monk
     asked = []
     failing_key = matching._failing_key
 
-    def spy(asked_of: Endpoint, labels: dict[str, object]) -> str | None:
+    def spy(asked_of: Endpoint, labels: matching._Texts) -> str | None:
         asked.append(asked_of.id)
         return failing_key(asked_of, labels)
 
