@@ -1,9 +1,9 @@
 """Secrets, and the signatures that prove to a receiver who sent a request.
 
 Sources: the Standard Webhooks specification, and for receivers that were made for others the public documentation of
-GitHub (X-Hub-Signature-256) and Stripe (Stripe-Signature). A `v1` key holds the bytes of the secret. A `v1a` key that
-signs holds the seed and the public key (64 bytes); one that only verifies holds the public key (32 bytes). No message
-of this module ever contains a secret.
+GitHub (X-Hub-Signature-256), Stripe (Stripe-Signature) and Svix (svix-signature). A `v1` key holds the bytes of the
+secret. A `v1a` key that signs holds the seed and the public key (64 bytes); one that only verifies holds the public key
+(32 bytes). No message of this module ever contains a secret.
 """
 
 import binascii
@@ -96,6 +96,13 @@ def standard(keys: tuple[Key, ...], event_id: str, timestamp: int, content: byte
     return (("webhook-signature", " ".join([_sign(key, signed) for key in keys if key.until > timestamp])),)
 
 
+def svix(keys: tuple[Key, ...], event_id: str, timestamp: int, content: bytes) -> tuple[tuple[str, str], ...]:
+    """`webhook-signature`, and the same once more under the names that Svix gives its three headers."""
+    ((name, signature),) = standard(keys, event_id, timestamp, content)
+    moment = str(timestamp)
+    return (name, signature), ("svix-id", event_id), ("svix-timestamp", moment), ("svix-signature", signature)
+
+
 def none(keys: tuple[Key, ...], event_id: str, timestamp: int, content: bytes) -> tuple[tuple[str, str], ...]:
     """No header: the receiver trusts the address, or a header of the endpoint."""
     return ()
@@ -124,7 +131,14 @@ def hmac_of_body(*, header: str, hash: str, encoding: str, prefix: str) -> Schem
 
 
 SCHEMES: Final[Mapping[str, Scheme]] = MappingProxyType(
-    {"standard": standard, "standard-ed25519": standard, "github": github, "stripe": stripe, "none": none}
+    {
+        "standard": standard,
+        "standard-ed25519": standard,
+        "svix": svix,
+        "github": github,
+        "stripe": stripe,
+        "none": none,
+    }
 )
 PARSERS: Final[Mapping[str, Callable[[str], Key]]] = MappingProxyType(  # what a secret of theirs looks like
     {"standard-ed25519": parse_private, "github": parse_text, "stripe": parse_text, "hmac": parse_text}

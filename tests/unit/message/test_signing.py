@@ -264,6 +264,19 @@ class TestOtherSchemes:
         assert value == case["signature"]
 
     @given(st.text(max_size=100))
+    def test_svix_passes_its_library_under_both_names(self, text: str) -> None:
+        secrets = new_secret(), new_secret()
+        content, now = json.dumps({"text": text}).encode(), int(time.time())
+        made = dict(SCHEMES["svix"](tuple(map(parse_secret, secrets)), ID, now, content))
+        ours = {"webhook-id": ID, "webhook-timestamp": str(now), "webhook-signature": made["webhook-signature"]}
+        theirs = {name: value for name, value in made.items() if name.startswith("svix-")}
+        for headers in (ours, theirs):
+            for secret in secrets:
+                svix.Webhook(secret).verify(content, headers)
+        with pytest.raises(svix.WebhookVerificationError):
+            svix.Webhook(new_secret()).verify(content, made)
+
+    @given(st.text(max_size=100))
     def test_stripe_passes_its_library_with_each_of_the_secrets(self, text: str) -> None:
         keys = (parse_text("another-fake-secret"), parse_text(self.TEXT))
         content, now = json.dumps({"text": text}).encode(), int(time.time())
