@@ -154,6 +154,7 @@ class Batch:
     hi: datetime
     claims: int
     parked: int  # the version of the parking when it was cut or adopted
+    config: int = 0  # the same of the endpoints
     open: int = 1
     recorded: bool = False  # its end is in the database
     left_by: int | None = None  # the daemon it was adopted of; None when it was given back, or is new

@@ -179,7 +179,7 @@ class Daemon:
         """Run the parts until stopped; the ids of the batches that were not finished."""
         daemon_id, intervals, tokens = joined.daemon_id, self._intervals, Tokens(sender)
 
-        async def apply(config: Config, ours: Sequence[Endpoint], matcher: Matcher) -> None:
+        async def apply(config: Config, ours: Sequence[Endpoint], matcher: Matcher, version: int) -> None:
             # An inactive endpoint is sent nothing: it has no queue, and what it was owed stays in the backlog.
             active = [endpoint for endpoint in ours if endpoint.active]
             for _ in engine.prepare(active):
@@ -189,7 +189,7 @@ class Daemon:
             if self._api is not None:
                 self._api.configure(config.api, config.delivery.max_payload)
             sender.configure(config.egress)
-            old = engine.configure(active, matcher, config.delivery)
+            old = engine.configure(active, matcher, config.delivery, version)
             engine.shots.configure(ours, config.delivery)
             tokens.keep({endpoint.grant for endpoint in active if endpoint.grant})
             janitor.configure(config.retention)
@@ -227,6 +227,7 @@ class Daemon:
             self._config.delivery,
             intervals,
             user_agent=self._user_agent,
+            catch_up=lambda version: reloader.catch_up(version),
         )
         engine.begin(joined.beat, joined.low)
         engine.discard(joined.discards)

@@ -57,6 +57,10 @@ class Known(Protocol):
     def foreign(self) -> Sequence[Foreign]:
         """Those of other daemons' files."""
 
+    @property
+    def version(self) -> int:
+        """As of which these are all."""
+
 
 class Registry(Protocol):
     """What the reloader needs of the store."""
@@ -80,7 +84,7 @@ class Registry(Protocol):
 
 
 class Reloader:
-    """Runs beside the other parts. `apply(config, own, matcher)` is awaited with every change.
+    """Runs beside the other parts. `apply(config, own, matcher, version)` is awaited with every change.
 
     `wanted` is set by whoever wants the files read again; asking a thousand times is asking once. `refused` says why
     the files were not taken, also when that was in a life before this one. `accept` is the command by which an operator
@@ -93,7 +97,7 @@ class Reloader:
         daemon: int,
         config: Config,
         load: Callable[[], Config],
-        apply: Callable[[Config, Sequence[Endpoint], Matcher], Awaitable[None]],
+        apply: Callable[[Config, Sequence[Endpoint], Matcher, int], Awaitable[None]],
         wanted: asyncio.Event,
         *,
         dead_after: float,
@@ -117,6 +121,8 @@ class Reloader:
         self._accept = accept
         self._wanted = wanted
         self._versions: tuple[int, int] | None = None
+        self._version = 0  # of the endpoints that we know
+        self._changing = asyncio.Lock()
         self.setbacks = Setbacks("reloader", look_seconds)
         self._foreign: Sequence[Endpoint] = ()
 
@@ -146,10 +152,22 @@ class Reloader:
         if versions[1] != before[1]:
             self._wanted.set()
         if versions[0] != before[0] or again:
-            config = self._config
-            await self.take_over(
-                config, await self._store.refresh_endpoints(config.specs, config.config_hash, self._dead_after)
-            )
+            async with self._changing:
+                if again or self._version < versions[0]:
+                    await self._refresh()
+
+    async def catch_up(self, version: int) -> None:
+        """Know at least the endpoints of that version, rather than with the next look: events are to be matched."""
+        if self._version < version:
+            async with self._changing:
+                if self._version < version:
+                    await self._refresh()
+
+    async def _refresh(self) -> None:
+        config = self._config
+        await self.take_over(
+            config, await self._store.refresh_endpoints(config.specs, config.config_hash, self._dead_after)
+        )
 
     async def _reload(self) -> None:
         self._on_reload()
@@ -162,16 +180,19 @@ class Reloader:
             why = refusal(change, len(self._config.specs), self._accept)
             if why and not accepted.issuperset(change.removed):
                 raise ConfigError([why])
-            await self._write(config)
+            async with self._changing:
+                await self._write(config)
+                before, self._config = self._config, config
             log.info(
                 "reloaded",
                 added=len(change.added),
                 removed=len(change.removed),
                 changed=len(change.changed),
-                restart_needed=[name for name in ("daemon", "database", "log") if _differs(self._config, config, name)]
-                + ["api"] * (self._config.api.listen != config.api.listen),
+                restart_needed=[name for name in ("daemon", "database", "log") if _differs(before, config, name)]
+                + ["api"] * (before.api.listen != config.api.listen),
             )
-            old, self._config = [*self._config.endpoints, *self._config.specs.values()], config
+            old = [*before.endpoints, *before.specs.values()]
+            del before
             while old:  # to free all of them would stall the loop as well
                 del old[-AT_A_TIME:]
                 await asyncio.sleep(0)
@@ -205,7 +226,8 @@ class Reloader:
         """Go on with this configuration and these endpoints."""
         # In a thread, because thousands of endpoints would stall the loop.
         own, self._foreign, matcher = await asyncio.to_thread(_endpoints, config, known)
-        await self._apply(config, own, matcher)
+        await self._apply(config, own, matcher, known.version)
+        self._version = known.version
 
     async def _refuse(self, mistakes: Sequence[str]) -> None:
         log.error("reload_refused", mistakes=list(mistakes))

@@ -7,7 +7,7 @@ follower ─┘
 
 import asyncio
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -110,6 +110,7 @@ class Engine:
         intervals: Intervals,
         *,
         user_agent: str,
+        catch_up: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         dead_after = intervals.dead_after
         self._intervals = intervals
@@ -117,7 +118,7 @@ class Engine:
         self._matcher = Matcher(())
         self._refusals = 0  # heartbeats at which there had been events without a tenant
         self._heartbeat = beat = Heartbeat()
-        self._subscriptions = subscriptions = Subscriptions(owner)
+        self._subscriptions = subscriptions = Subscriptions(owner, catch_up)
         self.recorder = Recorder(
             stores.results, owner, flush_seconds=intervals.flush, is_discarded=subscriptions.is_discarded
         )
@@ -230,8 +231,14 @@ class Engine:
         """Do most of what `configure` does with these, in pieces, between which others may have their turn."""
         return self.dispatcher.prepare(endpoints)
 
-    def configure(self, endpoints: Sequence[Endpoint], matcher: Matcher, delivery: dispatcher.Settings) -> Matcher:
-        """Send to these, owe to whom `matcher` says, all at once; what did so before, which takes a moment to free."""
+    def configure(
+        self, endpoints: Sequence[Endpoint], matcher: Matcher, delivery: dispatcher.Settings, version: int
+    ) -> Matcher:
+        """Send to these, owe to whom `matcher` says, all at once; what did so before, which takes a moment to free.
+
+        `version` is that of all endpoints which the matcher knows.
+        """
+        self._subscriptions.version = version
         self._subscriptions.change(endpoints, matcher.endpoints_for)
         self.dispatcher.configure(endpoints, delivery)
         self.dispatcher.share(self._subscriptions.divide(self._heartbeat.members))

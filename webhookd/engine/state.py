@@ -1,6 +1,6 @@
 """What the parts are told: one value of each heartbeat and one of each configuration, which all of them look at."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from webhookd.model import Delivery, Endpoint, Event
 from webhookd.policy.discards import Discards
@@ -22,16 +22,33 @@ class Heartbeat:
 class Subscriptions:
     """Our endpoints that are active, who of all is owed an event, and what nobody wants; only the engine writes it."""
 
-    __slots__ = ("_subscribers", "discards", "endpoint", "endpoints", "endpoints_for", "me", "shares")
+    __slots__ = (
+        "_look",
+        "_subscribers",
+        "discards",
+        "endpoint",
+        "endpoints",
+        "endpoints_for",
+        "me",
+        "shares",
+        "version",
+    )
 
-    def __init__(self, me: int) -> None:
+    def __init__(self, me: int, look: Callable[[int], Awaitable[None]] | None = None) -> None:
         self.me = me
+        self.version = 0  # of the endpoints, as of which all this is
+        self._look = look
         self.endpoints: dict[int, Endpoint] = {}  # by number
         self.endpoint: Callable[[int], Endpoint | None] = self.endpoints.get  # asked of thousands at a time
         self.discards = Discards()
         self._subscribers: Callable[[Event], tuple[Endpoint, ...]] = lambda event: ()
         self.endpoints_for: Callable[[Event], tuple[Endpoint, ...]] = self._subscribers
         self.shares: Shares = alone(me)  # who else has ours
+
+    async def catch_up(self, version: int) -> None:
+        """Know at least the endpoints of that version: one may have been made a moment before its first event."""
+        if self.version < version and self._look is not None:
+            await self._look(version)
 
     def change(self, endpoints: Iterable[Endpoint], endpoints_for: Callable[[Event], tuple[Endpoint, ...]]) -> None:
         """Have these in the place of the others; `divide` is to be called next."""

@@ -171,8 +171,8 @@ async def _apart(
 
 
 def _batch(row: Any, left_by: int | None = None) -> Batch:
-    id_, nonce, cut_at, ids, lo, hi, claims, parked = row
-    return Batch(id_, nonce, cut_at.timestamp(), ids, lo, hi, claims, parked, left_by=left_by)
+    id_, nonce, cut_at, ids, lo, hi, claims, parked, config = row
+    return Batch(id_, nonce, cut_at.timestamp(), ids, lo, hi, claims, parked, config, left_by=left_by)
 
 
 def before(moment: datetime) -> datetime:

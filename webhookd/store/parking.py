@@ -21,6 +21,7 @@ class Page(NamedTuple):
     lo: datetime
     hi: datetime
     late: bool  # it was cut while something older was in no batch
+    config: int = 0  # the version of the endpoints when it was read
 
 
 class ParkingStore:
@@ -139,7 +140,7 @@ class ParkingStore:
     ) -> Page | None:
         """What these batches hold behind a number, and behind a place in the first, as if it were one batch."""
         row = await self._database.fetch_row(QUERIES["late_events"], first, last, after, below, place, most)
-        return None if row[1] is None else Page(first, row[0].timestamp(), row[1], row[2], row[3], True)
+        return None if row[1] is None else Page(first, row[0].timestamp(), row[1], row[2], row[3], True, row[4])
 
     async def lower(self, first: int, last: int, number: int) -> Page | None:
         """Of the first of these batches that has events up to a number, these."""

@@ -42,6 +42,7 @@ class Known(NamedTuple):
 
     ids: Sequence[int]
     foreign: Sequence[Foreign]
+    version: int  # as of which this is all
 
 
 class Joined(NamedTuple):
@@ -276,7 +277,8 @@ class Registry:
             await connection.fetch(QUERIES["raise_version"])
         ids = await connection.fetchval(QUERIES["own_endpoints"], tenants, names)
         rows = await connection.fetch(QUERIES["foreign_endpoints"], tenants, names)
-        return Known(ids or [], await asyncio.to_thread(_foreign, rows))
+        version = await connection.fetchval(QUERIES["versions"])
+        return Known(ids or [], await asyncio.to_thread(_foreign, rows), version)
 
 
 def _other_place(server: str, deployment: str, here: str, environment: str) -> str:

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.integration.conftest import (
+    QUICK,
     Receiver,
     Running,
     Sql,
@@ -284,3 +286,25 @@ async def test_a_mistake_with_signs_that_postgres_does_not_take_is_shown_all_the
             return await problem(sql) == r"od\udcff.toml:1: [endpoint.x] url: is required"
 
         await eventually(shown, "the problem is shown")
+
+
+async def test_an_endpoint_counts_for_all_that_is_committed_after_it(
+    sql: Sql, receiver: Receiver, daemon: Running
+) -> None:
+    """Also at a daemon that looks for new endpoints only now and then: it has to know them before it matches."""
+    seldom = replace(QUICK, look=30.0)
+    tables: dict[str, dict[str, Any]] = {"hook": {"url": receiver.url("hook"), "events": ["old"]}}
+    loaded = [configuration(tables)]
+    async with daemon(loaded[0], seldom), daemon(loaded[0], load=lambda: loaded[0]) as second:
+        events: list[str] = []
+        for n in range(5):
+            tables[f"new-{n}"] = {"url": receiver.url("new"), "events": [f"new.{n}"]}
+            loaded[0] = configuration(tables)
+            second.reload()
+
+            async def is_there(name: str = f"new-{n}") -> bool:
+                return bool(await sql.fetchval("SELECT count(*) FROM webhookd.endpoint WHERE name = $1", name))
+
+            await eventually(is_there, "the new endpoint")
+            events += [await insert(sql, type=f"new.{n}") for _ in range(5)]
+        await until(lambda: set(events) <= set(receiver.events("new")), "all of them")

@@ -64,6 +64,7 @@ class FanOut:
         """
         # A first claim has no past; of a later one, the ledger and the backlog know what is settled.
         known = await self._store.known(batch) if batch.claims > 1 else frozenset[tuple[int, int]]()
+        await self._subscriptions.catch_up(batch.config)
         along = SMALL if next_up and len(batch.event_ids) <= FEW else -1
         events = await self._store.heads(batch.event_ids, batch.lo, batch.hi, along) if batch.event_ids else []
         whole = {event.id: self._matched(await self._store.whole(event)) for event in events if event.unread}

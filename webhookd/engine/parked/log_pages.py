@@ -38,6 +38,8 @@ class Page(Protocol):
     def hi(self) -> datetime: ...
     @property
     def late(self) -> bool: ...
+    @property
+    def config(self) -> int: ...
 
 
 class Store(Protocol):
@@ -202,6 +204,7 @@ class LogPages:
 
     async def _opened(self, page: Page) -> _Opened:
         opened = _Opened(page)
+        await self._subscriptions.catch_up(page.config)
         if page.event_ids:
             events = {event.id: event for event in await self._heads.heads(page.event_ids, page.lo, page.hi)}
             began = time.monotonic()

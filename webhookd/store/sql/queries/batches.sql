@@ -2,7 +2,8 @@
 -- Newly committed and newly due events become batches that the caller owns, of each tenant its share, and a piece of the surplus. Where a moment is
 -- such as a datetime cannot be, the range of a batch is open, here and wherever one is read.
 SELECT batch_id, o_nonce, o_cut_at, o_ids, CASE WHEN o_lo < '0001-01-02 00:00:00+00' THEN '-infinity' ELSE LEAST(o_lo, '9999-12-30 00:00:00+00') END,
-       CASE WHEN o_hi > '9999-12-30 00:00:00+00' THEN 'infinity' ELSE GREATEST(o_hi, '0001-01-02 00:00:00+00') END, o_claims, o_parked, o_more, o_after
+       CASE WHEN o_hi > '9999-12-30 00:00:00+00' THEN 'infinity' ELSE GREATEST(o_hi, '0001-01-02 00:00:00+00') END, o_claims, o_parked,
+       webhookd.config_now(), o_more, o_after
   FROM webhookd.cut($1, $2, $3, p_rest => $4, p_read => $5, p_full => $6, p_busy => $7, p_after => $8);
 
 -- name: heads
@@ -50,7 +51,7 @@ UPDATE webhookd.batch b SET owner = $2, claims = LEAST(claims + 1, 32767)  -- be
 RETURNING b.id, b.nonce, b.cut_at, b.outbox_ids,
        CASE WHEN b.lo < '0001-01-02 00:00:00+00' THEN '-infinity' ELSE LEAST(b.lo, '9999-12-30 00:00:00+00') END,
        CASE WHEN b.hi > '9999-12-30 00:00:00+00' THEN 'infinity' ELSE GREATEST(b.hi, '0001-01-02 00:00:00+00') END,
-       b.claims, (SELECT v.parked FROM webhookd.config_version v), orphan.owner;
+       b.claims, (SELECT v.parked FROM webhookd.config_version v), webhookd.config_now(), orphan.owner;
 
 -- name: known
 -- What of an adopted batch is settled already: delivered by the ledger, or owed by the backlog.

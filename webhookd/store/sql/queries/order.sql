@@ -69,7 +69,7 @@ SELECT b.id FROM webhookd.batch b WHERE b.id > $1 AND NOT b.late ORDER BY b.id L
 -- What these batches hold, by number: so many behind $3 and before $4, without what stands in the first batch up to a place.
 SELECT max(e.cut_at), array_agg(e.id ORDER BY e.id),
        CASE WHEN min(e.lo) < '0001-01-02 00:00:00+00' THEN '-infinity' ELSE LEAST(min(e.lo), '9999-12-30 00:00:00+00') END,
-       CASE WHEN max(e.hi) > '9999-12-30 00:00:00+00' THEN 'infinity' ELSE GREATEST(max(e.hi), '0001-01-02 00:00:00+00') END FROM (
+       CASE WHEN max(e.hi) > '9999-12-30 00:00:00+00' THEN 'infinity' ELSE GREATEST(max(e.hi), '0001-01-02 00:00:00+00') END, webhookd.config_now() FROM (
   SELECT b.cut_at, u.id, b.lo, b.hi FROM webhookd.batch b CROSS JOIN LATERAL unnest(b.outbox_ids) WITH ORDINALITY u(id, place)
    WHERE b.id >= $1 AND b.id <= $2 AND cardinality(b.outbox_ids) > 0 AND b.outbox_ids[cardinality(b.outbox_ids)] > $3 AND ($4::bigint IS NULL OR b.outbox_ids[1] < $4)
      AND u.id > $3 AND ($4::bigint IS NULL OR u.id < $4) AND NOT (b.id = $1 AND u.place <= $5)
@@ -79,5 +79,5 @@ SELECT max(e.cut_at), array_agg(e.id ORDER BY e.id),
 -- Of the first of these batches that has events up to $3, these.
 SELECT b.id, b.cut_at, ARRAY(SELECT u.id FROM unnest(b.outbox_ids) u(id) WHERE u.id <= $3 ORDER BY u.id),
        CASE WHEN b.lo < '0001-01-02 00:00:00+00' THEN '-infinity' ELSE LEAST(b.lo, '9999-12-30 00:00:00+00') END,
-       CASE WHEN b.hi > '9999-12-30 00:00:00+00' THEN 'infinity' ELSE GREATEST(b.hi, '0001-01-02 00:00:00+00') END, b.late
+       CASE WHEN b.hi > '9999-12-30 00:00:00+00' THEN 'infinity' ELSE GREATEST(b.hi, '0001-01-02 00:00:00+00') END, b.late, webhookd.config_now()
   FROM webhookd.batch b WHERE b.id >= $1 AND b.id <= $2 AND cardinality(b.outbox_ids) > 0 AND b.outbox_ids[1] <= $3 ORDER BY b.id LIMIT 1;
