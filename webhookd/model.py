@@ -130,6 +130,7 @@ class Endpoint:
     disable_after: DisableAfter | None = None
     disable_on_request: bool = False  # its receiver may say so
     ordered: Ordered = False
+    by_api: bool = False  # its tenant has made it: it is guarded as [api] has it, not as [egress] has
     holds: bool = False  # where its order would go on without what its time has run out for, it waits for somebody
 
     @property
@@ -274,6 +275,7 @@ class Request(NamedTuple):
     tls: ssl.SSLContext | None = None  # None for the usual one
     grant: Grant | None = None  # it still wants a token
     whole: bool = False  # the body of the answer is wanted, up to 16 KiB, also that of a 2xx
+    by_api: bool = False  # as its endpoint
 
 
 class Response(NamedTuple):

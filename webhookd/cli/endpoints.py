@@ -136,7 +136,8 @@ def _facts(row: EndpointLine) -> Iterator[tuple[str, object]]:
         holds = ", held when the time of one is over" if spec.get("on_exhausted") == "hold" else ""
         yield "order", f"{'of each ordering key' if ordered == 'key' else 'of all events'}{holds}"
     rate = spec.get("rate_limit")
-    yield "slots", f"{spec.get('max_in_flight', '')}{f', at most {rate:g} requests a second' if rate else ''}"
+    slots = spec.get("max_in_flight") or "as [delivery] has it"
+    yield "slots", f"{slots}{f', at most {rate:g} requests a second' if rate else ''}"
     yield "owed", ", ".join(_counts(row, OWED)) or "nothing"
     if failed := ", ".join(_counts(row, FAILED)):
         why = ", ".join(dict.fromkeys([*(row.why_missed or ()), *(["disabled"] if row.disabled_at else [])]))

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -20,8 +20,8 @@ from webhookd.config.mistakes import WITH_DEV, egress_mistake
 from webhookd.config.schema import EgressTable
 from webhookd.egress.guard import DEV_NETWORKS, address_mistake
 from webhookd.errors import ConfigError, WebhookdError
-from webhookd.model import Egress, Endpoint, Event
-from webhookd.policy.matching import WHY_NOT, why_not
+from webhookd.model import Egress, Event
+from webhookd.policy.matching import WHY_NOT, Subscriber, why_not
 from webhookd.store.database import Database
 from webhookd.store.discards import Discarded, DiscardStore
 from webhookd.store.listings import ASIDE
@@ -38,7 +38,7 @@ class _Found(NamedTuple):
 
     event: Event
     fates: Sequence[Fate]
-    reasons: Sequence[tuple[Endpoint, str | None]]
+    reasons: Sequence[tuple[Subscriber, str | None]]
     resent: Sequence[Resent] = ()
     replayed: Sequence[Replayed] = ()
     discarded: Sequence[Discarded] = ()
@@ -73,12 +73,12 @@ def explain(
     if url is not None:
         document, lines, good = _url(url, _egress(config, dev))
     else:
-        _, files = loaded(config, dev)
+        _, files = loaded(config, dev, may_be_empty=event_id is not None)  # tenants may have made some
         if event_id is not None:
             found = _of_outbox(event_id, config, files)
         else:
             labels = None if metadata is None else json_text("--metadata", metadata.encode(errors="surrogateescape"))
-            found = [_matched(supposed(type_ or "", tenant, labels), (), files)]
+            found = [_matched(supposed(type_ or "", tenant, labels), (), files.endpoints)]
         document = [_document(each) for each in found] if event_id else _document(found[0])
         lines = [line for each in found for line in _lines(each)]
         good = any(reason is None for each in found if not each.unreadable for _, reason in each.reasons)
@@ -90,14 +90,18 @@ def explain(
 
 
 def _of_outbox(event_id: str, config: Path | None, files: Config) -> list[_Found]:
-    sees, found = ran(_ask(dsn_for(config), event_id))
+    sees, made, found = ran(_ask(dsn_for(config), event_id))
+    if files.empty and not made:
+        raise ConfigError([files.empty])
     if not found:
         raise WebhookdError(f"the outbox has no event {event_id!r}: it was never committed, or is past retention")
-    return [_matched(event, fates, files, sees)._replace(**done) for event, fates, done in found]
+    return [_matched(event, fates, [*files.endpoints, *made], sees)._replace(**done) for event, fates, done in found]
 
 
-async def _ask(dsn: str, event_id: str) -> tuple[bool, list[tuple[Event, list[Fate], dict[str, Any]]]]:
-    """Whether we may see metadata, and of each event of this id what became of it, and what people did about it."""
+async def _ask(
+    dsn: str, event_id: str
+) -> tuple[bool, Sequence[Subscriber], list[tuple[Event, list[Fate], dict[str, Any]]]]:
+    """Whether we may see metadata, what tenants have made, and of each event what became of it and who did what."""
     async with Database(dsn or None, size=1) as database:
         reports, found = Reports(database), []
         for event, fates in await reports.fates(event_id):
@@ -107,12 +111,12 @@ async def _ask(dsn: str, event_id: str) -> tuple[bool, list[tuple[Event, list[Fa
                 "discarded": await DiscardStore(database).of(event.id),
             }
             found.append((event, fates, done))
-        return await reports.sees_metadata(), found
+        return await reports.sees_metadata(), await reports.made_by_api(), found
 
 
-def _matched(event: Event, fates: Sequence[Fate], files: Config, sees: bool = True) -> _Found:
-    """What the files say of the event, of whose metadata nothing is known unless we `see` it."""
-    reasons = [(endpoint, why_not(endpoint, event)) for endpoint in files.endpoints]
+def _matched(event: Event, fates: Sequence[Fate], among: Iterable[Subscriber], sees: bool = True) -> _Found:
+    """Which of these get the event, of whose metadata nothing is known unless we `see` it."""
+    reasons = [(endpoint, why_not(endpoint, event)) for endpoint in among]
     if not sees:
         reasons = [(each, UNKNOWN if why and why.startswith("filter:") else why) for each, why in reasons]
     return _Found(event, fates, reasons)

@@ -83,15 +83,17 @@ def environment(dev: bool) -> Mapping[str, str]:
     return {**os.environ, **DEV} if dev else os.environ
 
 
-def loaded(config: Path | None, dev: bool, exposed: list[Path] | None = None) -> tuple[Path, "Config"]:
-    """The main file, and the configuration that it begins.
+def loaded(
+    config: Path | None, dev: bool, exposed: list[Path] | None = None, *, may_be_empty: bool = False
+) -> tuple[Path, "Config"]:
+    """The main file, and the configuration that it begins, which may have no endpoint if that is said.
 
     `exposed` gets the files with secrets that every user of this machine can read.
     """
     from webhookd.config import loader
 
     file = loader.find(config, os.environ)
-    return file, loader.load(file, environment(dev), exposed=exposed)
+    return file, loader.load(file, environment(dev), exposed=exposed, may_be_empty=may_be_empty)
 
 
 def other_hash(file: Path, dev: bool) -> str:

@@ -25,7 +25,7 @@ from webhookd.config.config import Config
 from webhookd.errors import WebhookdError
 from webhookd.policy.difference import Difference, difference, refusal
 from webhookd.store.database import Database
-from webhookd.store.registry import Kept, Registry, Reload
+from webhookd.store.registry import Registry, Reload, StillThere
 from webhookd.store.reports import Reports
 
 SHOWN = 10  # endpoints of a kind; --json has all
@@ -75,7 +75,7 @@ def reload(
 
 async def _reload(
     file: Path, config: Config, accept: bool, command: str, tell: Callable[[Difference], None]
-) -> tuple[Difference, list[Reload], int, list[Kept]]:
+) -> tuple[Difference, list[Reload], int, list[StillThere]]:
     """What changes, told before it does; what the daemons made of it; how many live; what of it others keep."""
     async with Database(loader.dsn(config.database, file) or None, size=1) as database:
         registry = Registry(database)
@@ -101,7 +101,7 @@ async def _reload(
     return change, answers, live, kept
 
 
-def _document(change: Difference, answers: list[Reload], live: int, kept: list[Kept]) -> dict[str, Any]:
+def _document(change: Difference, answers: list[Reload], live: int, kept: list[StillThere]) -> dict[str, Any]:
     daemons = [
         {"id": each.daemon, "host": each.host, "config_hash": each.config_hash, "config_problem": each.problem}
         for each in answers
@@ -117,7 +117,7 @@ def _tell(change: Difference) -> None:
             tell(f"{word:8} {_some(labels)}")
 
 
-def _tell_kept(kept: list[Kept]) -> None:
+def _tell_kept(kept: list[StillThere]) -> None:
     """What counts as before although these files have it no longer, by who has it."""
     by_daemons: dict[tuple[tuple[int, str], ...], list[str]] = {}
     for each in kept:

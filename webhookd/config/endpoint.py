@@ -19,6 +19,7 @@ from webhookd.message.signing import ONE_SECRET, SCHEMES, hmac_of_body
 from webhookd.model import DisableAfter, Endpoint, Grant, RetryPolicy
 from webhookd.units import quoted
 
+MADE: Final = "ep_"  # how the names of endpoints begin that the API makes
 _POLICY: Final = [field.name for field in fields(RetryPolicy)]
 _EXPONENTIAL: Final = ("first", "factor", "max_interval")
 
@@ -35,6 +36,8 @@ def endpoint_of(
     if made is None:
         return None
     name = place.path[-1]
+    if name.startswith(MADE):
+        mistakes.append(place.mistake(f"names that begin with {MADE} are those of the API; choose another"))
     tls = _tls(made, place, mistakes)
     endpoint = Endpoint(
         id=0,
@@ -55,7 +58,7 @@ def endpoint_of(
         headers=tuple(made.headers.items()),
         tls=tls,
         grant=_grant(made),
-        disable_after=_disable_after(delivery.disable_after if made.disable_after is None else made.disable_after),
+        disable_after=disable_after(delivery.disable_after if made.disable_after is None else made.disable_after),
         disable_on_request=made.disable_on_request,
         ordered=made.ordered,
         holds=bool(made.ordered) and made.on_exhausted == "hold",
@@ -99,7 +102,8 @@ def _tls(made: EndpointTable, place: Place, mistakes: list[Mistake]) -> ssl.SSLC
         return None
 
 
-def _disable_after(table: DisableAfterTable) -> DisableAfter | None:
+def disable_after(table: DisableAfterTable) -> DisableAfter | None:
+    """What a table of it says; None for never."""
     return DisableAfter(table.failures, table.for_) if table.failures else None
 
 

@@ -160,7 +160,7 @@ class Retention(Shape):
 
 
 class Encryption(Shape):
-    """What seals the secrets of endpoints that are kept in the database, which none is yet."""
+    """What seals the secrets of endpoints that tenants make by the API: those are in the database, keys are not."""
 
     keys: Annotated[SealKeys, Field(max_length=10)] = Field(default=(), repr=False)
     """The first seals, the others open what they have sealed: [{ id = "2026", credential = "webhookd.key" }]."""
@@ -177,6 +177,14 @@ class Api(Shape):
     """The names that it is reached by; a request for another is answered 421. By default any."""
     cors_origins: Annotated[Many[Origin], Field(max_length=100)] = ()
     """Pages that may use it from a browser, such as ["https://app.example.com"]."""
+    allow_http: bool = False
+    """Allow http:// to endpoints that tenants make; what [egress] allows is not for them."""
+    allow_networks: Many[Range] = ()
+    """Private address ranges that these endpoints may be in."""
+    through_proxy: bool = False
+    """Send to them through the proxy of [egress], which has to refuse private addresses itself; else it has none."""
+    endpoints_per_tenant: Annotated[int, Field(ge=0, le=1_000_000)] = 1_000
+    """How many a tenant may have."""
     tokens_file: TokensFile = Field(default_factory=dict, repr=False, exclude=True)
     """Tokens beside those of `webhookd token new`: a file with a role and a token on each line."""
 

@@ -17,14 +17,15 @@ from webhookd.daemon.processes import ourselves, see
 from webhookd.daemon.reloader import Reloader, long_lived
 from webhookd.daemon.watcher import watch
 from webhookd.egress.oauth import Tokens
-from webhookd.egress.sender import Sender
+from webhookd.egress.ways import Ways
 from webhookd.engine.dispatch import dispatcher
 from webhookd.engine.engine import CLAIM_SECONDS, DRAIN_SECONDS, Engine, Intervals, Stores
 from webhookd.engine.intake.outage import Outage
 from webhookd.engine.janitor import Janitor
 from webhookd.engine.neighbours import Neighbours
 from webhookd.errors import Moved
-from webhookd.model import Endpoint
+from webhookd.message.sealing import Keyring
+from webhookd.model import Egress, Endpoint
 from webhookd.policy.difference import ACCEPT
 from webhookd.policy.matching import Matcher
 from webhookd.store.backlog import Backlog
@@ -42,6 +43,7 @@ from webhookd.store.shots import Shots
 from webhookd.store.wakeup import WakeUp
 from webhookd.tasks import cancelled_by, first_of
 from webhookd.web.api import Api
+from webhookd.web.operation import Around
 from webhookd.web.server import serve
 
 MOST_OF_A_PROBLEM = 500  # characters
@@ -51,6 +53,23 @@ log = structlog.get_logger("webhookd.daemon")
 
 NORMAL = Intervals()
 SILENT = Notifier()
+
+
+def tenants_egress(config: Config) -> Egress:
+    """What endpoints may reach that tenants have made by the API."""
+    proxy = config.egress.proxy if config.api.through_proxy else None
+    return Egress(config.api.allow_http, config.api.allow_networks, proxy)
+
+
+def around(config: Config) -> Around:
+    """What the API has to know of the configuration."""
+    return Around(
+        settings=config.api,
+        max_payload=config.delivery.max_payload,
+        keyring=Keyring(config.encryption.keys),
+        egress=tenants_egress(config),
+        has_other_way=config.egress.proxy is not None and not config.api.through_proxy,
+    )
 
 
 class Daemon:
@@ -119,7 +138,7 @@ class Daemon:
             yield
             return
         async with Database(self._dsn, size=API_CONNECTIONS) as database:
-            self._api = Api(database, settings, self._config.delivery.max_payload)
+            self._api = Api(database, around(self._config))
             async with serve(self._api, settings.listen, os.environ) as where:
                 self.api_url = where
                 log.info("api_listening", where=where)
@@ -142,9 +161,10 @@ class Daemon:
             # From here on, since who joins may have to wait for a lock, too.
             LockHolders(self._dsn, lambda: outage.is_over) as lock_holders,
             WakeUp(self._direct_dsn, lambda: outage.is_over) as wakeup,
-            Sender(self._config.egress, self._user_agent) as sender,
+            Ways(self._config.egress, tenants_egress(self._config), self._user_agent) as sender,
         ):
             registry = Registry(database)
+            registry.keys = [key.id for key in self._config.encryption.keys]
             look = self._intervals.neighbours
             neighbours = Neighbours(registry, ourselves(), see, self._longest_lease, look_seconds=look)
             joining = join(self._config, database, registry, neighbours, self._intervals, self._notifier.ready)
@@ -174,7 +194,7 @@ class Daemon:
         lock_holders: LockHolders,
         wakeup: WakeUp,
         outage: Outage,
-        sender: Sender,
+        sender: Ways,
     ) -> list[int]:
         """Run the parts until stopped; the ids of the batches that were not finished."""
         daemon_id, intervals, tokens = joined.daemon_id, self._intervals, Tokens(sender)
@@ -187,8 +207,8 @@ class Daemon:
             # From here on all at once, or a cursor would pass over what its endpoint is owed.
             self._config = config  # a new life goes on with it
             if self._api is not None:
-                self._api.configure(config.api, config.delivery.max_payload)
-            sender.configure(config.egress)
+                self._api.configure(around(config))
+            sender.configure(config.egress, tenants_egress(config))
             old = engine.configure(active, matcher, config.delivery, version)
             engine.shots.configure(ours, config.delivery)
             tokens.keep({endpoint.grant for endpoint in active if endpoint.grant})

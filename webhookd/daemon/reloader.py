@@ -10,7 +10,7 @@ everything as it is.
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -18,10 +18,13 @@ from typing import Any, Protocol
 import structlog
 
 from webhookd.config.config import Config
+from webhookd.config.endpoint import disable_after
 from webhookd.errors import ConfigError, SchemaMismatch, StoreRefused, StoreUnavailable, WebhookdError
 from webhookd.message.formats import FORMATS
+from webhookd.message.kept import Defaults, Kept, endpoint_of_kept
+from webhookd.message.sealing import Keyring, Unreadable
 from webhookd.message.signing import SCHEMES
-from webhookd.model import Endpoint, RetryPolicy
+from webhookd.model import Endpoint, RetryPolicy, label
 from webhookd.policy.difference import ACCEPT, difference, refusal
 from webhookd.policy.matching import Matcher
 from webhookd.tasks import Setbacks, wait_for
@@ -54,8 +57,12 @@ class Known(Protocol):
         """The numbers of ours, in their order."""
 
     @property
+    def kept(self) -> Sequence[Kept]:
+        """Those of the API, whose seals we can open."""
+
+    @property
     def foreign(self) -> Sequence[Foreign]:
-        """Those of other daemons' files."""
+        """Those of other daemons' files, and what we cannot open."""
 
     @property
     def version(self) -> int:
@@ -65,6 +72,8 @@ class Known(Protocol):
 class Registry(Protocol):
     """What the reloader needs of the store."""
 
+    keys: Sequence[str]  # names of those with which we open what is sealed
+
     async def versions(self) -> tuple[int, int]:
         """How often endpoints have changed, and how often a reload was asked for."""
 
@@ -73,8 +82,10 @@ class Registry(Protocol):
     ) -> Known:
         """Write our endpoints; all that are there."""
 
-    async def refresh_endpoints(self, keys: Collection[tuple[str, str]], config_hash: str, dead_after: float) -> Known:
-        """All endpoints that are there; `keys` are ours."""
+    async def refresh_endpoints(
+        self, daemon: int, specs: Mapping[tuple[str, str], Mapping[str, Any]], config_hash: str, dead_after: float
+    ) -> Known:
+        """All endpoints that are there; `specs` are of our files."""
 
     async def reload_refused(self, daemon: int, problem: str) -> None:
         """Show that we kept the old configuration, and why."""
@@ -125,6 +136,7 @@ class Reloader:
         self._changing = asyncio.Lock()
         self.setbacks = Setbacks("reloader", look_seconds)
         self._foreign: Sequence[Endpoint] = ()
+        self._closed: Sequence[str] = ()  # endpoints of the API that we cannot open, and why
 
     async def run(self) -> None:
         """Reload when that is wanted, and look whether others did, until cancelled."""
@@ -166,7 +178,8 @@ class Reloader:
     async def _refresh(self) -> None:
         config = self._config
         await self.take_over(
-            config, await self._store.refresh_endpoints(config.specs, config.config_hash, self._dead_after)
+            config,
+            await self._store.refresh_endpoints(self._daemon, config.specs, config.config_hash, self._dead_after),
         )
 
     async def _reload(self) -> None:
@@ -218,6 +231,7 @@ class Reloader:
             raise ConfigError(["a bug of webhookd keeps it from reading these files; the log has more"]) from None
 
     async def _write(self, config: Config) -> None:
+        self._store.keys = [key.id for key in config.encryption.keys]
         known = await self._store.sync_endpoints(self._daemon, config.specs, config.config_hash, self._dead_after)
         self.refused, self._is_shown = "", True  # our row does not say it any longer
         await self.take_over(config, known)
@@ -225,7 +239,10 @@ class Reloader:
     async def take_over(self, config: Config, known: Known) -> None:
         """Go on with this configuration and these endpoints."""
         # In a thread, because thousands of endpoints would stall the loop.
-        own, self._foreign, matcher = await asyncio.to_thread(_endpoints, config, known)
+        own, self._foreign, matcher, closed = await asyncio.to_thread(_endpoints, config, known)
+        if closed and closed != self._closed:
+            log.warning("endpoints_sealed", endpoints=len(closed), first=closed[0])
+        self._closed = closed
         await self._apply(config, own, matcher, known.version)
         self._version = known.version
 
@@ -263,12 +280,25 @@ def _differs(before: Config, after: Config, section: str) -> bool:
     return bool(getattr(before, section) != getattr(after, section))
 
 
-def _endpoints(config: Config, known: Known) -> tuple[list[Endpoint], list[Endpoint], Matcher]:
-    """Our endpoints with their numbers, those of other daemons' files, and who of all of them is owed what."""
+def _endpoints(config: Config, known: Known) -> tuple[list[Endpoint], list[Endpoint], Matcher, list[str]]:
+    """Our endpoints with their numbers, those of others, who of all is owed what, and whose seals do not open."""
     ids = dict(zip(config.specs, known.ids, strict=True))
     own = [replace(endpoint, id=ids[endpoint.tenant, endpoint.name]) for endpoint in config.endpoints]
     foreign = [_foreign(each) for each in known.foreign]
-    return own, foreign, Matcher((*own, *foreign), require_tenant=config.delivery.require_tenant)
+    keyring, defaults, closed = Keyring(config.encryption.keys), _defaults(config), list[str]()
+    for each in known.kept:
+        try:
+            own.append(endpoint_of_kept(each, keyring, defaults))
+        except Unreadable as why:
+            foreign.append(_foreign(each))
+            closed.append(f"{label(each.tenant, each.name)}: {why}")
+    return own, foreign, Matcher((*own, *foreign), require_tenant=config.delivery.require_tenant), closed
+
+
+def _defaults(config: Config) -> Defaults:
+    delivery = config.delivery
+    slots, ends = delivery.max_in_flight_per_endpoint, disable_after(delivery.disable_after)
+    return Defaults(delivery.timeout, slots, config.retry, ends)
 
 
 def _foreign(known: Foreign) -> Endpoint:

@@ -31,7 +31,9 @@ def build(delivery: Delivery, payload: bytes, timestamp: int, source: str, user_
     for name, value in endpoint.headers:
         headers[name.lower()] = value if isinstance(value, str) else value(event, payload)
     headers.update(endpoint.signature(endpoint.secrets, event.event_id, timestamp, body.content))
-    return Request(endpoint.url, headers, body.content, endpoint.timeout, endpoint.tls, endpoint.grant)
+    return Request(
+        endpoint.url, headers, body.content, endpoint.timeout, endpoint.tls, endpoint.grant, by_api=endpoint.by_api
+    )
 
 
 def shown(request: Request, endpoint: Endpoint) -> dict[str, object]:

@@ -47,16 +47,21 @@ class Keyring:
         self._keys = {key.id: AESGCM(key.raw) for key in keys}
         self.first = keys[0].id if keys else ""
 
-    def seal(self, endpoint_id: int, secret: str) -> Sealed:
-        """The secret, sealed for this endpoint. Unreadable without a key."""
+    @property
+    def ids(self) -> list[str]:
+        """The names of its keys."""
+        return list(self._keys)
+
+    def seal(self, endpoint_id: int, secret: str, name: str = "secret") -> Sealed:
+        """The secret, or what else has this name, sealed for this endpoint. Unreadable without a key."""
         if not self.first:
             raise Unreadable("there is no key to seal secrets with; add one to [encryption] keys")
         nonce = secrets.token_bytes(_NONCE)
-        content = self._keys[self.first].encrypt(nonce, secret.encode(), _bound(self.first, endpoint_id))
+        content = self._keys[self.first].encrypt(nonce, secret.encode(), _bound(self.first, endpoint_id, name))
         return Sealed(self.first, _FORMAT + nonce + content)
 
-    def open(self, endpoint_id: int, sealed: Sealed) -> str:
-        """The secret. Unreadable says why not."""
+    def open(self, endpoint_id: int, sealed: Sealed, name: str = "secret") -> str:
+        """The secret, or what else has this name. Unreadable says why not."""
         key = self._keys.get(sealed.key_id)
         if key is None:
             raise Unreadable(f"the key {sealed.key_id} is not in [encryption] keys")
@@ -65,7 +70,7 @@ class Keyring:
             raise Unreadable("it was sealed by a newer version of webhookd")
         nonce, content = content[1 : 1 + _NONCE], content[1 + _NONCE :]
         try:
-            return key.decrypt(nonce, content, _bound(sealed.key_id, endpoint_id)).decode()
+            return key.decrypt(nonce, content, _bound(sealed.key_id, endpoint_id, name)).decode()
         except (InvalidTag, ValueError):
             raise Unreadable(f"it was changed, or not sealed with the key {sealed.key_id} for this endpoint") from None
 
@@ -86,5 +91,5 @@ def new_key() -> str:
     return b64encode(secrets.token_bytes(_KEY)).decode()
 
 
-def _bound(key_id: str, endpoint_id: int) -> bytes:
-    return b"webhookd secret %d %b" % (endpoint_id, key_id.encode())
+def _bound(key_id: str, endpoint_id: int, name: str) -> bytes:
+    return b"webhookd %b %d %b" % (name.encode(), endpoint_id, key_id.encode())

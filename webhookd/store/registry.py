@@ -4,15 +4,17 @@ import asyncio
 import hashlib
 import json
 from array import array
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from webhookd.errors import OtherPlace
+from webhookd.message.kept import Kept
 from webhookd.policy.difference import Specs
 from webhookd.policy.liveness import Process
 from webhookd.policy.members import Member
+from webhookd.store import endpoints
 from webhookd.store.database import Database
 from webhookd.store.statements import QUERIES
 
@@ -41,6 +43,7 @@ class Known(NamedTuple):
     """The endpoints that are there: the numbers of ours, in the order they were named, and the others."""
 
     ids: Sequence[int]
+    kept: Sequence[Kept]  # of the API, whose seals we can open
     foreign: Sequence[Foreign]
     version: int  # as of which this is all
 
@@ -63,7 +66,7 @@ class Reload(NamedTuple):
     problem: str | None
 
 
-class Kept(NamedTuple):
+class StillThere(NamedTuple):
     """An endpoint, by its label, that these daemons still have in their files."""
 
     label: str
@@ -76,6 +79,7 @@ class Registry:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.keys: Sequence[str] = ()  # names of those that we have: what they have sealed we can open
         self._sets: dict[str, frozenset[int]] = {}  # of endpoints, by their hash
 
     async def bind(self, environment: str) -> str:
@@ -118,10 +122,13 @@ class Registry:
         async with self._locked() as connection:
             await connection.execute(QUERIES["downtime"], DOWNTIME_AFTER)
             changed = await connection.execute(QUERIES["sync_endpoints"], tenants, names, texts)
-            own = await self._own(connection, specs, tenants, names)
+            kept = await endpoints.kept(connection, self.keys)
+            own = await self._own(connection, specs, tenants, names, kept)
             who = process or (None, None, None)
             row = await connection.fetchrow(QUERIES["register"], host, version, config_hash, *own, dead_after, *who)
-            known = await self._known(connection, tenants, names, config_hash, dead_after, changed=_rows(changed) > 0)
+            known = await self._known(
+                connection, tenants, names, config_hash, dead_after, kept, changed=_rows(changed) > 0
+            )
         await self._keep_order(specs)
         return Joined(row[0], row[1], row[2], known)
 
@@ -203,17 +210,23 @@ class Registry:
         tenants, names, texts = await asyncio.to_thread(_columns, specs)  # thousands of them would stall the loop
         async with self._locked() as connection:
             changed = await connection.execute(QUERIES["sync_endpoints"], tenants, names, texts)
-            own = await self._own(connection, specs, tenants, names)
+            kept = await endpoints.kept(connection, self.keys)
+            own = await self._own(connection, specs, tenants, names, kept)
             await connection.fetch(QUERIES["loaded"], daemon, config_hash, *own)
-            known = await self._known(connection, tenants, names, config_hash, dead_after, changed=_rows(changed) > 0)
+            known = await self._known(
+                connection, tenants, names, config_hash, dead_after, kept, changed=_rows(changed) > 0
+            )
         await self._keep_order(specs)
         return known
 
-    async def refresh_endpoints(self, keys: Collection[tuple[str, str]], config_hash: str, dead_after: float) -> Known:
-        """All endpoints that are there, less those that no live daemon has any longer; `keys` are ours."""
-        tenants, names = await asyncio.to_thread(_keys, keys)
+    async def refresh_endpoints(self, daemon: int, specs: Specs, config_hash: str, dead_after: float) -> Known:
+        """All endpoints that are there, less those that no live daemon has; the others learn which we have."""
+        tenants, names = await asyncio.to_thread(_keys, specs.keys())
         async with self._locked() as connection:
-            return await self._known(connection, tenants, names, config_hash, dead_after, changed=False)
+            kept = await endpoints.kept(connection, self.keys)
+            own = await self._own(connection, specs, tenants, names, kept)
+            await connection.fetch(QUERIES["has_kept"], daemon, *own)
+            return await self._known(connection, tenants, names, config_hash, dead_after, kept, changed=False)
 
     async def reload_refused(self, daemon: int, problem: str) -> None:
         """Show that this daemon kept its old configuration, and why."""
@@ -236,9 +249,11 @@ class Registry:
         """The live daemons that have read their files since then."""
         return [Reload._make(row) for row in await self._database.fetch(QUERIES["reloads"], since, dead_after)]
 
-    async def kept(self, labels: Sequence[str], dead_after: float) -> list[Kept]:
+    async def kept(self, labels: Sequence[str], dead_after: float) -> list[StillThere]:
         """Those of these endpoints that count as before, since live daemons have them."""
-        return [Kept._make(row) for row in await self._database.fetch(QUERIES["kept_endpoints"], labels, dead_after)]
+        return [
+            StillThere._make(row) for row in await self._database.fetch(QUERIES["kept_endpoints"], labels, dead_after)
+        ]
 
     async def _keep_order(self, specs: Specs) -> None:
         """Have those read with a cursor that keep an order, before anybody sends to them as such.
@@ -254,10 +269,13 @@ class Registry:
             await connection.fetch(QUERIES["sync_lock"])
             yield connection
 
-    async def _own(self, connection: Any, specs: Specs, tenants: str, names: str) -> tuple[list[int], list[int], str]:
+    async def _own(
+        self, connection: Any, specs: Specs, tenants: str, names: str, kept: Iterable[Kept]
+    ) -> tuple[list[int], list[int], str]:
         """What this daemon tells the others of its endpoints: those that are active, the others, and a hash."""
         ids = await connection.fetchval(QUERIES["own_endpoints"], tenants, names) or []
-        pairs = sorted(zip(ids, (bool(spec["active"]) for spec in specs.values()), strict=True))
+        of_files = zip(ids, (bool(spec["active"]) for spec in specs.values()), strict=True)
+        pairs = sorted([*of_files, *((each.id, bool(each.spec["active"])) for each in kept)])
         active = [id_ for id_, is_active in pairs if is_active]
         return active, [id_ for id_, is_active in pairs if not is_active], _hash(active)
 
@@ -268,6 +286,7 @@ class Registry:
         names: str,
         config_hash: str,
         dead_after: float,
+        kept: Sequence[Kept],
         *,
         changed: bool,
     ) -> Known:
@@ -278,7 +297,7 @@ class Registry:
         ids = await connection.fetchval(QUERIES["own_endpoints"], tenants, names)
         rows = await connection.fetch(QUERIES["foreign_endpoints"], tenants, names)
         version = await connection.fetchval(QUERIES["versions"])
-        return Known(ids or [], await asyncio.to_thread(_foreign, rows), version)
+        return Known(ids or [], kept, await asyncio.to_thread(_foreign, rows, {each.id for each in kept}), version)
 
 
 def _other_place(server: str, deployment: str, here: str, environment: str) -> str:
@@ -316,5 +335,5 @@ def _hash(ids: Sequence[int]) -> str:
     return hashlib.sha256(array("q", ids).tobytes()).hexdigest()[:32]
 
 
-def _foreign(rows: Iterable[Any]) -> list[Foreign]:
-    return [Foreign(row[0], row[1], row[2], json.loads(row[3])) for row in rows]
+def _foreign(rows: Iterable[Any], but: Container[int]) -> list[Foreign]:
+    return [Foreign(row[0], row[1], row[2], json.loads(row[3])) for row in rows if row[0] not in but]

@@ -230,6 +230,19 @@ class Reports:
             for tenant, name, events, filter_ in rows
         ]
 
+    async def made_by_api(self) -> list[Subscriber]:
+        """The endpoints that tenants have made, whether they are active or not."""
+        return [
+            Subscriber(
+                tenant,
+                name,
+                tuple(orjson.loads(events)),
+                {key: tuple(values) for key, values in orjson.loads(filter_).items()},
+                active,
+            )
+            for tenant, name, events, filter_, active in await self._database.fetch(QUERIES["made_by_api"])
+        ]
+
     async def fates(self, event_id: str) -> list[tuple[Event, list[Fate]]]:
         """The events of this id, in order, usually one, and what became of each.
 

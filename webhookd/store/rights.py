@@ -14,7 +14,7 @@ WRITTEN: Final[Mapping[str, str]] = {  # as sql/grants.sql has it; what is not h
         ("batch", "remainder", "surplus", "scheduled", "backlog", "binding", "endpoint", "parked", "missed", "replay"),
         "INSERT UPDATE DELETE",
     ),
-    **dict.fromkeys(("daemon", "downtime", "secret", "unreadable"), "INSERT UPDATE DELETE"),
+    **dict.fromkeys(("daemon", "downtime", "secret", "sealed", "unreadable"), "INSERT UPDATE DELETE"),
     **dict.fromkeys(("shot", "discard", "tenant", "token", "request", "event_alias"), "INSERT UPDATE"),
     "event_type": "INSERT UPDATE DELETE",
     "consent": "INSERT DELETE",

@@ -1,5 +1,6 @@
 """Secrets of endpoints that are in the database, sealed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
@@ -53,20 +54,27 @@ class Secrets:
 
         It may be done again, and while others write.
         """
-        done, lost, after = 0, list[Lost](), (0, 0)
+        of_secrets = await self._rekey("sealed", "seal_again", (0, 0), lambda _: "secret")
+        of_values = await self._rekey("sealed_values_from", "seal_value_again", (0, ""), str)
+        return of_secrets[0] + of_values[0], [*of_secrets[1], *of_values[1]]
+
+    async def _rekey(
+        self, rows_of: str, again: str, after: tuple[int, object], name_of: Callable[[object], str]
+    ) -> tuple[int, list[Lost]]:
+        done, lost = 0, list[Lost]()
         while True:
             async with self._database.transaction() as connection:
                 await check_schema(connection)
-                rows = await connection.fetch(QUERIES["sealed"], *after, PAGE)
-                for endpoint_id, number, key_id, content, label in rows:
+                rows = await connection.fetch(QUERIES[rows_of], *after, PAGE)
+                for endpoint_id, which, key_id, content, label in rows:
                     try:
-                        secret = self._keyring.open(endpoint_id, Sealed(key_id, content))
+                        text = self._keyring.open(endpoint_id, Sealed(key_id, content), name_of(which))
                     except Unreadable as why:
                         lost.append(Lost(label, str(why)))
                         continue
                     if key_id != self._keyring.first:
-                        sealed = self._keyring.seal(endpoint_id, secret)
-                        await connection.execute(QUERIES["seal_again"], endpoint_id, number, *sealed)
+                        sealed = self._keyring.seal(endpoint_id, text, name_of(which))
+                        await connection.execute(QUERIES[again], endpoint_id, which, *sealed)
                         done += 1
             if not rows:
                 return done, lost

@@ -7,9 +7,8 @@ request ──▶ router ──▶ who asks ──▶ body ──▶ checks ─�
 import asyncio
 import hashlib
 import time
-from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -22,9 +21,8 @@ from webhookd.store import requests, tenants
 from webhookd.store import tokens as store
 from webhookd.store.database import Database
 from webhookd.store.requests import Answered
-from webhookd.units import MIB
 from webhookd.web import body, openapi
-from webhookd.web.operation import TENANT, Answer, Call, Operation
+from webhookd.web.operation import TENANT, Answer, Around, Call, Operation
 from webhookd.web.problem import Problem, conflict, invalid, not_found, parsed
 from webhookd.web.router import Router
 from webhookd.web.table import BASE, OPERATIONS
@@ -45,33 +43,20 @@ NOBODY: Final = Caller("", "", "")
 log = structlog.get_logger("webhookd.api")
 
 
-class Settings(Protocol):
-    """`[api]` of the configuration, as far as requests are concerned."""
-
-    @property
-    def base_path(self) -> str: ...
-    @property
-    def hosts(self) -> tuple[str, ...]: ...
-    @property
-    def cors_origins(self) -> tuple[str, ...]: ...
-    @property
-    def tokens(self) -> Mapping[bytes, str]: ...
-
-
 class Api:
     """Answers requests."""
 
-    def __init__(self, database: Database, settings: Settings, max_payload: int = MIB) -> None:
+    def __init__(self, database: Database, around: Around) -> None:
         self._database = database
         self._router = Router(OPERATIONS)
         self._known: dict[str, tuple[float, Caller]] = {}
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
-        self.configure(settings, max_payload)
+        self.configure(around)
 
-    def configure(self, settings: Settings, max_payload: int) -> None:
+    def configure(self, around: Around) -> None:
         """Go on with these settings."""
-        self._settings = settings
-        self._max_payload = max_payload
+        self._around = around
+        self._settings = settings = around.settings
         self._hosts = {host.lower() for host in settings.hosts}
         self._before = settings.base_path + BASE
         self._document = openapi.document(OPERATIONS, self._before)
@@ -117,10 +102,10 @@ class Api:
         caller = NOBODY if operation.right is None else await self._caller(request)
         _expect_right(operation, caller)
         query = _checked("query", operation.query, _texts(request))
-        call = Call(caller, self._database, parts, until, query, max_payload=self._max_payload)
+        call = Call(caller, self._database, parts, until, self._around, query)
         if operation.body is None:
             return _response(await self._done(request, operation, call))
-        upto = operation.upto if operation.whole else operation.upto + self._max_payload
+        upto = operation.upto if operation.whole else operation.upto + self._around.max_payload
         async with nullcontext() if (request.content_length or LARGE) < LARGE else self._large:
             call.raw = await body.read(request, upto)
             if operation.whole:

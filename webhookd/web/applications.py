@@ -7,7 +7,7 @@ import orjson
 from pydantic import Field, model_validator
 
 from webhookd.ids import new_id
-from webhookd.store import tenants
+from webhookd.store import endpoints, tenants
 from webhookd.store.tenants import Tenant, Wanted
 from webhookd.web import lists
 from webhookd.web.operation import Answer, Call
@@ -156,6 +156,9 @@ async def delete(call: Call) -> Answer:
     """End it."""
     if call.of.id == DEFAULT:
         raise conflict("The default application stays: it is whose events have no tenant.", "read_only")
+    await endpoints.lock(call.connection)
+    await endpoints.end_all(call.connection, call.of.key)
+    await endpoints.changed(call.connection)
     await tenants.end(call.connection, call.of.id)
     return Answer(204, None, call.of.id)
 

@@ -86,8 +86,10 @@ async def create(call: Call) -> Answer:
         raise Problem(413, "too_large", f"Beside payload and metadata a message may have {AROUND:,} bytes at most.")
     given: MessageIn = parsed(MessageIn, rest)
     payload = _an_object(texts, "payload")
-    if len(payload) > call.max_payload:
-        raise Problem(413, "too_large", f"A payload may have {call.max_payload:,} bytes at most, as [delivery] has it.")
+    if len(payload) > call.around.max_payload:
+        raise Problem(
+            413, "too_large", f"A payload may have {call.around.max_payload:,} bytes at most, as [delivery] has it."
+        )
     tenant = await _tenant(call, given)
     new = NewMessage(
         new_id("msg_"),

@@ -2,14 +2,45 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from pydantic import BaseModel
 
+from webhookd.message.sealing import Keyring
+from webhookd.model import Egress
 from webhookd.policy.access import Caller, Right
 from webhookd.store.tenants import Tenant
+from webhookd.units import MIB
 
 TENANT: Final = "app_id"  # the part of a path that says whose things it is about
+
+
+NO_KEYS: Final = Keyring(())
+
+
+class Settings(Protocol):
+    """`[api]` of the configuration, as far as requests are concerned."""
+
+    @property
+    def base_path(self) -> str: ...
+    @property
+    def hosts(self) -> tuple[str, ...]: ...
+    @property
+    def cors_origins(self) -> tuple[str, ...]: ...
+    @property
+    def tokens(self) -> Mapping[bytes, str]: ...
+    @property
+    def endpoints_per_tenant(self) -> int: ...
+
+
+class Around(NamedTuple):
+    """What the API has to know of the configuration."""
+
+    settings: Settings
+    max_payload: int = MIB  # bytes
+    keyring: Keyring = NO_KEYS
+    egress: Egress = Egress()  # what endpoints may reach that are made here
+    has_other_way: bool = False  # all else goes through a proxy, which these may not use
 
 
 class Answer(NamedTuple):
@@ -31,11 +62,11 @@ class Call:
     connection: Any
     path: Mapping[str, str]
     until: float  # the moment of the monotonic clock by which it has to be answered
+    around: Around
     query: Any = None
     body: Any = None
     raw: bytes = field(default=b"", repr=False)
     tenant: Tenant | None = None
-    max_payload: int = 0  # bytes, as [delivery] has it
 
     @property
     def of(self) -> Tenant:

@@ -7,225 +7,149 @@ from typing import Final
 
 from webhookd.policy.access import Right
 from webhookd.web import applications, event_types, messages, tokens
+from webhookd.web.endpoints import operations as endpoints
+from webhookd.web.endpoints import shapes, signing
 from webhookd.web.operation import Answer, Call, Operation
 from webhookd.web.shapes import Ordered
 
 BASE: Final = "/api/v1"
-APP, TYPE, MESSAGE, TOKEN = ("Application",), ("Event Type",), ("Message",), ("Token",)
+APP, ENDPOINT, TYPE, MESSAGE, TOKEN = ("Application",), ("Endpoint",), ("Event Type",), ("Message",), ("Token",)
+ONE: Final = "/app/{app_id}/endpoint/{endpoint_id}"
 
 
 async def _healthy(call: Call) -> Answer:
     return Answer(204)
 
 
+# fmt: off
 OPERATIONS: Final[tuple[Operation, ...]] = (
     Operation(
         "GET", "/health", "v1.health.get", "Whether the API answers", None, _healthy, {204: None}, tags=("Health",)
     ),
     # Applications
     Operation(
-        "GET",
-        "/app",
-        "v1.application.list",
-        "List applications",
-        Right.LOOK,
-        applications.all_of,
-        {200: applications.ApplicationPage},
-        query=Ordered,
-        tags=APP,
+        "GET", "/app", "v1.application.list", "List applications", Right.LOOK, applications.all_of,
+        {200: applications.ApplicationPage}, query=Ordered, tags=APP
     ),
     Operation(
-        "POST",
-        "/app",
-        "v1.application.create",
-        "Create an application",
-        Right.TENANTS,
-        applications.create,
-        {200: applications.ApplicationOut, 201: applications.ApplicationOut},
-        query=applications.Creation,
-        body=applications.ApplicationIn,
-        again=applications.again,
-        tags=APP,
+        "POST", "/app", "v1.application.create", "Create an application", Right.TENANTS, applications.create,
+        {200: applications.ApplicationOut, 201: applications.ApplicationOut}, query=applications.Creation,
+        body=applications.ApplicationIn, again=applications.again, tags=APP
     ),
     Operation(
-        "GET",
-        "/app/{app_id}",
-        "v1.application.get",
-        "Get an application",
-        Right.LOOK,
-        applications.get,
-        {200: applications.ApplicationOut},
-        tags=APP,
+        "GET", "/app/{app_id}", "v1.application.get", "Get an application", Right.LOOK, applications.get,
+        {200: applications.ApplicationOut}, tags=APP
     ),
     Operation(
-        "PUT",
-        "/app/{app_id}",
-        "v1.application.update",
-        "Create or replace an application",
-        Right.TENANTS,
-        applications.upsert,
-        {200: applications.ApplicationOut, 201: applications.ApplicationOut},
-        body=applications.ApplicationIn,
-        again=applications.again,
-        tags=APP,
-        may_be_new=True,
+        "PUT", "/app/{app_id}", "v1.application.update", "Create or replace an application", Right.TENANTS,
+        applications.upsert, {200: applications.ApplicationOut, 201: applications.ApplicationOut},
+        body=applications.ApplicationIn, again=applications.again, tags=APP, may_be_new=True
     ),
     Operation(
-        "PATCH",
-        "/app/{app_id}",
-        "v1.application.patch",
-        "Change an application",
-        Right.TENANTS,
-        applications.patch,
-        {200: applications.ApplicationOut},
-        body=applications.ApplicationPatch,
-        again=applications.again,
-        tags=APP,
+        "PATCH", "/app/{app_id}", "v1.application.patch", "Change an application", Right.TENANTS,
+        applications.patch, {200: applications.ApplicationOut}, body=applications.ApplicationPatch,
+        again=applications.again, tags=APP
     ),
     Operation(
-        "DELETE",
-        "/app/{app_id}",
-        "v1.application.delete",
-        "Delete an application",
-        Right.TENANTS,
-        applications.delete,
-        {204: None},
-        tags=APP,
+        "DELETE", "/app/{app_id}", "v1.application.delete", "Delete an application", Right.TENANTS,
+        applications.delete, {204: None}, tags=APP
+    ),
+    # Endpoints
+    Operation(
+        "GET", "/app/{app_id}/endpoint", "v1.endpoint.list", "List endpoints", Right.LOOK, endpoints.all_of,
+        {200: shapes.EndpointPage}, query=Ordered, tags=ENDPOINT
+    ),
+    Operation(
+        "POST", "/app/{app_id}/endpoint", "v1.endpoint.create", "Create an endpoint", Right.ENDPOINTS,
+        endpoints.create, {201: shapes.EndpointOut}, body=shapes.EndpointIn, again=endpoints.again, tags=ENDPOINT
+    ),
+    Operation(
+        "GET", ONE, "v1.endpoint.get", "Get an endpoint", Right.LOOK, endpoints.get, {200: shapes.EndpointOut},
+        tags=ENDPOINT
+    ),
+    Operation(
+        "PUT", ONE, "v1.endpoint.update", "Create or replace an endpoint", Right.ENDPOINTS, endpoints.upsert,
+        {200: shapes.EndpointOut, 201: shapes.EndpointOut}, body=shapes.EndpointUpdate, again=endpoints.again,
+        tags=ENDPOINT
+    ),
+    Operation(
+        "PATCH", ONE, "v1.endpoint.patch", "Change an endpoint", Right.ENDPOINTS, endpoints.patch,
+        {200: shapes.EndpointOut}, body=shapes.EndpointPatch, again=endpoints.again, tags=ENDPOINT
+    ),
+    Operation(
+        "DELETE", ONE, "v1.endpoint.delete", "Delete an endpoint", Right.ENDPOINTS, endpoints.delete, {204: None},
+        tags=ENDPOINT
+    ),
+    Operation(
+        "GET", ONE + "/secret", "v1.endpoint.get-secret", "Get the secret of an endpoint", Right.SEE_SECRETS,
+        signing.secret, {200: shapes.SecretOut}, tags=ENDPOINT
+    ),
+    Operation(
+        "POST", ONE + "/secret/rotate", "v1.endpoint.rotate-secret", "Rotate the secret of an endpoint",
+        Right.CHANGE_SECRETS, signing.rotate, {204: None}, body=shapes.RotationIn, tags=ENDPOINT
+    ),
+    Operation(
+        "GET", ONE + "/headers", "v1.endpoint.get-headers", "Get the headers of an endpoint", Right.LOOK,
+        signing.headers, {200: shapes.HeadersOut}, tags=ENDPOINT
+    ),
+    Operation(
+        "PUT", ONE + "/headers", "v1.endpoint.update-headers", "Replace the headers of an endpoint",
+        Right.ENDPOINTS, signing.set_headers, {204: None}, body=shapes.HeadersIn, tags=ENDPOINT
+    ),
+    Operation(
+        "PATCH", ONE + "/headers", "v1.endpoint.patch-headers", "Change headers of an endpoint", Right.ENDPOINTS,
+        signing.patch_headers, {204: None}, body=shapes.HeadersPatch, tags=ENDPOINT
     ),
     # Event types
     Operation(
-        "GET",
-        "/event-type",
-        "v1.event-type.list",
-        "List event types",
-        Right.LOOK,
-        event_types.all_of,
-        {200: event_types.EventTypePage},
-        query=event_types.Listing,
-        tags=TYPE,
-        for_all=True,
+        "GET", "/event-type", "v1.event-type.list", "List event types", Right.LOOK, event_types.all_of,
+        {200: event_types.EventTypePage}, query=event_types.Listing, tags=TYPE, for_all=True
     ),
     Operation(
-        "POST",
-        "/event-type",
-        "v1.event-type.create",
-        "Create an event type",
-        Right.TENANTS,
-        event_types.create,
-        {201: event_types.EventTypeOut},
-        body=event_types.EventTypeIn,
-        upto=event_types.LARGEST,
-        again=event_types.again,
-        tags=TYPE,
+        "POST", "/event-type", "v1.event-type.create", "Create an event type", Right.TENANTS, event_types.create,
+        {201: event_types.EventTypeOut}, body=event_types.EventTypeIn, upto=event_types.LARGEST,
+        again=event_types.again, tags=TYPE
     ),
     Operation(
-        "GET",
-        "/event-type/{event_type_name}",
-        "v1.event-type.get",
-        "Get an event type",
-        Right.LOOK,
-        event_types.get,
-        {200: event_types.EventTypeOut},
-        tags=TYPE,
-        for_all=True,
+        "GET", "/event-type/{event_type_name}", "v1.event-type.get", "Get an event type", Right.LOOK,
+        event_types.get, {200: event_types.EventTypeOut}, tags=TYPE, for_all=True
     ),
     Operation(
-        "PUT",
-        "/event-type/{event_type_name}",
-        "v1.event-type.update",
-        "Create or replace an event type",
-        Right.TENANTS,
-        event_types.upsert,
-        {200: event_types.EventTypeOut, 201: event_types.EventTypeOut},
-        body=event_types.EventTypeUpdate,
-        upto=event_types.LARGEST,
-        again=event_types.again,
-        tags=TYPE,
+        "PUT", "/event-type/{event_type_name}", "v1.event-type.update", "Create or replace an event type",
+        Right.TENANTS, event_types.upsert, {200: event_types.EventTypeOut, 201: event_types.EventTypeOut},
+        body=event_types.EventTypeUpdate, upto=event_types.LARGEST, again=event_types.again, tags=TYPE
     ),
     Operation(
-        "PATCH",
-        "/event-type/{event_type_name}",
-        "v1.event-type.patch",
-        "Change an event type",
-        Right.TENANTS,
-        event_types.patch,
-        {200: event_types.EventTypeOut},
-        body=event_types.EventTypePatch,
-        upto=event_types.LARGEST,
-        again=event_types.again,
-        tags=TYPE,
+        "PATCH", "/event-type/{event_type_name}", "v1.event-type.patch", "Change an event type", Right.TENANTS,
+        event_types.patch, {200: event_types.EventTypeOut}, body=event_types.EventTypePatch,
+        upto=event_types.LARGEST, again=event_types.again, tags=TYPE
     ),
     Operation(
-        "DELETE",
-        "/event-type/{event_type_name}",
-        "v1.event-type.delete",
-        "Archive or delete an event type",
-        Right.TENANTS,
-        event_types.delete,
-        {204: None},
-        query=event_types.Deletion,
-        tags=TYPE,
+        "DELETE", "/event-type/{event_type_name}", "v1.event-type.delete", "Archive or delete an event type",
+        Right.TENANTS, event_types.delete, {204: None}, query=event_types.Deletion, tags=TYPE
     ),
     # Messages
     Operation(
-        "POST",
-        "/app/{app_id}/msg",
-        "v1.message.create",
-        "Create a message",
-        Right.EMIT,
-        messages.create,
-        {202: messages.MessageOut},
-        query=messages.Content,
-        body=messages.MessageIn,
-        again=messages.again,
-        upto=messages.AROUND,
-        whole=False,
-        tags=MESSAGE,
-        may_be_new=True,
+        "POST", "/app/{app_id}/msg", "v1.message.create", "Create a message", Right.EMIT, messages.create,
+        {202: messages.MessageOut}, query=messages.Content, body=messages.MessageIn, again=messages.again,
+        upto=messages.AROUND, whole=False, tags=MESSAGE, may_be_new=True
     ),
     Operation(
-        "GET",
-        "/app/{app_id}/msg/{msg_id}",
-        "v1.message.get",
-        "Get a message",
-        Right.LOOK,
-        messages.get,
-        {200: messages.MessageOut},
-        query=messages.Content,
-        tags=MESSAGE,
+        "GET", "/app/{app_id}/msg/{msg_id}", "v1.message.get", "Get a message", Right.LOOK, messages.get,
+        {200: messages.MessageOut}, query=messages.Content, tags=MESSAGE
     ),
     # Tokens
     Operation(
-        "GET",
-        "/token",
-        "v1.token.list",
-        "List tokens",
-        Right.TOKENS,
-        tokens.all_of,
-        {200: tokens.TokenList},
-        query=tokens.Listing,
-        tags=TOKEN,
+        "GET", "/token", "v1.token.list", "List tokens", Right.TOKENS, tokens.all_of, {200: tokens.TokenList},
+        query=tokens.Listing, tags=TOKEN
     ),
     Operation(
-        "POST",
-        "/token",
-        "v1.token.create",
-        "Create a token",
-        Right.TOKENS,
-        tokens.create,
-        {201: tokens.TokenMade},
-        body=tokens.TokenIn,
-        again=tokens.again,
-        tags=TOKEN,
+        "POST", "/token", "v1.token.create", "Create a token", Right.TOKENS, tokens.create, {201: tokens.TokenMade},
+        body=tokens.TokenIn, again=tokens.again, tags=TOKEN
     ),
     Operation(
-        "DELETE",
-        "/token/{token_id}",
-        "v1.token.revoke",
-        "Revoke a token",
-        Right.TOKENS,
-        tokens.revoke,
-        {204: None},
-        tags=TOKEN,
+        "DELETE", "/token/{token_id}", "v1.token.revoke", "Revoke a token", Right.TOKENS, tokens.revoke,
+        {204: None}, tags=TOKEN
     ),
 )
+# fmt: on

@@ -16,6 +16,7 @@ from webhookd.store import tokens
 from webhookd.store.database import Database
 from webhookd.store.tokens import New
 from webhookd.web.api import Api
+from webhookd.web.operation import Around
 from webhookd.web.server import serve
 
 
@@ -63,7 +64,7 @@ async def a_token(dsn: str, role: str, tenant: str | None = None, capabilities: 
 @pytest.fixture
 async def api(dsn: str) -> AsyncIterator[Client]:
     """As an administrator."""
-    async with Database(dsn, size=4) as database, serve(Api(database, Settings()), "127.0.0.1:0", {}) as url:
+    async with Database(dsn, size=4) as database, serve(Api(database, Around(Settings())), "127.0.0.1:0", {}) as url:
         token = await a_token(dsn, "admin")
         async with ClientSession() as session:
             yield Client(session, url, token)

@@ -12,6 +12,7 @@ from webhookd.store.database import Database
 from webhookd.store.tokens import hash_of
 from webhookd.web import api as api_module
 from webhookd.web.api import Api
+from webhookd.web.operation import Around
 from webhookd.web.server import serve
 from webhookd.web.table import OPERATIONS
 
@@ -24,13 +25,19 @@ BODIES = {
     "v1.event-type.patch": {},
     "v1.message.create": {"eventType": "a", "payload": {}},
     "v1.token.create": {"role": "read", "name": "a"},
+    "v1.endpoint.create": {"url": "https://a.example/"},
+    "v1.endpoint.update": {"url": "https://a.example/"},
+    "v1.endpoint.patch": {},
+    "v1.endpoint.rotate-secret": {},
+    "v1.endpoint.update-headers": {"headers": {}},
+    "v1.endpoint.patch-headers": {"headers": {}},
 }
 
 
 @pytest.mark.parametrize("operation", [each for each in OPERATIONS if each.right is not None], ids=lambda each: each.id)
 async def test_each_operation_is_for_who_has_its_right(as_role: dict[str, Client], operation: object) -> None:
     id_, method, path = operation.id, operation.method, operation.path  # type: ignore[attr-defined]
-    path = path.format(app_id="default", msg_id="none", event_type_name="none", token_id="none")
+    path = path.format(app_id="default", msg_id="none", event_type_name="none", token_id="none", endpoint_id="none")
     for role, client in as_role.items():
         reply = await client(method, path, BODIES.get(id_))
         rights = {
@@ -38,7 +45,8 @@ async def test_each_operation_is_for_who_has_its_right(as_role: dict[str, Client
             "operator": operation.right.name not in ("TOKENS", "SEE_SECRETS", "CHANGE_SECRETS", "ERASE"),  # type: ignore[attr-defined]
             "read": operation.right.name == "LOOK",  # type: ignore[attr-defined]
             "producer": operation.right.name == "EMIT",  # type: ignore[attr-defined]
-            "portal": operation.right.name == "LOOK" and (operation.of_tenant or operation.for_all),  # type: ignore[attr-defined]
+            "portal": operation.right.name not in ("TENANTS", "TOKENS", "ERASE", "EMIT")  # type: ignore[attr-defined]
+            and (operation.of_tenant or operation.for_all),  # type: ignore[attr-defined]
         }
         assert (reply.status != 403) == rights[role], (role, reply)
         assert reply.status not in (401, 500)
@@ -46,7 +54,7 @@ async def test_each_operation_is_for_who_has_its_right(as_role: dict[str, Client
 
 @pytest.mark.parametrize("operation", [each for each in OPERATIONS if each.right is not None], ids=lambda each: each.id)
 async def test_nobody_is_401(api: Client, operation: object) -> None:
-    path = operation.path.format(app_id="default", msg_id="x", event_type_name="x", token_id="x")  # type: ignore[attr-defined]
+    path = operation.path.format(app_id="default", msg_id="x", event_type_name="x", token_id="x", endpoint_id="x")  # type: ignore[attr-defined]
     for token in (None, "", "whtk_wrong", "x" * 5_000):
         reply = await api.with_token(token)(operation.method, path, b"{")  # type: ignore[attr-defined]
         assert (reply.status, reply.body["code"]) == (401, "authentication_failed")
@@ -124,7 +132,7 @@ async def test_tokens_of_a_file_count_too(dsn: str) -> None:
     settings = Settings.model_construct(tokens_file={hash_of("a-token-of-a-file-000"): "read"})
     async with (
         Database(dsn) as database,
-        serve(Api(database, settings), "127.0.0.1:0", {}) as url,
+        serve(Api(database, Around(settings)), "127.0.0.1:0", {}) as url,
         ClientSession() as session,
     ):
         client = Client(session, url, "a-token-of-a-file-000")

@@ -13,6 +13,7 @@ from webhookd.config.schema import Api as Settings
 from webhookd.store.database import Database
 from webhookd.store.erasure import pieces
 from webhookd.web.api import Api
+from webhookd.web.operation import Around
 from webhookd.web.server import serve
 
 
@@ -77,7 +78,7 @@ async def test_what_no_receiver_would_get_is_refused(dsn: str) -> None:
     """A payload above [delivery] max_payload, and all else that is long."""
     async with (
         Database(dsn) as database,
-        serve(Api(database, Settings(), 1_000), "127.0.0.1:0", {}) as url,
+        serve(Api(database, Around(Settings(), 1_000)), "127.0.0.1:0", {}) as url,
         ClientSession() as session,
     ):
         client = Client(session, url, await a_token(dsn, "admin"))

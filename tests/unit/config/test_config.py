@@ -85,6 +85,11 @@ def test_an_endpoint_is_resolved() -> None:
         config.config_hash = ""  # type: ignore[misc]  # that it cannot be assigned is what is tested
 
 
+def test_names_of_the_api_are_refused() -> None:
+    (mistake,) = mistakes({"endpoint": {"ep_mine": ORDERS}})
+    assert "names that begin with ep_ are those of the API; choose another" in mistake
+
+
 def test_defaults_are_those_of_the_documentation() -> None:
     config = made({})
     assert (config.delivery.timeout, config.delivery.max_in_flight, config.delivery.max_payload) == (20.0, 500, 1048576)

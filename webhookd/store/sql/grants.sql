@@ -27,7 +27,7 @@ GRANT EXECUTE ON FUNCTION webhookd.event_status(text), webhookd.aside(bigint[], 
 GRANT SELECT ON ALL TABLES IN SCHEMA webhookd TO webhookd_daemon;
 GRANT INSERT ON webhookd.outbox, webhookd.attempt, webhookd.audit TO webhookd_daemon;
 GRANT INSERT, UPDATE, DELETE ON webhookd.batch, webhookd.remainder, webhookd.surplus, webhookd.scheduled, webhookd.backlog, webhookd.binding, webhookd.endpoint,
-      webhookd.parked, webhookd.missed, webhookd.replay, webhookd.daemon, webhookd.downtime, webhookd.secret, webhookd.unreadable
+      webhookd.parked, webhookd.missed, webhookd.replay, webhookd.daemon, webhookd.downtime, webhookd.secret, webhookd.sealed, webhookd.unreadable
       TO webhookd_daemon;
 GRANT INSERT, UPDATE ON webhookd.shot, webhookd.discard, webhookd.tenant, webhookd.token, webhookd.request, webhookd.event_alias TO webhookd_daemon;
 GRANT INSERT, UPDATE, DELETE ON webhookd.event_type TO webhookd_daemon;

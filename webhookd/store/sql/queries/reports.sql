@@ -79,10 +79,15 @@ SELECT p.tenant, p.name,
 -- The endpoints of the files that run.
 SELECT tenant, name, spec FROM webhookd.endpoint WHERE source = 'file' AND removed_at IS NULL;
 
+-- name: made_by_api
+-- What the endpoints subscribe to that tenants have made.
+SELECT tenant, name, spec -> 'events', spec -> 'filter', spec ->> 'active' IS DISTINCT FROM 'false' FROM webhookd.endpoint
+ WHERE source = 'api' AND removed_at IS NULL ORDER BY tenant, name;
+
 -- name: subscribers
 -- What the endpoints that are owed new events subscribe to; paused ones are owed them, too.
 SELECT tenant, name, spec -> 'events', spec -> 'filter' FROM webhookd.endpoint
- WHERE source = 'file' AND removed_at IS NULL AND disabled_at IS NULL AND spec ->> 'active' IS DISTINCT FROM 'false';
+ WHERE removed_at IS NULL AND disabled_at IS NULL AND spec ->> 'active' IS DISTINCT FROM 'false';
 
 -- name: events_of
 -- The events of an id: one, unless the application gave it twice. Moments that a datetime cannot be are shown as the nearest that one can, here and

@@ -18,5 +18,14 @@ SELECT s.endpoint_id, s.number, s.key_id, s.sealed, concat_ws('/', NULLIF(p.tena
   FROM webhookd.secret s JOIN webhookd.endpoint p ON p.id = s.endpoint_id
  WHERE (s.endpoint_id, s.number) > ($1::int, $2::int) ORDER BY s.endpoint_id, s.number LIMIT $3 FOR UPDATE OF s;
 
+-- name: sealed_values_from
+-- What else is sealed, a page after that one.
+SELECT s.endpoint_id, s.name, s.key_id, s.content, concat_ws('/', NULLIF(p.tenant, ''), p.name)
+  FROM webhookd.sealed s JOIN webhookd.endpoint p ON p.id = s.endpoint_id
+ WHERE (s.endpoint_id, s.name) > ($1::int, $2::text) ORDER BY s.endpoint_id, s.name LIMIT $3 FOR UPDATE OF s;
+
+-- name: seal_value_again
+UPDATE webhookd.sealed SET key_id = $3, content = $4 WHERE endpoint_id = $1 AND name = $2;
+
 -- name: seal_again
 UPDATE webhookd.secret SET key_id = $3, sealed = $4 WHERE endpoint_id = $1 AND number = $2;

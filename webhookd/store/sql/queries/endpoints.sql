@@ -1,0 +1,75 @@
+-- name: endpoint
+-- Of a tenant: one that it has made, by its id or uid, or that a file has for it alone, by its name.
+SELECT id, name, uid, source, spec, metadata, created_at, updated_at, disabled_at, paused_at FROM webhookd.endpoint
+ WHERE tenant = $1 AND (name = $2 OR uid = $2) AND removed_at IS NULL ORDER BY name = $2 DESC LIMIT 1;
+
+-- name: endpoints_rising
+SELECT id, name, uid, source, spec, metadata, created_at, updated_at, disabled_at, paused_at FROM webhookd.endpoint
+ WHERE tenant = $1 AND removed_at IS NULL AND ($2::text IS NULL OR name COLLATE "C" > $2) ORDER BY name COLLATE "C" LIMIT $3;
+
+-- name: endpoints_falling
+SELECT id, name, uid, source, spec, metadata, created_at, updated_at, disabled_at, paused_at FROM webhookd.endpoint
+ WHERE tenant = $1 AND removed_at IS NULL AND ($2::text IS NULL OR name COLLATE "C" < $2) ORDER BY name COLLATE "C" DESC LIMIT $3;
+
+-- name: endpoints_made
+SELECT count(*) FROM webhookd.endpoint WHERE tenant = $1 AND source = 'api' AND removed_at IS NULL;
+
+-- name: endpoints_of_tenant
+SELECT id FROM webhookd.endpoint WHERE tenant = $1 AND source = 'api' AND removed_at IS NULL ORDER BY id;
+
+-- name: endpoint_add
+WITH made AS (
+  INSERT INTO webhookd.endpoint (tenant, name, uid, source, spec, metadata) VALUES ($1, $2, $3, 'api', $4, $5) ON CONFLICT DO NOTHING RETURNING *),
+noted AS (
+  INSERT INTO webhookd.audit (action, subject, tenant, after)
+  SELECT 'create endpoint', concat_ws('/', NULLIF(m.tenant, ''), m.name), m.tenant, m.spec FROM made m)
+SELECT id, name, uid, source, spec, metadata, created_at, updated_at, disabled_at, paused_at FROM made;
+
+-- name: endpoint_change
+WITH before AS MATERIALIZED (SELECT * FROM webhookd.endpoint WHERE id = $1 AND source = 'api' AND removed_at IS NULL FOR NO KEY UPDATE),
+changed AS (
+  UPDATE webhookd.endpoint e SET uid = $2, spec = $3, metadata = $4, updated_at = now() FROM before b WHERE e.id = b.id RETURNING e.*),
+noted AS (
+  INSERT INTO webhookd.audit (action, subject, tenant, before, after)
+  SELECT 'change endpoint', concat_ws('/', NULLIF(c.tenant, ''), c.name), c.tenant, b.spec, c.spec FROM changed c JOIN before b USING (id))
+SELECT id, name, uid, source, spec, metadata, created_at, updated_at, disabled_at, paused_at FROM changed;
+
+-- name: endpoint_end
+-- What it is owed ends with it, and nothing secret is kept of it.
+WITH ended AS (UPDATE webhookd.endpoint SET removed_at = now() WHERE id = $1 AND source = 'api' AND removed_at IS NULL RETURNING *),
+owed AS (
+  UPDATE webhookd.backlog b SET state = 'rejected', last_error = 'endpoint_removed', due = now() FROM ended e
+   WHERE b.endpoint_id = e.id AND b.state IN ('retry', 'held')),
+signed AS (DELETE FROM webhookd.secret s USING ended e WHERE s.endpoint_id = e.id),
+unsealed AS (DELETE FROM webhookd.sealed s USING ended e WHERE s.endpoint_id = e.id),
+noted AS (
+  INSERT INTO webhookd.audit (action, subject, tenant, before)
+  SELECT 'delete endpoint', concat_ws('/', NULLIF(e.tenant, ''), e.name), e.tenant, e.spec FROM ended e)
+SELECT id FROM ended;
+
+-- name: seal_values
+WITH gone AS (DELETE FROM webhookd.sealed WHERE endpoint_id = $1 AND name <> ALL ($2::text[]) AND name <> ALL ($5::text[]))
+INSERT INTO webhookd.sealed (endpoint_id, name, key_id, content) SELECT $1, u.* FROM unnest($2::text[], $3::text[], $4::bytea[]) u
+ON CONFLICT (endpoint_id, name) DO UPDATE SET key_id = EXCLUDED.key_id, content = EXCLUDED.content;
+
+-- name: sealed_values
+SELECT endpoint_id, name, key_id, content FROM webhookd.sealed WHERE endpoint_id = ANY ($1::int[]);
+
+-- name: kept
+-- Those that the API has made and whose seals we can open, with all that is sealed of them.
+SELECT e.id, e.tenant, e.name, e.spec,
+       ARRAY(SELECT s.key_id FROM webhookd.secret s WHERE s.endpoint_id = e.id AND (s.until IS NULL OR s.until > now()) ORDER BY s.number DESC),
+       ARRAY(SELECT s.sealed FROM webhookd.secret s WHERE s.endpoint_id = e.id AND (s.until IS NULL OR s.until > now()) ORDER BY s.number DESC),
+       ARRAY(SELECT extract(epoch FROM s.until)::float8 FROM webhookd.secret s WHERE s.endpoint_id = e.id AND (s.until IS NULL OR s.until > now()) ORDER BY s.number DESC),
+       ARRAY(SELECT v.name FROM webhookd.sealed v WHERE v.endpoint_id = e.id ORDER BY v.name),
+       ARRAY(SELECT v.key_id FROM webhookd.sealed v WHERE v.endpoint_id = e.id ORDER BY v.name),
+       ARRAY(SELECT v.content FROM webhookd.sealed v WHERE v.endpoint_id = e.id ORDER BY v.name)
+  FROM webhookd.endpoint e
+ WHERE e.source = 'api' AND e.removed_at IS NULL
+   AND NOT EXISTS (SELECT FROM webhookd.secret s WHERE s.endpoint_id = e.id AND (s.until IS NULL OR s.until > now()) AND s.key_id <> ALL ($1::text[]))
+   AND NOT EXISTS (SELECT FROM webhookd.sealed v WHERE v.endpoint_id = e.id AND v.key_id <> ALL ($1::text[]))
+ ORDER BY e.id;
+
+-- name: has_kept
+-- What this daemon tells the others of its endpoints, when those of the API are others.
+UPDATE webhookd.daemon SET endpoint_ids = $2, inactive_ids = $3, endpoints_hash = $4 WHERE id = $1 AND (endpoints_hash IS DISTINCT FROM $4 OR inactive_ids IS DISTINCT FROM $3);

@@ -1,0 +1,60 @@
+"""Which endpoint is meant, whether it may be changed here, and what is sealed of it."""
+
+from collections.abc import Mapping
+
+from webhookd.message.sealing import Sealed, Unreadable
+from webhookd.store import endpoints
+from webhookd.store.endpoints import Made
+from webhookd.web.operation import Call
+from webhookd.web.problem import Invalid, Problem, Wrong, conflict, not_found
+
+
+async def found(call: Call) -> Made:
+    """The one of the path. Problem 404 where there is none."""
+    made = await endpoints.find(call.connection, call.of.key, call.path["endpoint_id"])
+    if made is None:
+        raise not_found("endpoint")
+    return made
+
+
+async def own(call: Call) -> Made:
+    """The same, if it is to be changed here. Problem 409 where a file has it."""
+    made = await found(call)
+    expect_own(made)
+    return made
+
+
+def expect_own(made: Made) -> None:
+    """Raise Problem 409 for one of a file."""
+    if made.source != "api":
+        raise conflict("This endpoint is defined in a file of the operator's, and is changed there.", "read_only")
+
+
+def expect_key(call: Call) -> None:
+    """Raise Problem 409 where nothing can be sealed."""
+    if not call.around.keyring.first:
+        raise conflict(
+            "What is secret of endpoints is sealed, and there is no key for that: make one with `webhookd secret key`, "
+            "and name its file under [encryption] keys.",
+            "no_sealing_key",
+        )
+
+
+def distinct(given: Mapping[str, object]) -> None:
+    """Raise Invalid where a header is there in two ways of writing."""
+    if len({name.lower() for name in given}) < len(given):
+        raise Invalid([Wrong(("body", "headers"), "has a header twice")])
+
+
+def sealed(call: Call, id_: int, text: str, name: str = "secret") -> Sealed:
+    """What is kept of a text by this name."""
+    expect_key(call)
+    return call.around.keyring.seal(id_, text, name)
+
+
+def opened(call: Call, made: Made, sealed: Sealed, name: str) -> str:
+    """The text again. Problem 503 where this daemon has not the key."""
+    try:
+        return call.around.keyring.open(made.id, sealed, name)
+    except Unreadable as why:
+        raise Problem(503, "sealed", f"This daemon cannot open what is sealed of it: {why}.") from None

@@ -1,0 +1,177 @@
+"""Endpoints listed, made, shown, changed and ended, each with all that is sealed of it, or not at all."""
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from webhookd.egress.guard import url_mistake
+from webhookd.ids import new_id
+from webhookd.message.kept import HEADER, URL
+from webhookd.message.sealing import Sealed
+from webhookd.message.signing import new_secret
+from webhookd.store import endpoints
+from webhookd.store.endpoints import Made
+from webhookd.store.tenants import Wanted
+from webhookd.web import lists
+from webhookd.web.endpoints import finding, specs
+from webhookd.web.endpoints.shapes import EndpointIn, EndpointOut, EndpointPage, EndpointPatch, EndpointUpdate
+from webhookd.web.operation import Answer, Call
+from webhookd.web.problem import Invalid, Problem, Wrong, conflict, not_found
+from webhookd.web.shapes import Ordered
+
+
+async def all_of(call: Call) -> Answer:
+    """A page of them."""
+    query: Ordered = call.query
+    at = lists.place(query)
+    wanted = Wanted(query.limit, at.after, (query.order == "descending") is not at.back)
+    rows, more = lists.page(await endpoints.page(call.connection, call.of.key, wanted), query.limit, at)
+    iterator, before, done = lists.iterators([each.name for each in rows], more, at)
+    values = await endpoints.sealed(call.connection, [each.id for each in rows])
+    data = [_shown(call, each, values.get(each.id, {})) for each in rows]
+    return Answer(200, EndpointPage(data=data, iterator=iterator, prev_iterator=before, done=done))
+
+
+async def create(call: Call) -> Answer:
+    """Make one, with its secret, or nothing of it."""
+    return await _made(call, call.body, call.body.uid)
+
+
+async def get(call: Call) -> Answer:
+    """One."""
+    found = await finding.found(call)
+    return Answer(200, await _with_values(call, found))
+
+
+async def upsert(call: Call) -> Answer:
+    """Have it be like this, whether it is there or not."""
+    given: EndpointUpdate = call.body
+    await _enable(call, given)
+    await endpoints.lock(call.connection)
+    found = await endpoints.find(call.connection, call.of.key, call.path["endpoint_id"])
+    if found is None:
+        whole = EndpointIn.model_validate(given.model_dump(exclude_unset=True))
+        return await _made(call, whole, _uid_of_path(call, given.uid))
+    spec = {**specs.spec_of(found), **specs.said(given)}
+    uid = given.uid if "uid" in given.model_fields_set else found.uid
+    return await _changed(call, found, uid, spec, given.metadata, url=given.url)
+
+
+async def patch(call: Call) -> Answer:
+    """Change what is said, and nothing else."""
+    given: EndpointPatch = call.body
+    await _enable(call, given)
+    await endpoints.lock(call.connection)
+    found, said = await finding.found(call), given.model_fields_set
+    spec = {**specs.spec_of(found), **specs.said(given)}
+    uid = given.uid if "uid" in said else found.uid
+    metadata = orjson.loads(found.metadata) if given.metadata is None else given.metadata
+    answer = await _changed(call, found, uid, spec, metadata, url=given.url)
+    if given.secret is not None:
+        await endpoints.rotate(
+            call.connection, found.id, finding.sealed(call, found.id, given.secret), datetime.now(UTC)
+        )
+    return answer
+
+
+async def delete(call: Call) -> Answer:
+    """End it."""
+    await endpoints.lock(call.connection)
+    found = await finding.own(call)
+    await endpoints.end(call.connection, found.id)
+    await endpoints.changed(call.connection)
+    return Answer(204, None, found.name)
+
+
+async def again(call: Call, made: str | None, status: int) -> Answer:
+    """The one that was made."""
+    if call.tenant is None or (found := await endpoints.find(call.connection, call.tenant.key, made or "")) is None:
+        raise not_found("endpoint")
+    return Answer(status, await _with_values(call, found), made)
+
+
+async def _made(call: Call, given: EndpointIn, uid: str | None) -> Answer:
+    finding.expect_key(call)
+    _check_url(call, given.url)
+    await endpoints.lock(call.connection)
+    if await endpoints.count(call.connection, call.of.key) >= call.around.settings.endpoints_per_tenant:
+        raise conflict("The application has as many endpoints as it may have; delete one first.", "limit_reached")
+    finding.distinct(given.headers)
+    name, spec = (
+        new_id("ep_"),
+        {**specs.NEW, **specs.said(given), "url": specs.place_of(given.url), "headers": sorted(given.headers)},
+    )
+    spec |= {"name": name, "tenant": call.of.key}
+    specs.join(spec)
+    made = await endpoints.add(
+        call.connection, call.of.key, name, uid, orjson.dumps(spec), orjson.dumps(given.metadata)
+    )
+    if made is None:
+        raise _taken(uid)
+    await endpoints.rotate(call.connection, made.id, finding.sealed(call, made.id, given.secret or new_secret()), None)
+    values = {HEADER + name: value for name, value in given.headers.items()} | specs.hidden(given.url)
+    await endpoints.seal(
+        call.connection, made.id, [(key, finding.sealed(call, made.id, text, key)) for key, text in values.items()]
+    )
+    await endpoints.changed(call.connection)
+    return Answer(201, specs.shown_as(made, given.url), made.name)
+
+
+async def _changed(
+    call: Call, found: Made, uid: str | None, spec: dict[str, Any], metadata: Mapping[str, str], *, url: str | None
+) -> Answer:
+    finding.expect_own(found)
+    if url is not None:
+        _check_url(call, url)
+        spec["url"] = specs.place_of(url)
+        kept = [HEADER + name for name in spec["headers"]]
+        hidden = [(key, finding.sealed(call, found.id, text, key)) for key, text in specs.hidden(url).items()]
+        await endpoints.seal(call.connection, found.id, hidden, kept)
+    specs.join(spec)
+    changed = await endpoints.change(call.connection, found.id, uid, orjson.dumps(spec), orjson.dumps(metadata))
+    if changed is None:
+        raise not_found("endpoint")
+    await endpoints.changed(call.connection)
+    return Answer(200, await _with_values(call, changed), changed.name)
+
+
+async def _enable(call: Call, given: EndpointUpdate | EndpointPatch) -> None:
+    """`disabled: false` ends a disable as well, before `lock`: that takes the lock of the log, which comes first."""
+    if given.disabled is False and "disabled" in given.model_fields_set:
+        found = await endpoints.find(call.connection, call.of.key, call.path["endpoint_id"])
+        if found is not None and found.source == "api" and found.disabled_at is not None:
+            await endpoints.enable(call.connection, found.id, call.caller.name)
+
+
+def _uid_of_path(call: Call, uid: str | None) -> str:
+    named = call.path["endpoint_id"]
+    if uid not in (None, named):
+        raise conflict(f"The path says {named} and the body another uid; leave out one of them.")
+    if named.startswith("ep_") or not re.fullmatch(r"[a-zA-Z0-9\-_.]{1,255}", named):
+        raise not_found("endpoint")
+    return named
+
+
+def _taken(uid: str | None) -> Problem:
+    return conflict(f"The uid {uid} is another endpoint's of this application; choose another.")
+
+
+def _check_url(call: Call, url: str) -> None:
+    egress = call.around.egress
+    mistake = url_mistake(url, egress.allow_http)
+    if mistake is None and call.around.has_other_way:
+        mistake = "cannot be reached: all requests go through a proxy, and [api] through_proxy does not allow it here"
+    if mistake is not None:
+        raise Invalid([Wrong(("body", "url"), mistake)])
+
+
+async def _with_values(call: Call, found: Made) -> EndpointOut:
+    return _shown(call, found, (await endpoints.sealed(call.connection, [found.id])).get(found.id, {}))
+
+
+def _shown(call: Call, found: Made, values: Mapping[str, Sealed]) -> EndpointOut:
+    url = finding.opened(call, found, values[URL], URL) if URL in values else orjson.loads(found.spec)["url"]
+    return specs.shown_as(found, url)

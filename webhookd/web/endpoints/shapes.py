@@ -1,0 +1,187 @@
+"""What may be said of an endpoint: a model of its own, and never that of the files.
+
+Values only, since a file, a variable or a credential of the operator's would leave in a header.
+"""
+
+import re
+from datetime import datetime
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from webhookd.message.signing import parse_secret
+from webhookd.web.shapes import Given, Metadata, Page, Rate, Shape, Text, Uid, Word, nulls
+
+FOREVER: Final = 7 * 86_400  # seconds that an old secret may go on
+_HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")  # RFC 9110, section 5.6.2
+_VALUE: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
+_OURS: Final = re.compile(
+    r"host|content-.*|transfer-encoding|connection|keep-alive|proxy-.*|expect|te|upgrade|trailer|cookie|accept-encoding|"
+    r"user-agent|(webhook|svix)-.*",
+    re.IGNORECASE,
+)
+_TELLING: Final = re.compile(
+    r"auth|token|key|secret|password|signature", re.IGNORECASE
+)  # names whose values are not shown
+
+
+def _secret(text: str) -> str:
+    whole = text if text.startswith("whsec_") else f"whsec_{text}"
+    parse_secret(whole)
+    return whole
+
+
+def _header_name(name: str) -> str:
+    if not _HEADER.fullmatch(name):
+        raise ValueError("is no name of a header")
+    if _OURS.fullmatch(name):
+        raise ValueError("is a header of ours, or of the connection")
+    return name
+
+
+def _header_value(value: str) -> str:
+    if value and not _VALUE.fullmatch(value):
+        raise ValueError("wants one line of printable ASCII")
+    return value
+
+
+Secret = Annotated[str, Field(max_length=110), AfterValidator(_secret)]
+Channels = Annotated[list[Annotated[Word, Field(max_length=128)]], Field(max_length=10)]
+Types = Annotated[list[Word], Field(max_length=1_000)]
+Description = Annotated[Text, Field(max_length=1_000)]
+Link = Annotated[Text, Field(min_length=1, max_length=2_048)]
+Name = Annotated[str, AfterValidator(_header_name)]
+Value = Annotated[str, Field(max_length=4_096), AfterValidator(_header_value)]
+Filter = Annotated[
+    dict[
+        Annotated[Text, Field(max_length=256)],
+        Annotated[list[Annotated[Text, Field(max_length=256)]], Field(min_length=1, max_length=50)],
+    ],
+    Field(max_length=20),
+]
+
+
+class EndpointUpdate(Given):
+    """What an endpoint is to be like."""
+
+    url: Link
+    """Where its events go: https, and a public address."""
+    description: Description = ""
+    """What it is for."""
+    uid: Uid | None = None
+    """The caller's own id for it."""
+    event_types: Types | None = None
+    """The types it gets; all without them. The older name is filterTypes."""
+    filter_types: Types | None = None
+    channels: Channels | None = None
+    """It gets only what shares one of these; without them, all."""
+    disabled: bool = False
+    """Whether it gets nothing."""
+    metadata: Metadata = Field(default={})
+    """Whatever its owner wants to keep with it."""
+    rate_limit: Rate | None = None
+    """Requests a second, at most. The older name of throttleRate."""
+    throttle_rate: Rate | None = None
+    version: int | None = None
+    """Taken, and not used."""
+
+
+class EndpointIn(EndpointUpdate):
+    """An endpoint."""
+
+    secret: Secret | None = None
+    """What its requests are signed with; made if there is none."""
+    headers: dict[Name, Value] = Field(default={}, max_length=50)
+    """Headers that its requests have beside ours."""
+    signature: Literal["standard", "svix"] = "standard"
+    """Whether its requests have svix-id and the others of Svix beside webhook-id and the others."""
+    format: Literal["raw", "standard", "cloudevents"] = "raw"
+    """The payload itself, or around it what Standard Webhooks or CloudEvents has."""
+    filter: Filter = Field(default={})
+    """Metadata that its events have: a label, and the values that pass."""
+
+
+class EndpointPatch(Given):
+    """What is to be different; null clears what can be missing."""
+
+    url: Link | None = None
+    description: Description | None = None
+    uid: Uid | None = None
+    event_types: Types | None = None
+    filter_types: Types | None = None
+    channels: Channels | None = None
+    disabled: bool | None = None
+    metadata: Metadata | None = None
+    rate_limit: Annotated[int, Field(ge=0, le=65_535)] | None = None
+    throttle_rate: Annotated[int, Field(ge=0, le=65_535)] | None = None
+    secret: Secret | None = None
+    signature: Literal["standard", "svix"] | None = None
+    format: Literal["raw", "standard", "cloudevents"] | None = None
+    filter: Filter | None = None
+    version: int | None = None
+
+    @model_validator(mode="after")
+    def _something_where_something_must_be(self) -> Self:
+        nulls(self, "url", "description", "disabled", "metadata", "secret", "signature", "format")
+        return self
+
+
+class EndpointOut(Shape):
+    """An endpoint."""
+
+    id: str
+    uid: str | None
+    url: str
+    description: str
+    event_types: list[str] | None
+    filter_types: list[str] | None
+    channels: list[str] | None
+    disabled: bool
+    metadata: dict[str, str]
+    rate_limit: int | None
+    throttle_rate: int | None
+    version: int
+    created_at: datetime
+    updated_at: datetime
+    signature: str
+    format: str
+    filter: dict[str, list[str]]
+    read_only: bool
+
+
+class EndpointPage(Page[EndpointOut]):
+    """A page of endpoints."""
+
+
+class SecretOut(Shape):
+    """What its requests are signed with."""
+
+    key: str
+
+
+class RotationIn(Given):
+    """How to go over to another secret."""
+
+    key: Secret | None = None
+    """The new one; made if there is none."""
+    grace_period_seconds: Annotated[int, Field(ge=0, le=FOREVER)] | None = 86_400
+    """How long those before go on signing."""
+
+
+class HeadersIn(Given):
+    """All headers."""
+
+    headers: dict[Name, Value] = Field(max_length=50)
+
+
+class HeadersPatch(Given):
+    """Headers that are to be different; null removes one."""
+
+    headers: dict[Name, Value | None] = Field(max_length=50)
+
+
+class HeadersOut(Shape):
+    """Headers, but for the values of those that tell a secret."""
+
+    headers: dict[str, str]
+    sensitive: list[str]

@@ -1,0 +1,77 @@
+"""What an endpoint's requests prove themselves with: its secrets, and its headers."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import orjson
+
+from webhookd.message.kept import HEADER, URL
+from webhookd.message.signing import new_secret
+from webhookd.store import endpoints
+from webhookd.web.endpoints import finding, specs
+from webhookd.web.endpoints.shapes import HeadersOut, RotationIn, SecretOut
+from webhookd.web.operation import Answer, Call
+from webhookd.web.problem import Problem
+
+# Names of headers whose values are not shown.
+_TELLING: Final = re.compile(r"auth|token|key|secret|password|signature", re.IGNORECASE)
+
+
+async def secret(call: Call) -> Answer:
+    """What its requests are signed with."""
+    found = await finding.found(call)
+    if found.source != "api":
+        raise Problem(403, "forbidden", "The secrets of files are never shown.")
+    kept = await endpoints.secrets(call.connection, found.id)
+    return Answer(200, SecretOut(key=finding.opened(call, found, kept[0][0], "secret") if kept else ""))
+
+
+async def rotate(call: Call) -> Answer:
+    """Sign with another secret, and for a while with the one before."""
+    given: RotationIn = call.body
+    await endpoints.lock(call.connection)
+    found = await finding.own(call)
+    until = datetime.now(UTC) + timedelta(seconds=given.grace_period_seconds or 0)
+    await endpoints.rotate(call.connection, found.id, finding.sealed(call, found.id, given.key or new_secret()), until)
+    await endpoints.changed(call.connection)
+    return Answer(204, None, found.name)
+
+
+async def headers(call: Call) -> Answer:
+    """Its headers, but for values that tell a secret."""
+    found = await finding.found(call)
+    values = (await endpoints.sealed(call.connection, [found.id])).get(found.id, {})
+    names: list[str] = specs.spec_of(found)["headers"] if found.source == "api" else []
+    shown = {
+        name: finding.opened(call, found, values[HEADER + name], HEADER + name)
+        for name in names
+        if HEADER + name in values and not _TELLING.search(name)
+    }
+    return Answer(200, HeadersOut(headers=shown, sensitive=[name for name in names if _TELLING.search(name)]))
+
+
+async def set_headers(call: Call) -> Answer:
+    """Have these be all of its headers."""
+    return await _headed(call, dict(call.body.headers), replace=True)
+
+
+async def patch_headers(call: Call) -> Answer:
+    """Change some of its headers."""
+    return await _headed(call, dict(call.body.headers), replace=False)
+
+
+async def _headed(call: Call, given: dict[str, str | None], *, replace: bool) -> Answer:
+    await endpoints.lock(call.connection)
+    found = await finding.own(call)
+    finding.distinct(given)
+    spec = specs.spec_of(found)
+    lower = {name.lower() for name in given}
+    stay = [] if replace else [name for name in spec["headers"] if name.lower() not in lower]
+    new = {name: value for name, value in given.items() if value is not None}
+    sealed = [(HEADER + name, finding.sealed(call, found.id, value, HEADER + name)) for name, value in new.items()]
+    await endpoints.seal(call.connection, found.id, sealed, [URL, *(HEADER + name for name in stay)])
+    spec["headers"] = sorted([*stay, *new])
+    await endpoints.change(call.connection, found.id, found.uid, orjson.dumps(spec), found.metadata)
+    await endpoints.changed(call.connection)
+    return Answer(204, None, found.name)

@@ -1,0 +1,78 @@
+"""What is kept of an endpoint in its spec, made of what was said, and shown as what was made of it."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
+
+from webhookd.message.kept import URL
+from webhookd.store.endpoints import Made
+from webhookd.web.endpoints.shapes import EndpointIn, EndpointOut, EndpointPatch, EndpointUpdate
+
+NEW: Final[Mapping[str, Any]] = {  # what a daemon and the commands look for in the spec of an endpoint
+    "description": "", "active": True, "signature": "standard", "format": "raw", "events": ["*"], "headers": [],
+    "tls": [], "auth": None, "timeout": None, "max_in_flight": None, "rate_limit": 0.0, "retry": None, "filter": {},
+    "disable_after": None, "disable_on_request": False, "ordered": False, "on_exhausted": "skip",
+}  # fmt: skip
+
+
+def said(given: EndpointUpdate | EndpointPatch) -> dict[str, Any]:
+    """What of the spec the request says."""
+    named, whole = given.model_fields_set, isinstance(given, EndpointUpdate)
+    found: dict[str, Any] = {}
+    for name in ("description", "signature", "format"):
+        if (whole or name in named) and getattr(given, name, None) is not None:
+            found[name] = getattr(given, name)
+    if whole or "disabled" in named:
+        found["active"] = not given.disabled
+    if whole or named & {"event_types", "filter_types"}:
+        found["events"] = given.event_types or given.filter_types or ["*"]
+    if whole or named & {"throttle_rate", "rate_limit"}:
+        found["rate_limit"] = float(given.throttle_rate or given.rate_limit or 0)
+    return found | _filtered(given, whole=whole)
+
+
+def _filtered(given: EndpointUpdate | EndpointPatch, *, whole: bool) -> dict[str, Any]:
+    """Channels are a filter on the metadata of that name, kept apart so that either can be changed alone."""
+    said, found = given.model_fields_set, dict[str, Any]()
+    if whole or "channels" in said:
+        found["channels"] = given.channels or None
+    if "filter" in said or isinstance(given, EndpointIn):
+        found["own_filter"] = getattr(given, "filter", None) or {}
+    return found
+
+
+def join(spec: dict[str, Any]) -> None:
+    """What is matched by: its own filter, and its channels as one more."""
+    channels = {"channels": spec["channels"]} if spec.get("channels") else {}
+    spec["filter"] = {**spec.get("own_filter", {}), **channels}
+
+
+def spec_of(found: Made) -> dict[str, Any]:
+    """As it is kept."""
+    spec: dict[str, Any] = orjson.loads(found.spec)
+    return spec
+
+
+def place_of(url: str) -> str:
+    """What of a URL everybody may see: no query."""
+    return url.partition("?")[0]
+
+
+def hidden(url: str) -> dict[str, str]:
+    """What of it is sealed, by its name."""
+    return {URL: url} if "?" in url else {}
+
+
+def shown_as(found: Made, url: str) -> EndpointOut:
+    """As its tenant sees it."""
+    spec = spec_of(found)
+    types = None if spec["events"] == ["*"] else spec["events"]
+    rate = int(spec["rate_limit"] or 0) or None
+    return EndpointOut(
+        id=found.name, uid=found.uid, url=url, description=spec["description"], event_types=types, filter_types=types,
+        channels=spec.get("channels"), disabled=not spec["active"] or found.disabled_at is not None,
+        metadata=orjson.loads(found.metadata), rate_limit=rate, throttle_rate=rate, version=1,
+        created_at=found.created_at, updated_at=found.updated_at, signature=spec["signature"], format=spec["format"],
+        filter=spec.get("own_filter", spec["filter"]), read_only=found.source != "api",
+    )  # fmt: skip
