@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-from collections.abc import Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -13,13 +12,21 @@ import typer
 
 from webhookd.cli.tables import say, tell
 from webhookd.errors import WebhookdError
+from webhookd.message.sealing import new_key
 from webhookd.message.signing import new_secret
 from webhookd.store import wheel
+from webhookd.store.tokens import new_token
 
 MAIN, ENDPOINT = "webhookd.toml", "endpoints.d/example.toml"
 SERVICE: Final = Path("/etc/webhookd")
-MODES: Final[Mapping[str, int]] = {MAIN: 0o644, ENDPOINT: 0o640}  # the second holds the secret
+KEY, TOKENS = "sealing.key", "api.tokens"
+TEMPLATES: Final = (MAIN, ENDPOINT)
 
+_FRESH: Final = {
+    "# Visibly fake": "# Fresh, and known to you alone",
+    "# keys = []                        ": 'keys = [{ id = "first", file = "sealing.key" }] ',
+    '# tokens_file = ""                 ': 'tokens_file = "api.tokens"         ',
+}
 _SECRET = re.compile(r'^secret = "whsec_[^"]*"', re.MULTILINE)
 
 
@@ -30,20 +37,28 @@ def init(
 ) -> None:
     """Write a configuration to start from.
 
-    That is a commented webhookd.toml, and endpoints.d/example.toml with a fresh secret. Nothing is overwritten.
+    That is a commented webhookd.toml, endpoints.d/example.toml with a fresh secret, and for the HTTP API a key and a
+    token of an administrator. Nothing is overwritten.
     """
-    texts = {directory / name: template(name) for name in MODES}
+    texts = {directory / name: template(name) for name in TEMPLATES} | {
+        directory / KEY: f"{new_key()}\n",
+        directory / TOKENS: f"# a role and a token on each line\nadmin {new_token()}\n",
+    }
     for file in texts:
         if os.path.lexists(file):
             raise WebhookdError(f"{file} is there already, so nothing was written: name another DIRECTORY")
     try:
         (directory / ENDPOINT).parent.mkdir(parents=True, exist_ok=True)
-        for file, mode in zip(texts, MODES.values(), strict=True):
-            _write(file, texts[file], mode)
+        for file, text in texts.items():
+            _write(file, text, 0o644 if file.name == MAIN else 0o640)  # all but the main one hold a secret
             say(f"wrote {file}")
     except OSError as error:
         raise WebhookdError(f"{error.filename or directory} cannot be written: {error.strerror}") from None
-    tell(f"\n{directory / ENDPOINT} has a fresh secret and an endpoint that is inactive until active = true.")
+    tell(
+        f"\n{directory / ENDPOINT} has a fresh secret and an endpoint that is inactive until active = true. "
+        f"{TOKENS} has a token of an administrator for the HTTP API, which [api] listen switches on, and {KEY} seals "
+        "what is secret of endpoints that are made by it: keep a copy elsewhere."
+    )
     say(f"Next, as in README:\n\n{_production() if directory.absolute() == SERVICE else _first_walk(directory)}")
 
 
@@ -82,7 +97,7 @@ def _production() -> str:
     return r"""# with a database `app` on this host, and what `webhookd systemd install` wrote
 sudo sed -i 's|^# dsn = .*|dsn = "postgresql:///app"|' /etc/webhookd/webhookd.toml
 sudo systemd-tmpfiles --create webhookd.conf
-sudo chgrp -R webhookd /etc/webhookd/webhookd.toml /etc/webhookd/endpoints.d
+sudo chgrp -R webhookd /etc/webhookd
 sudo -u postgres createuser webhookd && sudo -u postgres psql -c 'GRANT CREATE ON DATABASE app TO webhookd'
 sudo -u webhookd webhookd migrate
 sudo editor /etc/webhookd/endpoints.d/example.toml       # url, events, active = true
@@ -93,9 +108,10 @@ sudo -u webhookd webhookd status"""
 
 def template(name: str) -> str:
     """A file of config/, as it is packaged or beside the package, with a secret that is fresh instead of fake."""
-    return _SECRET.sub(f'secret = "{new_secret()}"', (_templates() / name).read_text("utf-8")).replace(
-        "# Visibly fake", "# Fresh, and known to you alone"
-    )
+    text = _SECRET.sub(f'secret = "{new_secret()}"', (_templates() / name).read_text("utf-8"))
+    for before, after in _FRESH.items():
+        text = text.replace(before, after)
+    return text
 
 
 def _templates() -> Traversable:

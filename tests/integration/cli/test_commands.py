@@ -21,7 +21,7 @@ import pytest
 from tests.integration.cli.test_cli import NOWHERE, PLAIN, fails, webhookd
 from tests.integration.conftest import as_user
 from webhookd.cli.check import check
-from webhookd.cli.init import MODES, _first_walk, template
+from webhookd.cli.init import KEY, TEMPLATES, TOKENS, _first_walk, template
 from webhookd.cli.main import exit_code
 from webhookd.cli.options import environment
 from webhookd.cli.reload import _judge
@@ -83,12 +83,21 @@ def test_init_writes_a_configuration_that_is_right_and_has_a_secret_of_its_own(t
     assert found.stdout == (
         "wrote config/webhookd.toml\n"
         "wrote config/endpoints.d/example.toml\n"
+        "wrote config/sealing.key\n"
+        "wrote config/api.tokens\n"
         "\n"
-        "config/endpoints.d/example.toml has a fresh secret and an endpoint that is inactive until active = true.\n"
+        "config/endpoints.d/example.toml has a fresh secret and an endpoint that is inactive until active = true. "
+        "api.tokens has a token of an administrator for the HTTP API, which [api] listen switches on, and sealing.key "
+        "seals what is secret of endpoints that are made by it: keep a copy elsewhere.\n"
         f"Next, as in README:\n\n{_first_walk(Path('config'))}\n"
     )
+    for name in ("endpoints.d/example.toml", "sealing.key", "api.tokens"):
+        assert stat.S_IMODE((tmp_path / "config" / name).stat().st_mode) == 0o640
+    loaded = load(tmp_path / "config/webhookd.toml", {})
+    assert [key.id for key in loaded.encryption.keys] == ["first"]
+    assert list(loaded.api.tokens.values()) == ["admin"]
+    assert loaded.api.listen == ""
     file = tmp_path / "config/endpoints.d/example.toml"
-    assert stat.S_IMODE(file.stat().st_mode) == 0o640
     secret = tomllib.loads(file.read_text())["endpoint"]["example"]["secret"]
     parse_secret(secret)
     assert secret not in (ROOT / "config/endpoints.d/example.toml").read_text()
@@ -105,7 +114,7 @@ def test_init_elsewhere_names_the_file_in_what_comes_next(tmp_path: Path) -> Non
     assert (tmp_path / "my hooks/webhookd.toml").exists()
 
 
-@pytest.mark.parametrize("there", MODES)
+@pytest.mark.parametrize("there", [*TEMPLATES, KEY, TOKENS])
 def test_init_overwrites_nothing(tmp_path: Path, there: str) -> None:
     file = tmp_path / "config" / there
     file.parent.mkdir(parents=True)
@@ -115,7 +124,7 @@ def test_init_overwrites_nothing(tmp_path: Path, there: str) -> None:
         1,
         f"webhookd: config/{there} is there already, so nothing was written: name another DIRECTORY\n",
     )
-    assert [each.read_text() for each in tmp_path.rglob("*.toml")] == ["mine"]
+    assert [each.read_text() for each in tmp_path.rglob("*.*")] == ["mine"]
 
 
 def test_init_where_nothing_can_be_made(tmp_path: Path) -> None:
@@ -127,9 +136,9 @@ def test_init_where_nothing_can_be_made(tmp_path: Path) -> None:
 
 def test_the_wheel_brings_what_init_writes() -> None:
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    written = {f"config/{name}": f"webhookd/templates/{name}" for name in MODES}
+    written = {f"config/{name}": f"webhookd/templates/{name}" for name in TEMPLATES}
     assert wheel["force-include"] == {**written, "systemd": "webhookd/systemd"}
-    assert all(template(name) for name in MODES)
+    assert all(template(name) for name in TEMPLATES)
 
 
 # check

@@ -12,6 +12,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import psutil
 import pytest
@@ -146,6 +147,12 @@ async def test_what_it_prints_can_be_used_from_another_terminal(folder: Path) ->
     posted = await asyncio.create_subprocess_shell(f"{names}\n{python}", stdout=PIPE, stderr=PIPE)
     answer, complaints = await posted.communicate()
     assert (complaints, json.loads(answer)["payload"]) == (b"", {"hello": "world"})
+
+    address = names.split("API=")[1].split()[0]
+    token = names.split("TOKEN=")[1].split()[0]
+    hook = json.dumps({"url": "http://127.0.0.1:9/", "disabled": True}).encode()
+    asked = Request(f"{address}/app/default/endpoint", hook, {"authorization": f"Bearer {token}"})  # noqa: S310
+    assert json.loads((await asyncio.to_thread(urlopen, asked)).read())["id"].startswith("ep_")
 
     def arrived() -> bool:
         status = [sys.executable, "-m", "webhookd", "status", "--json", "-c", str(folder / "webhookd.toml")]

@@ -13,6 +13,7 @@ from webhookd.cli.receiver import Behaviour
 from webhookd.config import loader
 from webhookd.config.config import Config
 from webhookd.errors import WebhookdError
+from webhookd.message.sealing import new_key
 
 
 class Scene(NamedTuple):
@@ -49,8 +50,13 @@ dsn = {dsn}
 allow_http = true
 allow_networks = ["127.0.0.0/8"]
 
-[api] # at a port that is free
+[api] # at a port that is free; endpoints that are made by it may be on this machine, too
 listen = "127.0.0.1:0"
+allow_http = true
+allow_networks = ["127.0.0.0/8"]
+
+[encryption] # of what is secret of them
+keys = [{{ id = "demo", file = "sealing.key" }}]
 
 [log] # in webhookd.log beside this file
 format = "console"
@@ -87,6 +93,8 @@ def write(directory: Path, dsn: str, url: str, secret: str) -> Config:
     }
     try:
         endpoints.parent.mkdir(exist_ok=True)
+        if not (key := directory / "sealing.key").exists():  # what it has sealed stays in the folder as well
+            _write(key, f"{new_key()}\n")
         for file, text in texts.items():
             if file.exists() and not file.read_text(errors="replace").startswith(_MARK):
                 raise WebhookdError(f"{file} is not of a demo: choose another --directory")
