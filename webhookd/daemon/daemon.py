@@ -55,10 +55,11 @@ NORMAL = Intervals()
 SILENT = Notifier()
 
 
-def tenants_egress(config: Config) -> Egress:
-    """What endpoints may reach that tenants have made by the API."""
-    proxy = config.egress.proxy if config.api.through_proxy else None
-    return Egress(config.api.allow_http, config.api.allow_networks, proxy)
+def tenants_egress(config: Config) -> Egress | None:
+    """What endpoints may reach that tenants have made by the API; None for nothing: they may not pass by the proxy."""
+    if config.egress.proxy is not None and not config.api.through_proxy:
+        return None
+    return Egress(config.api.allow_http, config.api.allow_networks, config.egress.proxy)
 
 
 def around(config: Config) -> Around:
@@ -68,7 +69,6 @@ def around(config: Config) -> Around:
         max_payload=config.delivery.max_payload,
         keyring=Keyring(config.encryption.keys),
         egress=tenants_egress(config),
-        has_other_way=config.egress.proxy is not None and not config.api.through_proxy,
     )
 
 
@@ -164,7 +164,7 @@ class Daemon:
             Ways(self._config.egress, tenants_egress(self._config), self._user_agent) as sender,
         ):
             registry = Registry(database)
-            registry.keys = [key.id for key in self._config.encryption.keys]
+            registry.keyring = Keyring(self._config.encryption.keys)
             look = self._intervals.neighbours
             neighbours = Neighbours(registry, ourselves(), see, self._longest_lease, look_seconds=look)
             joining = join(self._config, database, registry, neighbours, self._intervals, self._notifier.ready)
@@ -175,7 +175,10 @@ class Daemon:
                 await leave(joined.daemon_id, database, registry, unfinished)
 
     def _longest_lease(self) -> float:
-        return max((endpoint.timeout for endpoint in self._config.endpoints), default=0.0) + dispatcher.LEASE_MARGIN
+        timeouts = (endpoint.timeout for endpoint in self._config.endpoints)
+        return (
+            max(self._config.delivery.timeout, *timeouts) + dispatcher.LEASE_MARGIN
+        )  # that of [delivery] is the API's
 
     def _status(self, endpoints: int) -> str:
         old = f" on the old configuration: {self._refused.splitlines()[0]}" if self._refused else ""

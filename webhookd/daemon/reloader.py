@@ -47,6 +47,8 @@ class Foreign(Protocol):
     def name(self) -> str: ...
     @property
     def spec(self) -> Mapping[str, Any]: ...
+    @property
+    def source(self) -> str: ...
 
 
 class Known(Protocol):
@@ -72,7 +74,7 @@ class Known(Protocol):
 class Registry(Protocol):
     """What the reloader needs of the store."""
 
-    keys: Sequence[str]  # names of those with which we open what is sealed
+    keyring: Keyring  # with which we open what the API has made
 
     async def versions(self) -> tuple[int, int]:
         """How often endpoints have changed, and how often a reload was asked for."""
@@ -135,8 +137,8 @@ class Reloader:
         self._version = 0  # of the endpoints that we know
         self._changing = asyncio.Lock()
         self.setbacks = Setbacks("reloader", look_seconds)
-        self._foreign: Sequence[Endpoint] = ()
-        self._closed: Sequence[str] = ()  # endpoints of the API that we cannot open, and why
+        self._counts = False  # there are endpoints of others' files, which may count as removed one day
+        self._closed: Sequence[str] = ()  # endpoints of the API that we cannot open
 
     async def run(self) -> None:
         """Reload when that is wanted, and look whether others did, until cancelled."""
@@ -150,7 +152,7 @@ class Reloader:
                     with long_lived():
                         await self._reload()
                 looks += 1
-                await self._look(self._versions, again=bool(self._foreign) and looks % REMOVE_EVERY == 0)
+                await self._look(self._versions, again=self._counts and looks % REMOVE_EVERY == 0)
                 if not self._is_shown:
                     await self._show()
                 self.setbacks.over()
@@ -163,7 +165,7 @@ class Reloader:
         versions = self._versions = await self._store.versions()
         if versions[1] != before[1]:
             self._wanted.set()
-        if versions[0] != before[0] or again:
+        if self._version < versions[0] or again:  # also when the last time it failed
             async with self._changing:
                 if again or self._version < versions[0]:
                     await self._refresh()
@@ -231,15 +233,20 @@ class Reloader:
             raise ConfigError(["a bug of webhookd keeps it from reading these files; the log has more"]) from None
 
     async def _write(self, config: Config) -> None:
-        self._store.keys = [key.id for key in config.encryption.keys]
-        known = await self._store.sync_endpoints(self._daemon, config.specs, config.config_hash, self._dead_after)
+        before, self._store.keyring = self._store.keyring, Keyring(config.encryption.keys)
+        try:
+            known = await self._store.sync_endpoints(self._daemon, config.specs, config.config_hash, self._dead_after)
+        except BaseException:
+            self._store.keyring = before
+            raise
         self.refused, self._is_shown = "", True  # our row does not say it any longer
         await self.take_over(config, known)
 
     async def take_over(self, config: Config, known: Known) -> None:
         """Go on with this configuration and these endpoints."""
         # In a thread, because thousands of endpoints would stall the loop.
-        own, self._foreign, matcher, closed = await asyncio.to_thread(_endpoints, config, known)
+        own, matcher, closed = await asyncio.to_thread(_endpoints, config, known)
+        self._counts = any(each.source == "file" for each in known.foreign)
         if closed and closed != self._closed:
             log.warning("endpoints_sealed", endpoints=len(closed), first=closed[0])
         self._closed = closed
@@ -280,19 +287,20 @@ def _differs(before: Config, after: Config, section: str) -> bool:
     return bool(getattr(before, section) != getattr(after, section))
 
 
-def _endpoints(config: Config, known: Known) -> tuple[list[Endpoint], list[Endpoint], Matcher, list[str]]:
-    """Our endpoints with their numbers, those of others, who of all is owed what, and whose seals do not open."""
+def _endpoints(config: Config, known: Known) -> tuple[list[Endpoint], Matcher, list[str]]:
+    """Our endpoints with their numbers, who of all is owed what, and which of the API we cannot open."""
     ids = dict(zip(config.specs, known.ids, strict=True))
     own = [replace(endpoint, id=ids[endpoint.tenant, endpoint.name]) for endpoint in config.endpoints]
     foreign = [_foreign(each) for each in known.foreign]
-    keyring, defaults, closed = Keyring(config.encryption.keys), _defaults(config), list[str]()
+    closed = [label(each.tenant, each.name) for each in known.foreign if each.source == "api"]
+    keyring, defaults = Keyring(config.encryption.keys), _defaults(config)
     for each in known.kept:
         try:
             own.append(endpoint_of_kept(each, keyring, defaults))
         except Unreadable as why:
             foreign.append(_foreign(each))
             closed.append(f"{label(each.tenant, each.name)}: {why}")
-    return own, foreign, Matcher((*own, *foreign), require_tenant=config.delivery.require_tenant), closed
+    return own, Matcher((*own, *foreign), require_tenant=config.delivery.require_tenant), closed
 
 
 def _defaults(config: Config) -> Defaults:
@@ -301,7 +309,7 @@ def _defaults(config: Config) -> Defaults:
     return Defaults(delivery.timeout, slots, config.retry, ends)
 
 
-def _foreign(known: Foreign) -> Endpoint:
+def _foreign(known: Foreign | Kept) -> Endpoint:
     """Enough of an endpoint to see what it is owed, nothing to send with."""
     spec = known.spec
     return Endpoint(

@@ -11,11 +11,15 @@ from webhookd.model import Egress, NoResponse, Request, Response
 
 
 class Ways:
-    """Sends each request by the way of its endpoint. Use it with `async with`."""
+    """Sends each request by the way of its endpoint. Use it with `async with`.
 
-    def __init__(self, own: Egress, tenants: Egress, user_agent: str) -> None:
+    `tenants` is None where there is none for theirs: what they have made is refused.
+    """
+
+    def __init__(self, own: Egress, tenants: Egress | None, user_agent: str) -> None:
         self._own = Sender(own, user_agent)
-        self._tenants = Sender(tenants, user_agent)
+        self._tenants = Sender(tenants or Egress(), user_agent)
+        self._is_closed = tenants is None
 
     async def __aenter__(self) -> Self:
         await self._own.__aenter__()
@@ -26,11 +30,14 @@ class Ways:
         await self._tenants.__aexit__(*error)
         await self._own.__aexit__(*error)
 
-    def configure(self, own: Egress, tenants: Egress) -> None:
+    def configure(self, own: Egress, tenants: Egress | None) -> None:
         """Allow this from now on."""
         self._own.configure(own)
-        self._tenants.configure(tenants)
+        self._tenants.configure(tenants or Egress())
+        self._is_closed = tenants is None
 
     async def send(self, request: Request) -> Response | NoResponse:
         """As a Sender does."""
+        if request.by_api and self._is_closed:
+            return NoResponse("egress_denied")
         return await (self._tenants if request.by_api else self._own).send(request)

@@ -3,11 +3,12 @@
 import asyncio
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from webhookd.message.kept import Kept
-from webhookd.message.sealing import Sealed
+from webhookd.message.sealing import Keyring, Sealed, Unreadable
 from webhookd.store.statements import QUERIES
 from webhookd.store.tenants import Asking, Wanted
 
@@ -109,20 +110,30 @@ async def secrets(asking: Asking, id_: int) -> list[tuple[Sealed, Any]]:
     return [(Sealed(key_id, content), until) for key_id, content, until in rows]
 
 
-async def rotate(asking: Asking, id_: int, new: Sealed, others_until: datetime | None) -> None:
-    """Sign with this one, and with those before until then."""
-    await asking.fetch(QUERIES["add_secret"], id_, *new, others_until)
+async def sign(asking: Asking, id_: int, first: Sealed) -> None:
+    """Sign with this one."""
+    await asking.fetch(QUERIES["add_secret"], id_, *first, None)
 
 
-async def kept(asking: Asking, keys: Sequence[str]) -> list[Kept]:
-    """What the API has made and these keys open, as it is kept."""
-    return await asyncio.to_thread(_kept, await asking.fetch(QUERIES["kept"], list(keys)))
+async def rotate(asking: Asking, id_: int, new: Sealed, seconds: float) -> None:
+    """Sign with this one, and for so many seconds with those before."""
+    await asking.fetch(QUERIES["rotate_secret"], id_, *new, seconds)
 
 
-def _kept(rows: Iterable[Any]) -> list[Kept]:
+async def kept(asking: Asking, keyring: Keyring) -> list[Kept]:
+    """What the API has made and this keyring opens, as it is kept."""
+    return await asyncio.to_thread(_kept, await asking.fetch(QUERIES["kept"], keyring.ids), keyring)
+
+
+def _kept(rows: Iterable[Any], keyring: Keyring) -> list[Kept]:
     found = []
     for id_, tenant, name, spec, signing, secrets_, untils, names, value_keys, contents in rows:
         signed = [(Sealed(key, content), until) for key, content, until in zip(signing, secrets_, untils, strict=True)]
         values = {each: Sealed(key, text) for each, key, text in zip(names, value_keys, contents, strict=True)}
-        found.append(Kept(id_, tenant, name, json.loads(spec), signed, values))
+        with suppress(Unreadable):  # a key of that name that is another: it is as if we had none
+            for each, _ in signed:
+                keyring.open(id_, each)
+            for value, text in values.items():
+                keyring.open(id_, text, value)
+            found.append(Kept(id_, tenant, name, json.loads(spec), signed, values))
     return found

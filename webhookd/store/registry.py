@@ -4,13 +4,14 @@ import asyncio
 import hashlib
 import json
 from array import array
-from collections.abc import AsyncIterator, Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from webhookd.errors import OtherPlace
 from webhookd.message.kept import Kept
+from webhookd.message.sealing import Keyring
 from webhookd.policy.difference import Specs
 from webhookd.policy.liveness import Process
 from webhookd.policy.members import Member
@@ -37,6 +38,7 @@ class Foreign(NamedTuple):
     tenant: str
     name: str
     spec: Mapping[str, Any]
+    source: str  # file | api
 
 
 class Known(NamedTuple):
@@ -79,7 +81,7 @@ class Registry:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.keys: Sequence[str] = ()  # names of those that we have: what they have sealed we can open
+        self.keyring = Keyring(())  # which opens what the API has made
         self._sets: dict[str, frozenset[int]] = {}  # of endpoints, by their hash
 
     async def bind(self, environment: str) -> str:
@@ -122,7 +124,7 @@ class Registry:
         async with self._locked() as connection:
             await connection.execute(QUERIES["downtime"], DOWNTIME_AFTER)
             changed = await connection.execute(QUERIES["sync_endpoints"], tenants, names, texts)
-            kept = await endpoints.kept(connection, self.keys)
+            kept = await endpoints.kept(connection, self.keyring)
             own = await self._own(connection, specs, tenants, names, kept)
             who = process or (None, None, None)
             row = await connection.fetchrow(QUERIES["register"], host, version, config_hash, *own, dead_after, *who)
@@ -210,7 +212,7 @@ class Registry:
         tenants, names, texts = await asyncio.to_thread(_columns, specs)  # thousands of them would stall the loop
         async with self._locked() as connection:
             changed = await connection.execute(QUERIES["sync_endpoints"], tenants, names, texts)
-            kept = await endpoints.kept(connection, self.keys)
+            kept = await endpoints.kept(connection, self.keyring)
             own = await self._own(connection, specs, tenants, names, kept)
             await connection.fetch(QUERIES["loaded"], daemon, config_hash, *own)
             known = await self._known(
@@ -223,7 +225,7 @@ class Registry:
         """All endpoints that are there, less those that no live daemon has; the others learn which we have."""
         tenants, names = await asyncio.to_thread(_keys, specs.keys())
         async with self._locked() as connection:
-            kept = await endpoints.kept(connection, self.keys)
+            kept = await endpoints.kept(connection, self.keyring)
             own = await self._own(connection, specs, tenants, names, kept)
             await connection.fetch(QUERIES["has_kept"], daemon, *own)
             return await self._known(connection, tenants, names, config_hash, dead_after, kept, changed=False)
@@ -295,9 +297,9 @@ class Registry:
         if changed or _rows(removed) or _rows(returned):
             await connection.fetch(QUERIES["raise_version"])
         ids = await connection.fetchval(QUERIES["own_endpoints"], tenants, names)
-        rows = await connection.fetch(QUERIES["foreign_endpoints"], tenants, names)
+        rows = await connection.fetch(QUERIES["foreign_endpoints"], tenants, names, [each.id for each in kept])
         version = await connection.fetchval(QUERIES["versions"])
-        return Known(ids or [], kept, await asyncio.to_thread(_foreign, rows, {each.id for each in kept}), version)
+        return Known(ids or [], kept, await asyncio.to_thread(_foreign, rows), version)
 
 
 def _other_place(server: str, deployment: str, here: str, environment: str) -> str:
@@ -335,5 +337,5 @@ def _hash(ids: Sequence[int]) -> str:
     return hashlib.sha256(array("q", ids).tobytes()).hexdigest()[:32]
 
 
-def _foreign(rows: Iterable[Any], but: Container[int]) -> list[Foreign]:
-    return [Foreign(row[0], row[1], row[2], json.loads(row[3])) for row in rows if row[0] not in but]
+def _foreign(rows: Iterable[Any]) -> list[Foreign]:
+    return [Foreign(row[0], row[1], row[2], json.loads(row[3]), row[4]) for row in rows]

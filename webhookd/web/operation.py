@@ -39,8 +39,7 @@ class Around(NamedTuple):
     settings: Settings
     max_payload: int = MIB  # bytes
     keyring: Keyring = NO_KEYS
-    egress: Egress = Egress()  # what endpoints may reach that are made here
-    has_other_way: bool = False  # all else goes through a proxy, which these may not use
+    egress: Egress | None = Egress()  # what endpoints may reach that are made here; None for nothing
 
 
 class Answer(NamedTuple):

@@ -145,6 +145,7 @@ async def test_secrets_are_read_and_rotated(shop: Client, sql: Sql, receiver: Re
     old = (await shop("GET", f"{path}/secret")).body["key"]
     new = b64encode(b"x" * 32).decode()
     assert (await shop("POST", f"{path}/secret/rotate", {"key": new})).status == 204
+    assert await sql.fetchval("SELECT count(*) FROM webhookd.audit WHERE action = 'rotate secret'") == 1
     assert (await shop("GET", f"{path}/secret")).body["key"] == f"whsec_{new}"
     await shop("POST", "/app/shop/msg", {"eventType": "a", "payload": {}})
     await until(lambda: bool(receiver.got), "it")
@@ -266,23 +267,108 @@ async def test_they_are_still_there_after_a_restart(dsn: str, sql: Sql, receiver
         await until(lambda: bool(receiver.of("a")), "it")
 
 
+@pytest.mark.parametrize("other", [pytest.param(None, id="none"), pytest.param(new_key(), id="another")])
 async def test_a_daemon_without_the_key_leaves_them_to_who_has_it(
-    dsn: str, sql: Sql, receiver: Receiver, daemon: Running
+    dsn: str, sql: Sql, receiver: Receiver, daemon: Running, other: str | None
 ) -> None:
-    """It owes them their events all the same, whoever has cut those."""
-    without = configuration({})
-    async with daemon(without), daemon(config(receiver)) as running, ClientSession() as session:
-        client = Client(session, running.api_url, await a_token(dsn, "admin"))
-        made = await client("POST", "/app/default/endpoint", {"url": receiver.url("a?x=1"), "headers": {"X": "y"}})
+    """Or with another of the same name. It owes them their events all the same, whoever has cut those."""
+    keys = {"encryption": {"keys": [{"id": "one", "file": "key"}]}} if other else {}
+    without = build({**keys, "api": {"listen": "127.0.0.1:0"}}, [], {}, lambda path, file: other or "")
+    async with (
+        daemon(without) as keyless,
+        daemon(config(receiver)) as running,
+        ClientSession() as session,
+    ):
+        token = await a_token(dsn, "admin")
+        client, elsewhere = (Client(session, each.api_url, token) for each in (running, keyless))
+        given = {"url": receiver.url("a?x=1"), "headers": {"X": "y"}}
+        made = await client("POST", "/app/default/endpoint", given)
+        (seen,) = (await elsewhere("GET", "/app/default/endpoint")).body["data"]
+        assert (seen["id"], seen["url"]) == (made.body["id"], receiver.url("a"))
         ids = [
-            (await client("POST", "/app/default/msg", {"eventType": "a", "payload": {}})).body["id"] for _ in range(20)
+            (await elsewhere("POST", "/app/default/msg", {"eventType": "a", "payload": {}})).body["id"]
+            for _ in range(20)
         ]
         await until(lambda: set(receiver.events("a")) == set(ids), "all of them")
         own = await sql.fetch(
             "SELECT cardinality(endpoint_ids) FROM webhookd.daemon WHERE stopped_at IS NULL ORDER BY id"
         )
         assert [row[0] for row in own] == [0, 1]
-        assert made.status == 201
+
+
+async def test_none_is_made_for_an_application_that_goes_meanwhile(
+    shop: Client, sql: Sql, dsn: str, receiver: Receiver
+) -> None:
+    async with sql.transaction():
+        await sql.execute("SELECT webhookd.lock_endpoints()")
+        asked = asyncio.create_task(shop("POST", "/app/shop/endpoint", {"url": receiver.url("a")}))
+
+        async def waits() -> bool:
+            async with connected(dsn) as other:
+                return bool(await other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+        await eventually(waits, "the endpoint to wait for the lock")
+        await sql.execute("UPDATE webhookd.tenant SET deleted_at = now() WHERE uid = 'shop'")
+    assert (await asked).status == 404
+    assert await sql.fetchval("SELECT count(*) FROM webhookd.endpoint") == 0
+
+
+async def test_they_go_by_no_other_way_than_theirs(dsn: str, sql: Sql, receiver: Receiver, daemon: Running) -> None:
+    """Once all requests go through a proxy, that is not theirs to use, nor is the way past it."""
+    async with daemon(config(receiver)) as running, ClientSession() as session:
+        client = Client(session, running.api_url, await a_token(dsn, "admin"))
+        await client("POST", "/app/default/endpoint", {"url": receiver.url("a")})
+    proxied = build(
+        {
+            "api": {"listen": "127.0.0.1:0", "allow_http": True, "allow_networks": ["127.0.0.0/8"]},
+            "egress": {"allow_http": True, "proxy": "http://127.0.0.1:9"},
+            "encryption": {"keys": [{"id": "one", "file": "key"}]},
+        },
+        [], {}, lambda path, file: KEY,
+    )  # fmt: skip
+    async with daemon(proxied) as running, ClientSession() as session:
+        client = Client(session, running.api_url, await a_token(dsn, "admin"))
+        refused = await client("POST", "/app/default/endpoint", {"url": "https://a.example/"})
+        assert (refused.status, refused.body["detail"][0]["loc"]) == (422, ["body", "url"])
+        await client("POST", "/app/default/msg", {"eventType": "a", "payload": {}})
+
+        async def is_denied() -> bool:
+            return bool(await sql.fetchval("SELECT error = 'egress_denied' FROM webhookd.attempt LIMIT 1"))
+
+        await eventually(is_denied, "the refusal")
+    assert not receiver.got
+
+
+async def test_what_makes_no_sense_is_refused(shop: Client, sql: Sql, dsn: str, receiver: Receiver) -> None:
+    url = receiver.url("a")
+    first = await shop("POST", "/app/shop/endpoint", {"url": url, "uid": "one"})
+    path = f"/app/shop/endpoint/{first.body['id']}"
+    for body in (
+        {"url": url, "uid": first.body["id"]},
+        {"url": url, "eventTypes": []},
+        {"url": url, "channels": []},
+        {"url": url, "secret": "short"},
+        {"url": url, "headers": {f"X-{n}": "x" for n in range(51)}},
+        {"url": url, "metadata": {"a": 1}},
+        {"uid": "two"},
+    ):
+        assert (await shop("POST", "/app/shop/endpoint", body)).status == 422, body
+    assert (await shop("POST", "/app/shop/endpoint", {"url": url, "uid": "one"})).status == 409
+    other = await shop("POST", "/app/shop/endpoint", {"url": url, "uid": "two"})
+    assert (await shop("PATCH", f"/app/shop/endpoint/{other.body['id']}", {"uid": "one"})).status == 409
+    for n in (0, 30):
+        headers = {f"X-{n + m}": "x" for m in range(30)}
+        assert (await shop("PATCH", f"{path}/headers", {"headers": headers})).status == (422 if n else 204)
+    secret = (await shop("GET", f"{path}/secret")).body
+    await shop("PATCH", path, {"secret": new_secret()})  # which is rotated by who may, and not on the way
+    assert (await shop("GET", f"{path}/secret")).body == secret
+    both = await shop("PATCH", path, {"throttleRate": 0, "rateLimit": 5})
+    assert both.body["rateLimit"] is None
+    tenant = await sql.fetchval("SELECT id FROM webhookd.tenant WHERE uid = 'shop'")
+    portal = shop.with_token(await a_token(dsn, "portal", tenant, ("ManageEndpoint",)))
+    assert (await portal("PATCH", path, {"format": "standard"})).status == 403
+    assert (await portal("PATCH", path, {"description": "mine"})).status == 200
+    assert await sql.fetchval("SELECT count(*) FROM webhookd.endpoint") == 2
 
 
 async def test_all_that_is_sealed_is_sealed_anew(shop: Client, dsn: str, sql: Sql, receiver: Receiver) -> None:

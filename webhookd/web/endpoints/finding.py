@@ -1,12 +1,22 @@
 """Which endpoint is meant, whether it may be changed here, and what is sealed of it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
+from typing import Final
 
 from webhookd.message.sealing import Sealed, Unreadable
-from webhookd.store import endpoints
+from webhookd.store import endpoints, tenants
 from webhookd.store.endpoints import Made
 from webhookd.web.operation import Call
 from webhookd.web.problem import Invalid, Problem, Wrong, conflict, not_found
+
+HEADERS_MOST: Final = 50  # of one endpoint
+
+
+async def lock(call: Call) -> None:
+    """Be the only one who changes endpoints. Problem 404 where the application has gone since it was looked for."""
+    await endpoints.lock(call.connection)
+    if await tenants.lock(call.connection, call.of.id) is None:
+        raise not_found("application")
 
 
 async def found(call: Call) -> Made:
@@ -40,10 +50,13 @@ def expect_key(call: Call) -> None:
         )
 
 
-def distinct(given: Mapping[str, object]) -> None:
-    """Raise Invalid where a header is there in two ways of writing."""
-    if len({name.lower() for name in given}) < len(given):
+def check_headers(given: Iterable[str]) -> None:
+    """Raise Invalid where a header is there in two ways of writing, or there are too many."""
+    names = list(given)
+    if len({name.lower() for name in names}) < len(names):
         raise Invalid([Wrong(("body", "headers"), "has a header twice")])
+    if len(names) > HEADERS_MOST:
+        raise Invalid([Wrong(("body", "headers"), f"may have {HEADERS_MOST} at most")])
 
 
 def sealed(call: Call, id_: int, text: str, name: str = "secret") -> Sealed:

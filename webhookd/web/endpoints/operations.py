@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -50,7 +50,7 @@ async def upsert(call: Call) -> Answer:
     """Have it be like this, whether it is there or not."""
     given: EndpointUpdate = call.body
     await _enable(call, given)
-    await endpoints.lock(call.connection)
+    await finding.lock(call)
     found = await endpoints.find(call.connection, call.of.key, call.path["endpoint_id"])
     if found is None:
         whole = EndpointIn.model_validate(given.model_dump(exclude_unset=True))
@@ -64,22 +64,18 @@ async def patch(call: Call) -> Answer:
     """Change what is said, and nothing else."""
     given: EndpointPatch = call.body
     await _enable(call, given)
-    await endpoints.lock(call.connection)
+    await finding.lock(call)
     found, said = await finding.found(call), given.model_fields_set
     spec = {**specs.spec_of(found), **specs.said(given)}
     uid = given.uid if "uid" in said else found.uid
     metadata = orjson.loads(found.metadata) if given.metadata is None else given.metadata
-    answer = await _changed(call, found, uid, spec, metadata, url=given.url)
-    if given.secret is not None:
-        await endpoints.rotate(
-            call.connection, found.id, finding.sealed(call, found.id, given.secret), datetime.now(UTC)
-        )
-    return answer
+    _expect_may_shape(call, given)
+    return await _changed(call, found, uid, spec, metadata, url=given.url)
 
 
 async def delete(call: Call) -> Answer:
     """End it."""
-    await endpoints.lock(call.connection)
+    await finding.lock(call)
     found = await finding.own(call)
     await endpoints.end(call.connection, found.id)
     await endpoints.changed(call.connection)
@@ -96,10 +92,12 @@ async def again(call: Call, made: str | None, status: int) -> Answer:
 async def _made(call: Call, given: EndpointIn, uid: str | None) -> Answer:
     finding.expect_key(call)
     _check_url(call, given.url)
-    await endpoints.lock(call.connection)
+    await finding.lock(call)
     if await endpoints.count(call.connection, call.of.key) >= call.around.settings.endpoints_per_tenant:
         raise conflict("The application has as many endpoints as it may have; delete one first.", "limit_reached")
-    finding.distinct(given.headers)
+    finding.check_headers(given.headers)
+    await _expect_free(call, uid, None)
+    _expect_may_shape(call, given)
     name, spec = (
         new_id("ep_"),
         {**specs.NEW, **specs.said(given), "url": specs.place_of(given.url), "headers": sorted(given.headers)},
@@ -111,7 +109,7 @@ async def _made(call: Call, given: EndpointIn, uid: str | None) -> Answer:
     )
     if made is None:
         raise _taken(uid)
-    await endpoints.rotate(call.connection, made.id, finding.sealed(call, made.id, given.secret or new_secret()), None)
+    await endpoints.sign(call.connection, made.id, finding.sealed(call, made.id, given.secret or new_secret()))
     values = {HEADER + name: value for name, value in given.headers.items()} | specs.hidden(given.url)
     await endpoints.seal(
         call.connection, made.id, [(key, finding.sealed(call, made.id, text, key)) for key, text in values.items()]
@@ -124,6 +122,7 @@ async def _changed(
     call: Call, found: Made, uid: str | None, spec: dict[str, Any], metadata: Mapping[str, str], *, url: str | None
 ) -> Answer:
     finding.expect_own(found)
+    await _expect_free(call, uid, found.id)
     if url is not None:
         _check_url(call, url)
         spec["url"] = specs.place_of(url)
@@ -146,6 +145,20 @@ async def _enable(call: Call, given: EndpointUpdate | EndpointPatch) -> None:
             await endpoints.enable(call.connection, found.id, call.caller.name)
 
 
+async def _expect_free(call: Call, uid: str | None, id_: int | None) -> None:
+    """Raise Problem 409 where another of the application has this uid, or is called so."""
+    if uid is not None:
+        there = await endpoints.find(call.connection, call.of.key, uid)
+        if there is not None and there.id != id_:
+            raise _taken(uid)
+
+
+def _expect_may_shape(call: Call, given: EndpointUpdate | EndpointPatch) -> None:
+    """Raise Problem 403 where a portal says what requests look like, which is its operator's."""
+    if call.caller.role == "portal" and given.model_fields_set & {"format", "signature"}:
+        raise Problem(403, "forbidden", "format and signature are not a portal's to choose.")
+
+
 def _uid_of_path(call: Call, uid: str | None) -> str:
     named = call.path["endpoint_id"]
     if uid not in (None, named):
@@ -161,10 +174,11 @@ def _taken(uid: str | None) -> Problem:
 
 def _check_url(call: Call, url: str) -> None:
     egress = call.around.egress
-    mistake = url_mistake(url, egress.allow_http)
-    if mistake is None and call.around.has_other_way:
+    if egress is None:
         mistake = "cannot be reached: all requests go through a proxy, and [api] through_proxy does not allow it here"
-    if mistake is not None:
+    else:
+        mistake = url_mistake(url, egress.allow_http) or ""
+    if mistake:
         raise Invalid([Wrong(("body", "url"), mistake)])
 
 
@@ -173,5 +187,8 @@ async def _with_values(call: Call, found: Made) -> EndpointOut:
 
 
 def _shown(call: Call, found: Made, values: Mapping[str, Sealed]) -> EndpointOut:
-    url = finding.opened(call, found, values[URL], URL) if URL in values else orjson.loads(found.spec)["url"]
+    url = specs.spec_of(found)["url"]
+    if URL in values:
+        with suppress(Problem):  # a daemon without the key shows what everybody may see
+            url = finding.opened(call, found, values[URL], URL)
     return specs.shown_as(found, url)

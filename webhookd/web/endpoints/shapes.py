@@ -20,15 +20,18 @@ _OURS: Final = re.compile(
     r"user-agent|(webhook|svix)-.*",
     re.IGNORECASE,
 )
-_TELLING: Final = re.compile(
-    r"auth|token|key|secret|password|signature", re.IGNORECASE
-)  # names whose values are not shown
 
 
 def _secret(text: str) -> str:
     whole = text if text.startswith("whsec_") else f"whsec_{text}"
     parse_secret(whole)
     return whole
+
+
+def _not_ours(uid: str) -> str:
+    if uid.startswith("ep_"):
+        raise ValueError("must not begin with ep_, as the ids that are made here do")
+    return uid
 
 
 def _header_name(name: str) -> str:
@@ -45,9 +48,10 @@ def _header_value(value: str) -> str:
     return value
 
 
+Own = Annotated[Uid, AfterValidator(_not_ours)]
 Secret = Annotated[str, Field(max_length=110), AfterValidator(_secret)]
-Channels = Annotated[list[Annotated[Word, Field(max_length=128)]], Field(max_length=10)]
-Types = Annotated[list[Word], Field(max_length=1_000)]
+Channels = Annotated[list[Annotated[Word, Field(max_length=128)]], Field(min_length=1, max_length=10)]
+Types = Annotated[list[Word], Field(min_length=1, max_length=1_000)]
 Description = Annotated[Text, Field(max_length=1_000)]
 Link = Annotated[Text, Field(min_length=1, max_length=2_048)]
 Name = Annotated[str, AfterValidator(_header_name)]
@@ -68,7 +72,7 @@ class EndpointUpdate(Given):
     """Where its events go: https, and a public address."""
     description: Description = ""
     """What it is for."""
-    uid: Uid | None = None
+    uid: Own | None = None
     """The caller's own id for it."""
     event_types: Types | None = None
     """The types it gets; all without them. The older name is filterTypes."""
@@ -106,7 +110,7 @@ class EndpointPatch(Given):
 
     url: Link | None = None
     description: Description | None = None
-    uid: Uid | None = None
+    uid: Own | None = None
     event_types: Types | None = None
     filter_types: Types | None = None
     channels: Channels | None = None
@@ -114,7 +118,6 @@ class EndpointPatch(Given):
     metadata: Metadata | None = None
     rate_limit: Annotated[int, Field(ge=0, le=65_535)] | None = None
     throttle_rate: Annotated[int, Field(ge=0, le=65_535)] | None = None
-    secret: Secret | None = None
     signature: Literal["standard", "svix"] | None = None
     format: Literal["raw", "standard", "cloudevents"] | None = None
     filter: Filter | None = None
@@ -122,7 +125,7 @@ class EndpointPatch(Given):
 
     @model_validator(mode="after")
     def _something_where_something_must_be(self) -> Self:
-        nulls(self, "url", "description", "disabled", "metadata", "secret", "signature", "format")
+        nulls(self, "url", "description", "disabled", "metadata", "signature", "format")
         return self
 
 

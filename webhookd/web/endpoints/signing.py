@@ -1,7 +1,6 @@
 """What an endpoint's requests prove themselves with: its secrets, and its headers."""
 
 import re
-from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import orjson
@@ -30,10 +29,10 @@ async def secret(call: Call) -> Answer:
 async def rotate(call: Call) -> Answer:
     """Sign with another secret, and for a while with the one before."""
     given: RotationIn = call.body
-    await endpoints.lock(call.connection)
+    await finding.lock(call)
     found = await finding.own(call)
-    until = datetime.now(UTC) + timedelta(seconds=given.grace_period_seconds or 0)
-    await endpoints.rotate(call.connection, found.id, finding.sealed(call, found.id, given.key or new_secret()), until)
+    new = finding.sealed(call, found.id, given.key or new_secret())
+    await endpoints.rotate(call.connection, found.id, new, given.grace_period_seconds or 0)
     await endpoints.changed(call.connection)
     return Answer(204, None, found.name)
 
@@ -62,13 +61,14 @@ async def patch_headers(call: Call) -> Answer:
 
 
 async def _headed(call: Call, given: dict[str, str | None], *, replace: bool) -> Answer:
-    await endpoints.lock(call.connection)
+    await finding.lock(call)
     found = await finding.own(call)
-    finding.distinct(given)
+    finding.check_headers(given)
     spec = specs.spec_of(found)
     lower = {name.lower() for name in given}
     stay = [] if replace else [name for name in spec["headers"] if name.lower() not in lower]
     new = {name: value for name, value in given.items() if value is not None}
+    finding.check_headers([*stay, *new])
     sealed = [(HEADER + name, finding.sealed(call, found.id, value, HEADER + name)) for name, value in new.items()]
     await endpoints.seal(call.connection, found.id, sealed, [URL, *(HEADER + name for name in stay)])
     spec["headers"] = sorted([*stay, *new])

@@ -26,10 +26,15 @@ def said(given: EndpointUpdate | EndpointPatch) -> dict[str, Any]:
     if whole or "disabled" in named:
         found["active"] = not given.disabled
     if whole or named & {"event_types", "filter_types"}:
-        found["events"] = given.event_types or given.filter_types or ["*"]
+        found["events"] = _newer(given, "event_types", "filter_types") or ["*"]
     if whole or named & {"throttle_rate", "rate_limit"}:
-        found["rate_limit"] = float(given.throttle_rate or given.rate_limit or 0)
+        found["rate_limit"] = float(_newer(given, "throttle_rate", "rate_limit") or 0)
     return found | _filtered(given, whole=whole)
+
+
+def _newer(given: EndpointUpdate | EndpointPatch, newer: str, older: str) -> Any:
+    """What is said under either name; under both, the newer one counts."""
+    return getattr(given, newer if newer in given.model_fields_set else older)
 
 
 def _filtered(given: EndpointUpdate | EndpointPatch, *, whole: bool) -> dict[str, Any]:

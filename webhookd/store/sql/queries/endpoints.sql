@@ -22,7 +22,7 @@ WITH made AS (
   INSERT INTO webhookd.endpoint (tenant, name, uid, source, spec, metadata) VALUES ($1, $2, $3, 'api', $4, $5) ON CONFLICT DO NOTHING RETURNING *),
 noted AS (
   INSERT INTO webhookd.audit (action, subject, tenant, after)
-  SELECT 'create endpoint', concat_ws('/', NULLIF(m.tenant, ''), m.name), m.tenant, m.spec FROM made m)
+  SELECT 'create endpoint', concat_ws('/', NULLIF(m.tenant, ''), m.name), m.tenant, json_build_object('uid', m.uid, 'metadata', m.metadata, 'spec', m.spec) FROM made m)
 SELECT id, name, uid, source, spec, metadata, created_at, updated_at, disabled_at, paused_at FROM made;
 
 -- name: endpoint_change
@@ -31,21 +31,36 @@ changed AS (
   UPDATE webhookd.endpoint e SET uid = $2, spec = $3, metadata = $4, updated_at = now() FROM before b WHERE e.id = b.id RETURNING e.*),
 noted AS (
   INSERT INTO webhookd.audit (action, subject, tenant, before, after)
-  SELECT 'change endpoint', concat_ws('/', NULLIF(c.tenant, ''), c.name), c.tenant, b.spec, c.spec FROM changed c JOIN before b USING (id))
+  SELECT 'change endpoint', concat_ws('/', NULLIF(c.tenant, ''), c.name), c.tenant, json_build_object('uid', b.uid, 'metadata', b.metadata, 'spec', b.spec),
+         json_build_object('uid', c.uid, 'metadata', c.metadata, 'spec', c.spec) FROM changed c JOIN before b USING (id))
 SELECT id, name, uid, source, spec, metadata, created_at, updated_at, disabled_at, paused_at FROM changed;
 
 -- name: endpoint_end
--- What it is owed ends with it, and nothing secret is kept of it.
+-- What it is owed ends with it, of very much the first; the rest is sent to nobody, and goes with its events. Nothing secret is kept of it.
 WITH ended AS (UPDATE webhookd.endpoint SET removed_at = now() WHERE id = $1 AND source = 'api' AND removed_at IS NULL RETURNING *),
-owed AS (
-  UPDATE webhookd.backlog b SET state = 'rejected', last_error = 'endpoint_removed', due = now() FROM ended e
-   WHERE b.endpoint_id = e.id AND b.state IN ('retry', 'held')),
+owed AS MATERIALIZED (
+  SELECT b.endpoint_id, b.outbox_id FROM ended e JOIN webhookd.backlog b ON b.endpoint_id = e.id AND b.state IN ('retry', 'held')
+   ORDER BY 1, 2 LIMIT 10000 FOR UPDATE OF b SKIP LOCKED),
+over AS (
+  UPDATE webhookd.backlog b SET state = 'rejected', last_error = 'endpoint_removed', due = now() FROM owed o
+   WHERE b.endpoint_id = o.endpoint_id AND b.outbox_id = o.outbox_id),
 signed AS (DELETE FROM webhookd.secret s USING ended e WHERE s.endpoint_id = e.id),
 unsealed AS (DELETE FROM webhookd.sealed s USING ended e WHERE s.endpoint_id = e.id),
 noted AS (
   INSERT INTO webhookd.audit (action, subject, tenant, before)
   SELECT 'delete endpoint', concat_ws('/', NULLIF(e.tenant, ''), e.name), e.tenant, e.spec FROM ended e)
 SELECT id FROM ended;
+
+-- name: rotate_secret
+-- Those before end after so many seconds, or earlier where they would have, and go when they have ended.
+WITH gone AS (DELETE FROM webhookd.secret WHERE endpoint_id = $1 AND until <= now()),
+others AS (
+  UPDATE webhookd.secret SET until = LEAST(until, clock_timestamp() + $4::float8 * interval '1 s') WHERE endpoint_id = $1 AND (until IS NULL OR until > now())),
+noted AS (
+  INSERT INTO webhookd.audit (action, subject, tenant)
+  SELECT 'rotate secret', concat_ws('/', NULLIF(p.tenant, ''), p.name), p.tenant FROM webhookd.endpoint p WHERE p.id = $1)
+INSERT INTO webhookd.secret (endpoint_id, number, key_id, sealed)
+SELECT $1, COALESCE((SELECT max(s.number) + 1 FROM webhookd.secret s WHERE s.endpoint_id = $1), 1), $2, $3;
 
 -- name: seal_values
 WITH gone AS (DELETE FROM webhookd.sealed WHERE endpoint_id = $1 AND name <> ALL ($2::text[]) AND name <> ALL ($5::text[]))

@@ -153,9 +153,9 @@ SELECT array_agg(e.id ORDER BY u.n)
   FROM unnest($1::text::text[], $2::text::text[]) WITH ORDINALITY u(tenant, name, n) JOIN webhookd.endpoint e USING (tenant, name);
 
 -- name: foreign_endpoints
--- What only other daemons have in their files.
-SELECT e.id, e.tenant, e.name, e.spec FROM webhookd.endpoint e
- WHERE e.removed_at IS NULL
+-- What only other daemons have, in their files or by their keys.
+SELECT e.id, e.tenant, e.name, e.spec, e.source FROM webhookd.endpoint e
+ WHERE e.removed_at IS NULL AND e.id <> ALL ($3::int[])
    AND NOT EXISTS (SELECT FROM unnest($1::text::text[], $2::text::text[]) u(tenant, name) WHERE u.tenant = e.tenant AND u.name = e.name);
 
 -- name: versions
