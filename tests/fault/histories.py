@@ -113,7 +113,7 @@ class Sender:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def configure(self, _: object) -> None: ...
+    def configure(self, *_: object) -> None: ...
 
     async def send(self, request: Request) -> Response | NoResponse:
         member = _member.get()
@@ -146,7 +146,7 @@ class Beating(Registry):
 
 def install(patch: pytest.MonkeyPatch) -> None:
     """Let daemons be those of a fleet, soon in everything and silent in the log."""
-    patch.setattr(daemon, "Sender", Sender)
+    patch.setattr(daemon, "Ways", Sender)
     patch.setattr(daemon, "Database", Gated)
     patch.setattr(daemon, "Registry", Beating)
     patch.setattr(engine, "Dispatcher", Watched)

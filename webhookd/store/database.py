@@ -141,7 +141,9 @@ async def _learn_types(connection: "asyncpg.Connection[Any]") -> None:
     transaction = connection.transaction()
     await transaction.start()
     try:
-        await connection.prepare("SELECT $1::int2[], $2::int4[], $3::int8[], $4::float8[], $5::timestamptz[]")
+        await connection.prepare(
+            "SELECT $1::int2[], $2::int4[], $3::int8[], $4::float8[], $5::timestamptz[], $6::bytea[]"
+        )
     finally:
         await transaction.rollback()
 
