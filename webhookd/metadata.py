@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
-_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}:,]|[^][{}:,"\s]+')
+# Never back over what it has passed, and a text that has no end is one token: nothing costs more than its length.
+TOKEN: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}:,]|[^][{}:,"\s]++', re.DOTALL)
 _LONG_NUMBER: Final = 4000  # characters, from which on Python makes no number
 
 
@@ -18,7 +19,7 @@ def members(text: bytes) -> Mapping[str, bytes]:
     """
     found: dict[str, bytes] = {}
     depth, key, start = 0, None, 0
-    for token in _TOKEN.finditer(text):
+    for token in TOKEN.finditer(text):
         mark = token[0]
         if depth == 0 and mark != b"{":
             break

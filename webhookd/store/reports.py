@@ -180,6 +180,11 @@ class Fate(NamedTuple):
     due_in: float | None
 
 
+def _subscriber(tenant: str, name: str, events: bytes, filter_: bytes, active: bool = True) -> Subscriber:
+    wanted = {key: tuple(values) for key, values in orjson.loads(filter_).items()}
+    return Subscriber(tenant, name, tuple(orjson.loads(events)), wanted, active)
+
+
 def _owed(row: Any) -> Owed:
     *columns, active, removed, disabled, paused, failing = row
     state = EndpointState.of(active=active, removed=removed, disabled=disabled, paused=paused, failing=failing)
@@ -220,28 +225,11 @@ class Reports:
             daemons = await connection.fetch(QUERIES["status_daemons"], dead_after)
         if not daemons:
             return None
-        return [
-            Subscriber(
-                tenant,
-                name,
-                tuple(orjson.loads(events)),
-                {key: tuple(values) for key, values in orjson.loads(filter_).items()},
-            )
-            for tenant, name, events, filter_ in rows
-        ]
+        return [_subscriber(*row) for row in rows]
 
     async def made_by_api(self) -> list[Subscriber]:
         """The endpoints that tenants have made, whether they are active or not."""
-        return [
-            Subscriber(
-                tenant,
-                name,
-                tuple(orjson.loads(events)),
-                {key: tuple(values) for key, values in orjson.loads(filter_).items()},
-                active,
-            )
-            for tenant, name, events, filter_, active in await self._database.fetch(QUERIES["made_by_api"])
-        ]
+        return [_subscriber(*row) for row in await self._database.fetch(QUERIES["made_by_api"])]
 
     async def fates(self, event_id: str) -> list[tuple[Event, list[Fate]]]:
         """The events of this id, in order, usually one, and what became of each.

@@ -1,21 +1,19 @@
 """Bodies: read within bounds of size, time and depth, and taken apart where a part has to stay as it was written."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Set
 from typing import Final
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestPayloadError
 
+from webhookd.metadata import TOKEN
 from webhookd.web.problem import Problem
 
 SECONDS: Final = 5.0  # for a body to come
 DEEPEST: Final = 100
 CLOSE: Final = {"connection": "close"}
 AT_A_TIME: Final = 5_000  # tokens, after which others have their turn on the loop
-# Never back over what it has passed, and a text that has no end is one token: no body costs more than its length.
-_TOKEN: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}:,]|[^][{}:,"\s]++', re.DOTALL)
 
 
 async def read(request: web.BaseRequest, upto: int) -> bytes:
@@ -81,7 +79,7 @@ async def _cut(content: bytes, wanted: Set[bytes]) -> list[tuple[bytes, int, int
 async def _tokens(content: bytes) -> AsyncIterator[tuple[bytes, int, int]]:
     """Each token, how deep it stands, a bracket beside what it is around, and where it ends."""
     depth = 0
-    for number, token in enumerate(_TOKEN.finditer(content), 1):
+    for number, token in enumerate(TOKEN.finditer(content), 1):
         mark = token[0]
         yield mark, depth, token.end()
         depth += (mark in (b"{", b"[")) - (mark in (b"}", b"]"))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from webhookd.metadata import TOKEN
 from webhookd.web import body
 from webhookd.web.problem import Problem
 
@@ -86,6 +87,6 @@ async def test_no_body_costs_more_than_its_length(text: bytes) -> None:
     """Each byte is looked at once: the tokens of it are no longer than it is."""
     tokens = [mark async for mark, _, _ in body._tokens(text)]
     assert sum(map(len, tokens)) <= len(text)
-    assert body._TOKEN.match(b'"' + rb"\"" * 1_000).end() == 2_001  # type: ignore[union-attr]  # to its end, and never back
+    assert TOKEN.match(b'"' + rb"\"" * 1_000).end() == 2_001  # type: ignore[union-attr]  # to its end, and never back
     await body.cut(text, "payload")
     await body.expect_shallow(text)
