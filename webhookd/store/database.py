@@ -1,124 +1,38 @@
-"""Connections to Postgres, and the one place where its errors become ours.
+"""Connections to Postgres.
 
 A pooler may hand every transaction to another connection of the server. It is known by its PID, which is not that of
 the server; behind one, each statement is a transaction with an unnamed statement, and nothing is left in a session.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Self
 
 import asyncpg
 
-from webhookd.errors import (
-    Moved,
-    SchemaMismatch,
-    StoreConflict,
-    StoreDamaged,
-    StoreForbidden,
-    StoreRefused,
-    StoreTaken,
-    StoreUnavailable,
-    WebhookdError,
-)
+from webhookd.errors import Moved, StoreConflict, StoreForbidden
 from webhookd.store.dial import CONNECT_TIMEOUT, Dsn, Target, dial, target
 from webhookd.store.migrations import check_schema
 from webhookd.store.session import pins
 from webhookd.store.statements import QUERIES
+from webhookd.store.translation import NO_ROW_SECURITY, UNAVAILABLE, decoded, translated
 
 POOL_SIZE = 5  # more only queue up behind each other
 APPLICATION_NAME = "webhookd"
 STATEMENTS = 100  # prepared ones a connection keeps
 COMMAND_TIMEOUT = 30.0
 RELEASE_TIMEOUT = 0.5
+UNUSED_SECONDS = 10.0  # that a connection is at hand without the pool, which closes it after another minute
 IDLE_SECONDS = 10.0  # within a transaction, whose rows a daemon that froze would keep; shorter than it takes to be dead
 
 CONFLICTS_MOST = 3  # times that a statement which was ended for another is tried again at once
-NO_ROW_SECURITY = (
-    "No policy helps: `ALTER TABLE … DISABLE ROW LEVEL SECURITY`, or `ALTER ROLE … BYPASSRLS` for the daemon's role, "
-    "and for the owner of the schema where it is FORCED."
-)
 TABLES_NAMED = 3  # of those with row security
 
 COMMITTED: dict[str, Any] = {"isolation": "read_committed"}  # whatever the default of the role or the database is
-
-_MISSING = (
-    asyncpg.UndefinedTableError,
-    asyncpg.InvalidSchemaNameError,
-    asyncpg.UndefinedFunctionError,
-    asyncpg.UndefinedColumnError,
-)
-# It lies in the data: what is written, or what is there, damaged (SQLSTATE XX...) or such as Python has no value for.
-_REFUSED = (
-    asyncpg.DataError,
-    asyncpg.IntegrityConstraintViolationError,
-    asyncpg.InternalServerError,
-    asyncpg.StatementTooComplexError,
-    asyncpg.ProgramLimitExceededError,
-    OverflowError,
-    UnicodeError,
-)
-_CONFLICTS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
-_UNAVAILABLE = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """Raise StoreUnavailable, StoreForbidden, StoreRefused or SchemaMismatch for whatever asyncpg raises inside."""
-    try:
-        yield
-    except _MISSING as error:
-        raise SchemaMismatch(
-            f"The schema of webhookd is missing or too old ({error}). Run `webhookd migrate`."
-        ) from error
-    except asyncpg.UniqueViolationError as error:
-        raise StoreTaken(_refusal(error)) from error
-    except _REFUSED as error:
-        raise StoreRefused(_refusal(error), passes=isinstance(error, asyncpg.InternalServerError)) from error
-    except _CONFLICTS as error:
-        raise StoreConflict(f"Another transaction was in the way: {_sentence(error)}.") from error
-    except asyncpg.InsufficientPrivilegeError as error:
-        if error.server_source_function == "check_enable_rls":
-            raise StoreForbidden(f"Row security would hide events: {_sentence(error)}. {NO_ROW_SECURITY}") from error
-        raise StoreForbidden(
-            f"The database refuses us: {_sentence(error)}. Grant the daemon's role what it lacks: `webhookd check` "
-            "names it."
-        ) from error
-    except (asyncpg.ReadOnlySQLTransactionError, asyncpg.TargetServerAttributeNotMatched) as error:
-        raise StoreUnavailable(
-            "The server is read-only, as a standby is: waiting for the primary. (If it is the primary, "
-            "default_transaction_read_only is on for the server, the database or the role: switch that off.)"
-        ) from error
-    except _UNAVAILABLE as error:
-        kind = StoreDamaged if isinstance(error, asyncpg.PostgresSystemError) else StoreUnavailable
-        raise kind(f"The database does not answer: {_sentence(error)}.") from error
-
-
-@contextmanager
-def _decoded() -> Iterator[None]:
-    """Around a statement: what is raised of its rows, while asyncpg makes values of Python of them, is StoreRefused."""
-    try:
-        yield
-    except (*_REFUSED, *_UNAVAILABLE, WebhookdError, MemoryError):
-        raise
-    except Exception as error:
-        raise StoreRefused(f"a value cannot be read: {type(error).__name__}: {_sentence(error)}") from error
-
-
-def _refusal(error: Exception) -> str:
-    """What is wrong with a value: the constraints of the outbox are named by their sentence."""
-    name = getattr(error, "constraint_name", None) or ""
-    return name if " " in name else _sentence(error)
-
-
-def _sentence(error: BaseException) -> str:
-    if isinstance(error, asyncpg.InternalClientError):
-        return (
-            "the connection broke"  # as when the server ends it between two messages; its own words say nothing to us
-        )
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 async def _prepare(connection: "asyncpg.Connection[Any]") -> None:
@@ -193,6 +107,13 @@ async def _keep(_: object) -> None:
     return None
 
 
+async def _release(pool: "asyncpg.Pool[Any]", connection: "asyncpg.pool.PoolConnectionProxy[Any]") -> None:
+    # A cancelled statement is waited for, but not where the network is silent; and whoever cancelled hears of that, not
+    # of the connection, which asyncpg has ended then.
+    with suppress(*UNAVAILABLE):
+        await pool.release(connection, timeout=RELEASE_TIMEOUT)
+
+
 class _Pooled(Exception):
     """A connection goes through a pooler, and was opened as if there were none."""
 
@@ -210,6 +131,9 @@ class Database:
         self._pooled = False
         self._opening = asyncio.Lock()
         self._seconds = CONNECT_TIMEOUT
+        self._idle: deque[tuple[float, asyncpg.pool.PoolConnectionProxy[Any]]] = deque()  # since when; not the pool's
+        self._waiting = 0  # who wait for the pool
+        self._expiries = 0  # how often all connections were known to lead to the wrong server
         self.place = ""
 
     async def __aenter__(self) -> Self:
@@ -219,6 +143,7 @@ class Database:
         if self._pool is not None:
             try:
                 async with asyncio.timeout(2.0):
+                    await self._let_go_of_idle(0.0)
                     await self._pool.close()
             except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError):
                 self._pool.terminate()
@@ -228,16 +153,27 @@ class Database:
         """A connection from the pool, for one transaction; errors of what is done with it come out translated."""
         with translated():
             pool, connection = await self._acquire()
+            expiries = self._expiries
             try:
                 yield connection
-            except asyncpg.ReadOnlySQLTransactionError:
-                await pool.expire_connections()  # another server is the primary now
+            except BaseException as error:
+                if isinstance(error, asyncpg.ReadOnlySQLTransactionError):  # another server is the primary now
+                    self._expiries += 1
+                    await self._let_go_of_idle(0.0)
+                    await pool.expire_connections()
+                await _release(pool, connection)
                 raise
-            finally:
-                # A cancelled statement is waited for, but not where the network is silent; and whoever cancelled hears
-                # of that, not of the connection, which asyncpg has ended then.
-                with suppress(*_UNAVAILABLE):
-                    await pool.release(connection, timeout=RELEASE_TIMEOUT)
+            if self._waiting or self._pool is not pool or self._expiries != expiries:
+                await _release(pool, connection)
+            else:
+                self._idle.append((time.monotonic(), connection))
+                await self._let_go_of_idle(UNUSED_SECONDS)
+
+    async def _let_go_of_idle(self, seconds: float) -> None:
+        """Give the pool what has not been used for so long: it closes what stays so."""
+        before = time.monotonic() - seconds
+        while self._idle and self._idle[0][0] <= before and self._pool is not None:
+            await _release(self._pool, self._idle.popleft()[1])
 
     @asynccontextmanager
     async def transaction(self, **options: Any) -> AsyncIterator["asyncpg.pool.PoolConnectionProxy[Any]"]:
@@ -277,6 +213,12 @@ class Database:
     async def _acquire(self) -> tuple["asyncpg.Pool[Any]", "asyncpg.pool.PoolConnectionProxy[Any]"]:
         while True:
             pool = self._pool or await self._open()
+            while self._idle:  # the one that was used last, without the tasks that the pool makes for each
+                _, connection = self._idle.pop()
+                if not connection.is_closed():
+                    return pool, connection
+                await _release(pool, connection)
+            self._waiting += 1
             try:
                 async with asyncio.timeout(self._seconds):  # asyncpg's own is a task more, for each statement
                     return pool, await pool.acquire()
@@ -284,6 +226,8 @@ class Database:
                 if self._pool is pool:
                     self._pool, self._pooled = None, True
                 pool.terminate()
+            finally:
+                self._waiting -= 1
 
     async def _open(self) -> "asyncpg.Pool[Any]":
         async with self._opening:
@@ -326,13 +270,13 @@ class Database:
         rows: list[asyncpg.Record]
         async with self.connection() as connection:
             if not self._pooled:
-                with _decoded():
+                with decoded():
                     rows = await connection.fetch(query, *arguments)
                 return rows
             # Only a transaction keeps what asyncpg sends, and the look at the place, on one connection of the server.
             async with connection.transaction(**COMMITTED):
                 await self.check_place(connection)
-                with _decoded():
+                with decoded():
                     rows = await connection.fetch(query, *arguments)
                 return rows
 

@@ -7,7 +7,8 @@ from tests.conftest import connected
 from tests.integration.conftest import Sql
 from webhookd.errors import StoreUnavailable
 from webhookd.store import database
-from webhookd.store.database import Database, translated
+from webhookd.store.database import Database
+from webhookd.store.translation import translated
 
 LOCK = "UPDATE webhookd.batch SET owner = 7 WHERE id = 0"
 

@@ -11,8 +11,8 @@ from webhookd.errors import StoreDamaged, StoreRefused, StoreUnavailable
 from webhookd.model import Event
 from webhookd.store import batches
 from webhookd.store.batches import UNREADABLE, Batches
-from webhookd.store.database import translated
 from webhookd.store.statements import QUERIES
+from webhookd.store.translation import translated
 
 DAY = datetime(2021, 1, 27, tzinfo=UTC)
 CORRUPT = asyncpg.DataCorruptedError("invalid page in block 7 of relation base/5/16384")
