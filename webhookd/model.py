@@ -130,7 +130,7 @@ class Endpoint:
     disable_after: DisableAfter | None = None
     disable_on_request: bool = False  # its receiver may say so
     ordered: Ordered = False
-    by_api: bool = False  # its tenant has made it: it is guarded as [api] has it, not as [egress] has
+    sealed_by: frozenset[str] = frozenset()  # names of the keys that open it; of those alone that the API has made
     holds: bool = False  # where its order would go on without what its time has run out for, it waits for somebody
 
     @property

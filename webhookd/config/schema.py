@@ -185,6 +185,8 @@ class Api(Shape):
     """Send to them through the proxy of [egress], which has to refuse private addresses itself; else it has none."""
     endpoints_per_tenant: Annotated[int, Field(ge=0, le=1_000_000)] = 1_000
     """How many a tenant may have."""
+    strict_event_types: bool = False
+    """Refuse endpoints for event types that nobody has registered, by the API or under [event_types]."""
     tokens_file: TokensFile = Field(default_factory=dict, repr=False, exclude=True)
     """Tokens beside those of `webhookd token new`: a file with a role and a token on each line."""
 

@@ -2,15 +2,18 @@
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
 
 from webhookd import __version__
 from webhookd.config.config import Config
+from webhookd.daemon.catalog import Catalog, Changes
 from webhookd.daemon.joining import Joined, join, leave
 from webhookd.daemon.notify import Notifier
 from webhookd.daemon.processes import ourselves, see
@@ -24,10 +27,10 @@ from webhookd.engine.intake.outage import Outage
 from webhookd.engine.janitor import Janitor
 from webhookd.engine.neighbours import Neighbours
 from webhookd.errors import Moved
+from webhookd.message.kept import TIMEOUT_MOST
 from webhookd.message.sealing import Keyring
-from webhookd.model import Egress, Endpoint
+from webhookd.model import Egress
 from webhookd.policy.difference import ACCEPT
-from webhookd.policy.matching import Matcher
 from webhookd.store.backlog import Backlog
 from webhookd.store.batches import Batches
 from webhookd.store.database import Database
@@ -42,9 +45,11 @@ from webhookd.store.results import Results
 from webhookd.store.shots import Shots
 from webhookd.store.wakeup import WakeUp
 from webhookd.tasks import cancelled_by, first_of
+from webhookd.units import DAY
 from webhookd.web.api import Api
 from webhookd.web.operation import Around
 from webhookd.web.server import serve
+from webhookd.web.shapes import WORD
 
 MOST_OF_A_PROBLEM = 500  # characters
 API_CONNECTIONS = 4  # to the database, so that no question of a client takes one from the engine
@@ -67,8 +72,11 @@ def around(config: Config) -> Around:
     return Around(
         settings=config.api,
         max_payload=config.delivery.max_payload,
+        give_up_most=config.retention.events - DAY,
         keyring=Keyring(config.encryption.keys),
         egress=tenants_egress(config),
+        event_types={name: each.description for name, each in config.event_types.items() if re.fullmatch(WORD, name)},
+        since=datetime.now(UTC),
     )
 
 
@@ -164,7 +172,7 @@ class Daemon:
             Ways(self._config.egress, tenants_egress(self._config), self._user_agent) as sender,
         ):
             registry = Registry(database)
-            registry.keyring = Keyring(self._config.encryption.keys)
+            registry.keys = Keyring(self._config.encryption.keys).ids
             look = self._intervals.neighbours
             neighbours = Neighbours(registry, ourselves(), see, self._longest_lease, look_seconds=look)
             joining = join(self._config, database, registry, neighbours, self._intervals, self._notifier.ready)
@@ -176,9 +184,7 @@ class Daemon:
 
     def _longest_lease(self) -> float:
         timeouts = (endpoint.timeout for endpoint in self._config.endpoints)
-        return (
-            max(self._config.delivery.timeout, *timeouts) + dispatcher.LEASE_MARGIN
-        )  # that of [delivery] is the API's
+        return max(self._config.delivery.timeout, TIMEOUT_MOST, *timeouts) + dispatcher.LEASE_MARGIN
 
     def _status(self, endpoints: int) -> str:
         old = f" on the old configuration: {self._refused.splitlines()[0]}" if self._refused else ""
@@ -202,7 +208,8 @@ class Daemon:
         """Run the parts until stopped; the ids of the batches that were not finished."""
         daemon_id, intervals, tokens = joined.daemon_id, self._intervals, Tokens(sender)
 
-        async def apply(config: Config, ours: Sequence[Endpoint], matcher: Matcher, version: int) -> None:
+        async def apply(config: Config, catalog: Catalog, version: int) -> None:
+            ours = catalog.own.values()
             # An inactive endpoint is sent nothing: it has no queue, and what it was owed stays in the backlog.
             active = [endpoint for endpoint in ours if endpoint.active]
             for _ in engine.prepare(active):
@@ -212,7 +219,7 @@ class Daemon:
             if self._api is not None:
                 self._api.configure(around(config))
             sender.configure(config.egress, tenants_egress(config))
-            old = engine.configure(active, matcher, config.delivery, version)
+            old = engine.configure(active, catalog.matcher, config.delivery, version)
             engine.shots.configure(ours, config.delivery)
             tokens.keep({endpoint.grant for endpoint in active if endpoint.grant})
             janitor.configure(config.retention)
@@ -220,6 +227,13 @@ class Daemon:
             self._notifier.ready(self._status(len(active)))
             await asyncio.sleep(0)
             del old  # which takes a moment, too
+
+        def change(changes: Changes, version: int) -> None:
+            active = [endpoint for endpoint in changes.ours if endpoint.active]
+            inactive = [endpoint.id for endpoint in changes.ours if not endpoint.active]
+            engine.change(active, [*changes.gone, *inactive], version)
+            engine.shots.change(changes.ours, changes.gone)
+            self._notifier.ready(self._status(len(engine.endpoints)))
 
         def problem() -> str:
             """What keeps a part from its work, in one sentence: of several, the first."""
@@ -272,6 +286,7 @@ class Daemon:
             self._config,
             self._load,
             apply,
+            change,
             self._reload_wanted,
             dead_after=intervals.dead_after,
             on_reload=self._notifier.reloading,

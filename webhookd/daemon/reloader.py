@@ -1,7 +1,7 @@
 """Keeps the running configuration what the files say, and tells the other daemons.
 
     SIGHUP, a watched file, `webhookd reload` ──▶ load, in a thread ──▶ refused? ──▶ into the database ──▶ apply
-    each second: has another daemon changed the endpoints? ──▶ apply
+    each second: has anybody else changed an endpoint? ──▶ change that one
 
 Fan-out follows the database: an endpoint that another daemon knows and we do not is owed its events all the same, and
 one counts as removed only when every live daemon has dropped it. A reload that fails, or removes too much, leaves
@@ -12,69 +12,30 @@ import asyncio
 import gc
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Protocol
 
 import structlog
 
 from webhookd.config.config import Config
-from webhookd.config.endpoint import disable_after
+from webhookd.daemon.catalog import Catalog, Changes, Known
 from webhookd.errors import ConfigError, SchemaMismatch, StoreRefused, StoreUnavailable, WebhookdError
-from webhookd.message.formats import FORMATS
-from webhookd.message.kept import Defaults, Kept, endpoint_of_kept
-from webhookd.message.sealing import Keyring, Unreadable
-from webhookd.message.signing import SCHEMES
-from webhookd.model import Endpoint, RetryPolicy, label
+from webhookd.message.kept import Kept
+from webhookd.message.sealing import Keyring
 from webhookd.policy.difference import ACCEPT, difference, refusal
-from webhookd.policy.matching import Matcher
 from webhookd.tasks import Setbacks, wait_for
 
 LOOK_SECONDS = 1.0
 REMOVE_EVERY = 5  # looks between two tries to count endpoints as removed that only we have dropped
+FEW = 10  # endpoints that are opened on the loop
 AT_A_TIME = 200  # endpoints that are freed before others have their turn on the loop
 
 log = structlog.get_logger("webhookd.reloader")
 
 
-class Foreign(Protocol):
-    """An endpoint that is not in our own files."""
-
-    @property
-    def id(self) -> int: ...
-    @property
-    def tenant(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def spec(self) -> Mapping[str, Any]: ...
-    @property
-    def source(self) -> str: ...
-
-
-class Known(Protocol):
-    """The endpoints that the database has."""
-
-    @property
-    def ids(self) -> Sequence[int]:
-        """The numbers of ours, in their order."""
-
-    @property
-    def kept(self) -> Sequence[Kept]:
-        """Those of the API, whose seals we can open."""
-
-    @property
-    def foreign(self) -> Sequence[Foreign]:
-        """Those of other daemons' files, and what we cannot open."""
-
-    @property
-    def version(self) -> int:
-        """As of which these are all."""
-
-
 class Registry(Protocol):
     """What the reloader needs of the store."""
 
-    keyring: Keyring  # with which we open what the API has made
+    keys: Sequence[str]  # names of those with which we open what the API has made
 
     async def versions(self) -> tuple[int, int]:
         """How often endpoints have changed, and how often a reload was asked for."""
@@ -84,10 +45,22 @@ class Registry(Protocol):
     ) -> Known:
         """Write our endpoints; all that are there."""
 
-    async def refresh_endpoints(
-        self, daemon: int, specs: Mapping[tuple[str, str], Mapping[str, Any]], config_hash: str, dead_after: float
+    async def agree(
+        self, specs: Mapping[tuple[str, str], Mapping[str, Any]], config_hash: str, dead_after: float
+    ) -> None:
+        """Count as removed what no live daemon has; `specs` are of our files."""
+
+    async def known(
+        self,
+        specs: Mapping[tuple[str, str], Mapping[str, Any]],
+        ids: Sequence[int],
+        config_hash: str,
+        dead_after: float,
     ) -> Known:
-        """All endpoints that are there; `specs` are of our files."""
+        """All endpoints that are there; those with these numbers are of our files, and are there as well."""
+
+    async def changes(self, since: int) -> tuple[int, Sequence[Kept]] | None:
+        """Which have changed since that version, and as of which; None when they are many."""
 
     async def reload_refused(self, daemon: int, problem: str) -> None:
         """Show that we kept the old configuration, and why."""
@@ -97,7 +70,8 @@ class Registry(Protocol):
 
 
 class Reloader:
-    """Runs beside the other parts. `apply(config, own, matcher, version)` is awaited with every change.
+    """Runs beside the other parts. `apply(config, catalog, version)` is awaited with every configuration, and with what
+    is to be all anew; `change(changes, version)` is called with what has changed in the catalog beside it.
 
     `wanted` is set by whoever wants the files read again; asking a thousand times is asking once. `refused` says why
     the files were not taken, also when that was in a life before this one. `accept` is the command by which an operator
@@ -110,7 +84,8 @@ class Reloader:
         daemon: int,
         config: Config,
         load: Callable[[], Config],
-        apply: Callable[[Config, Sequence[Endpoint], Matcher, int], Awaitable[None]],
+        apply: Callable[[Config, Catalog, int], Awaitable[None]],
+        change: Callable[[Changes, int], None],
         wanted: asyncio.Event,
         *,
         dead_after: float,
@@ -125,6 +100,7 @@ class Reloader:
         self._config = config
         self._load = load
         self._apply = apply
+        self._change = change
         self._dead_after = dead_after
         self._on_reload = on_reload
         self._on_refused = on_refused
@@ -137,8 +113,9 @@ class Reloader:
         self._version = 0  # of the endpoints that we know
         self._changing = asyncio.Lock()
         self.setbacks = Setbacks("reloader", look_seconds)
-        self._counts = False  # there are endpoints of others' files, which may count as removed one day
-        self._closed: Sequence[str] = ()  # endpoints of the API that we cannot open
+        self._catalog: Catalog | None = None
+        self._ids: Sequence[int] = ()  # the numbers of our files' endpoints
+        self._closed: frozenset[str] = frozenset()  # endpoints of the API that we cannot open, and why
 
     async def run(self) -> None:
         """Reload when that is wanted, and look whether others did, until cancelled."""
@@ -152,7 +129,9 @@ class Reloader:
                     with long_lived():
                         await self._reload()
                 looks += 1
-                await self._look(self._versions, again=self._counts and looks % REMOVE_EVERY == 0)
+                if looks % REMOVE_EVERY == 0 and self._catalog is not None and self._catalog.has_strangers:
+                    await self._store.agree(self._config.specs, self._config.config_hash, self._dead_after)
+                await self._look(self._versions)
                 if not self._is_shown:
                     await self._show()
                 self.setbacks.over()
@@ -161,28 +140,36 @@ class Reloader:
             except Exception as error:
                 await asyncio.sleep(self.setbacks.met(error))
 
-    async def _look(self, before: tuple[int, int], *, again: bool) -> None:
+    async def _look(self, before: tuple[int, int]) -> None:
         versions = self._versions = await self._store.versions()
         if versions[1] != before[1]:
             self._wanted.set()
-        if self._version < versions[0] or again:  # also when the last time it failed
-            async with self._changing:
-                if again or self._version < versions[0]:
-                    await self._refresh()
+        await self.catch_up(versions[0])  # also when the last time it failed
 
     async def catch_up(self, version: int) -> None:
         """Know at least the endpoints of that version, rather than with the next look: events are to be matched."""
         if self._version < version:
             async with self._changing:
                 if self._version < version:
-                    await self._refresh()
+                    await self._follow()
 
-    async def _refresh(self) -> None:
+    async def _follow(self) -> None:
+        """Take what has changed into the catalog, if that is not so much that all is better read again."""
+        catalog, found = self._catalog, await self._store.changes(self._version)
+        if found is not None and catalog is not None:
+            version, changed = found
+            read = await asyncio.to_thread(catalog.read, changed) if len(changed) > FEW else catalog.read(changed)
+            # Nothing is awaited from here on: who is owed what, and who is sent it, change together.
+            changes = catalog.take(read)
+            if changes is not None:
+                self._change(changes, version)
+                self._version = version
+                self._tell_closed(catalog)
+                return
         config = self._config
-        await self.take_over(
-            config,
-            await self._store.refresh_endpoints(self._daemon, config.specs, config.config_hash, self._dead_after),
-        )
+        with long_lived():
+            known = await self._store.known(config.specs, self._ids, config.config_hash, self._dead_after)
+            await self.take_over(config, known)
 
     async def _reload(self) -> None:
         self._on_reload()
@@ -233,11 +220,11 @@ class Reloader:
             raise ConfigError(["a bug of webhookd keeps it from reading these files; the log has more"]) from None
 
     async def _write(self, config: Config) -> None:
-        before, self._store.keyring = self._store.keyring, Keyring(config.encryption.keys)
+        before, self._store.keys = self._store.keys, Keyring(config.encryption.keys).ids
         try:
             known = await self._store.sync_endpoints(self._daemon, config.specs, config.config_hash, self._dead_after)
         except BaseException:
-            self._store.keyring = before
+            self._store.keys = before
             raise
         self.refused, self._is_shown = "", True  # our row does not say it any longer
         await self.take_over(config, known)
@@ -245,13 +232,17 @@ class Reloader:
     async def take_over(self, config: Config, known: Known) -> None:
         """Go on with this configuration and these endpoints."""
         # In a thread, because thousands of endpoints would stall the loop.
-        own, matcher, closed = await asyncio.to_thread(_endpoints, config, known)
-        self._counts = any(each.source == "file" for each in known.foreign)
-        if closed and closed != self._closed:
-            log.warning("endpoints_sealed", endpoints=len(closed), first=closed[0])
+        catalog = await asyncio.to_thread(Catalog, config, known)
+        self._catalog = None  # what fails half way is made anew, and not gone on with
+        await self._apply(config, catalog, known.version)
+        self._catalog, self._ids, self._version = catalog, known.ids, known.version
+        self._tell_closed(catalog)
+
+    def _tell_closed(self, catalog: Catalog) -> None:
+        closed = frozenset(catalog.closed.values())
+        if not closed <= self._closed:
+            log.warning("endpoints_sealed", endpoints=len(closed), first=min(closed - self._closed))
         self._closed = closed
-        await self._apply(config, own, matcher, known.version)
-        self._version = known.version
 
     async def _refuse(self, mistakes: Sequence[str]) -> None:
         log.error("reload_refused", mistakes=list(mistakes))
@@ -285,45 +276,3 @@ def long_lived() -> Iterator[None]:
 
 def _differs(before: Config, after: Config, section: str) -> bool:
     return bool(getattr(before, section) != getattr(after, section))
-
-
-def _endpoints(config: Config, known: Known) -> tuple[list[Endpoint], Matcher, list[str]]:
-    """Our endpoints with their numbers, who of all is owed what, and which of the API we cannot open."""
-    ids = dict(zip(config.specs, known.ids, strict=True))
-    own = [replace(endpoint, id=ids[endpoint.tenant, endpoint.name]) for endpoint in config.endpoints]
-    foreign = [_foreign(each) for each in known.foreign]
-    closed = [label(each.tenant, each.name) for each in known.foreign if each.source == "api"]
-    keyring, defaults = Keyring(config.encryption.keys), _defaults(config)
-    for each in known.kept:
-        try:
-            own.append(endpoint_of_kept(each, keyring, defaults))
-        except Unreadable as why:
-            foreign.append(_foreign(each))
-            closed.append(f"{label(each.tenant, each.name)}: {why}")
-    return own, Matcher((*own, *foreign), require_tenant=config.delivery.require_tenant), closed
-
-
-def _defaults(config: Config) -> Defaults:
-    delivery = config.delivery
-    slots, ends = delivery.max_in_flight_per_endpoint, disable_after(delivery.disable_after)
-    return Defaults(delivery.timeout, slots, config.retry, ends)
-
-
-def _foreign(known: Foreign | Kept) -> Endpoint:
-    """Enough of an endpoint to see what it is owed, nothing to send with."""
-    spec = known.spec
-    return Endpoint(
-        id=known.id,
-        tenant=known.tenant,
-        name=known.name,
-        url="",
-        events=tuple(spec["events"]),
-        format=FORMATS["raw"],
-        signature=SCHEMES["none"],
-        secrets=(),
-        retry=RetryPolicy(),
-        timeout=0.0,
-        max_in_flight=1,
-        active=spec["active"],
-        filter={key: tuple(values) for key, values in spec["filter"].items()},
-    )

@@ -19,6 +19,7 @@ from webhookd.engine.clock import Clock
 from webhookd.engine.discards import DiscardKeeper
 from webhookd.engine.dispatch import dispatcher, feeder, lanes
 from webhookd.engine.dispatch.dispatcher import Dispatcher
+from webhookd.engine.dispatch.settings import Settings
 from webhookd.engine.intake import polling, reader
 from webhookd.engine.intake.outage import Outage
 from webhookd.engine.intake.reader import Reader
@@ -106,7 +107,7 @@ class Engine:
         sender: lanes.Sender,
         clock: Clock,
         parking: Parking,
-        delivery: dispatcher.Settings,
+        delivery: Settings,
         intervals: Intervals,
         *,
         user_agent: str,
@@ -231,9 +232,7 @@ class Engine:
         """Do most of what `configure` does with these, in pieces, between which others may have their turn."""
         return self.dispatcher.prepare(endpoints)
 
-    def configure(
-        self, endpoints: Sequence[Endpoint], matcher: Matcher, delivery: dispatcher.Settings, version: int
-    ) -> Matcher:
+    def configure(self, endpoints: Sequence[Endpoint], matcher: Matcher, delivery: Settings, version: int) -> Matcher:
         """Send to these, owe to whom `matcher` says, all at once; what did so before, which takes a moment to free.
 
         `version` is that of all endpoints which the matcher knows.
@@ -246,6 +245,14 @@ class Engine:
         self.follower.changed()
         before, self._matcher = self._matcher, matcher
         return before
+
+    def change(self, endpoints: Sequence[Endpoint], gone: Sequence[int], version: int) -> None:
+        """Send to these as they are now, and to those no longer, and owe as the matcher says that has changed."""
+        self._subscriptions.version = version
+        shares = self._subscriptions.put(endpoints, gone, self._heartbeat.members)
+        self.dispatcher.change(endpoints, gone, shares)
+        self._pages.forget()
+        self.follower.changed()
 
     # What it tells.
 

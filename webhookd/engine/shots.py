@@ -7,7 +7,7 @@ Nobody sends one twice: who claims one and dies has sent it, or not, and nobody 
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple, Protocol, TypeVar
 
@@ -163,6 +163,12 @@ class Shots:
         """Send to these, as these settings say."""
         self._endpoints = {endpoint.id: endpoint for endpoint in endpoints}
         self._delivery = delivery
+
+    def change(self, endpoints: Iterable[Endpoint], gone: Iterable[int]) -> None:
+        """Send to these as they are now, and to those no longer."""
+        self._endpoints.update((endpoint.id, endpoint) for endpoint in endpoints)
+        for id_ in gone:
+            self._endpoints.pop(id_, None)
 
     def stop(self) -> None:
         """Take nothing more; `run` returns when what is under way is answered and written."""

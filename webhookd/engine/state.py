@@ -57,6 +57,15 @@ class Subscriptions:
         self._subscribers = endpoints_for
         self.discard(self.discards)
 
+    def put(self, changed: Sequence[Endpoint], gone: Sequence[int], members: Sequence[Member]) -> Shares:
+        """Have these in their places, and those no longer; who of the members shares them."""
+        sealed = {endpoint.id: endpoint.sealed_by for endpoint in changed}
+        self.endpoints.update((endpoint.id, endpoint) for endpoint in changed)
+        for id_ in gone:
+            self.endpoints.pop(id_, None)
+        self.shares = self.shares.changed(sealed, gone, members)
+        return self.shares
+
     def discard(self, discards: Discards) -> None:
         """Owe nobody what these cover."""
         self.discards = discards
@@ -75,5 +84,6 @@ class Subscriptions:
 
     def divide(self, members: Sequence[Member]) -> Shares:
         """Know who of these has which of ours."""
-        self.shares = shares(self.me, self.endpoints, members)
+        sealed = {id_: endpoint.sealed_by for id_, endpoint in self.endpoints.items() if endpoint.sealed_by}
+        self.shares = shares(self.me, self.endpoints, members, sealed)
         return self.shares

@@ -32,7 +32,13 @@ def build(delivery: Delivery, payload: bytes, timestamp: int, source: str, user_
         headers[name.lower()] = value if isinstance(value, str) else value(event, payload)
     headers.update(endpoint.signature(endpoint.secrets, event.event_id, timestamp, body.content))
     return Request(
-        endpoint.url, headers, body.content, endpoint.timeout, endpoint.tls, endpoint.grant, by_api=endpoint.by_api
+        endpoint.url,
+        headers,
+        body.content,
+        endpoint.timeout,
+        endpoint.tls,
+        endpoint.grant,
+        by_api=bool(endpoint.sealed_by),
     )
 
 

@@ -42,13 +42,17 @@ CAPABILITIES: Final[Mapping[str, Right]] = MappingProxyType(
 
 
 class Caller(NamedTuple):
-    """Who asks. `tenant` is the id of the only one whose things these are to see, None for all."""
+    """Who asks. `tenant` is the id of the only one whose things these are to see, None for all.
+
+    A portal sees event types that have flags where one is among `feature_flags`.
+    """
 
     token: str  # its id
     name: str  # as the audit has it
     role: str
     tenant: str | None = None
     capabilities: tuple[str, ...] = ()
+    feature_flags: tuple[str, ...] = ()
 
     @property
     def rights(self) -> frozenset[Right]:
@@ -57,3 +61,8 @@ class Caller(NamedTuple):
             CAPABILITIES[each] for each in self.capabilities if each in CAPABILITIES
         }
         return found if self.tenant is None else found - OPERATORS
+
+    @property
+    def flags(self) -> tuple[str, ...] | None:
+        """Of which one is among those of an event type that it sees; None where it sees all."""
+        return self.feature_flags if self.role == "portal" else None

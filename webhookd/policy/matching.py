@@ -126,23 +126,38 @@ class _Index:
     """Endpoints by what they subscribe to, so that a type costs as much as it has subscribers."""
 
     def __init__(self) -> None:
-        self._endpoints: list[Endpoint] = []
+        self._endpoints: dict[int, Endpoint] = {}  # by their place in the order
         self._exactly: dict[str, list[int]] = {}
         self._below: dict[str, list[int]] = {}
-        self._lengths: set[int] = set()  # of the keys of `_below`
+        self._lengths: set[int] = set()  # of the keys of `_below`, or of some that are gone
         self._all: list[int] = []
+        self._last = -1
 
-    def add(self, endpoint: Endpoint) -> None:
-        at = len(self._endpoints)
-        self._endpoints.append(endpoint)
-        for pattern in endpoint.events:
+    def add(self, endpoint: Endpoint, place: int | None = None) -> int:
+        """Have it at this place, which is free, or behind all others; where it is then."""
+        if place is None:
+            place = self._last = self._last + 1
+        self._endpoints[place] = endpoint
+        for pattern in set(endpoint.events):
             if pattern == "*":
-                self._all.append(at)
+                self._all.append(place)
             elif pattern.endswith(".*"):
-                self._below.setdefault(pattern[:-1], []).append(at)
+                self._below.setdefault(pattern[:-1], []).append(place)
                 self._lengths.add(len(pattern) - 1)
             else:
-                self._exactly.setdefault(pattern, []).append(at)
+                self._exactly.setdefault(pattern, []).append(place)
+        return place
+
+    def remove(self, place: int) -> None:
+        """Forget the one at this place."""
+        for pattern in set(self._endpoints.pop(place).events):
+            if pattern == "*":
+                self._all.remove(place)
+                continue
+            key, among = (pattern[:-1], self._below) if pattern.endswith(".*") else (pattern, self._exactly)
+            among[key].remove(place)
+            if not among[key]:
+                del among[key]
 
     def subscribers(self, type_: str) -> list[Endpoint]:
         """As `matches_type` says, in order."""
@@ -152,7 +167,7 @@ class _Index:
                 found.update(self._below.get(type_[:length], ()))
         if not type_.startswith(OWN_TYPES):
             found.update(self._all)
-        return [self._endpoints[at] for at in sorted(found)]
+        return [self._endpoints[place] for place in sorted(found)]
 
 
 class _Subscribers:
@@ -199,30 +214,62 @@ class _Subscribers:
 class Matcher:
     """Answers `endpoints_for(event)` for one set of endpoints; inactive ones are never owed anything.
 
-    With `require_tenant` an event without a tenant reaches nobody; `refused` counts those.
+    With `require_tenant` an event without a tenant reaches nobody; `refused` counts those. Endpoints are told apart by
+    their numbers when one is put in the place of another, or dropped.
     """
 
     def __init__(self, endpoints: Iterable[Endpoint], *, require_tenant: bool = False) -> None:
         self._require_tenant = require_tenant
         self.refused = 0
         self._by_tenant: dict[str, _Index] = {}
-        for endpoint in endpoints:
-            if endpoint.active:
-                self._by_tenant.setdefault(endpoint.tenant, _Index()).add(endpoint)
-        self._cached: dict[tuple[str, str], _Subscribers] = {}
+        self._places: dict[int, tuple[str, int]] = {}  # by number: whose index it is in, and where
+        self._cached: dict[str, dict[str, _Subscribers]] = {}  # by tenant and type
         self._cached_bytes = 0
+        for endpoint in endpoints:
+            self._add(endpoint)
 
     def endpoints_for(self, event: Event) -> tuple[Endpoint, ...]:
         """The endpoints that are owed this event, in the order of the configuration."""
         if self._require_tenant and not event.tenant:
             self.refused += 1
             return ()
-        subscribers = self._cached.get((event.tenant, event.type)) or self._subscribers(event.tenant, event.type)
+        cached = self._cached.get(event.tenant)
+        subscribers = (cached and cached.get(event.type)) or self._subscribers(event.tenant, event.type)
         found = subscribers.wanting(event.metadata)
         if event.type.startswith(OWN_TYPES):
             about = (parsed(event.metadata) or {}).get("endpoint")
             found = tuple(endpoint for endpoint in found if endpoint.label != about)
         return found
+
+    def put(self, endpoint: Endpoint) -> None:
+        """Have this one in the place of the one with its number, or behind all others of its tenant."""
+        place = self._remove(endpoint.id, endpoint.tenant)
+        self._add(endpoint, place)
+        self._forget(endpoint.tenant)
+
+    def drop(self, id_: int) -> None:
+        """Owe the one with this number nothing."""
+        self._remove(id_, "")
+
+    def _add(self, endpoint: Endpoint, place: int | None = None) -> None:
+        if endpoint.active:
+            place = self._by_tenant.setdefault(endpoint.tenant, _Index()).add(endpoint, place)
+            self._places[endpoint.id] = endpoint.tenant, place
+
+    def _remove(self, id_: int, tenant: str) -> int | None:
+        """The place that it had, if that was among those of this tenant."""
+        if (at := self._places.pop(id_, None)) is None:
+            return None
+        self._by_tenant[at[0]].remove(at[1])
+        self._forget(at[0])
+        return at[1] if at[0] == tenant else None
+
+    def _forget(self, tenant: str) -> None:
+        """Look anew who subscribes to what of this tenant."""
+        if tenant == ANY_TENANT:
+            self._cached, self._cached_bytes = {}, 0
+        else:
+            self._cached_bytes -= sum(found.size for found in self._cached.pop(tenant, {}).values())
 
     def _subscribers(self, tenant: str, type_: str) -> _Subscribers:
         indexes = [self._by_tenant[name] for name in dict.fromkeys((tenant, ANY_TENANT)) if name in self._by_tenant]
@@ -230,6 +277,6 @@ class Matcher:
         if len(tenant) + len(type_) <= CACHED_NAME:
             if self._cached_bytes + found.size > CACHED_BYTES:
                 self._cached, self._cached_bytes = {}, 0
-            self._cached[tenant, type_] = found
+            self._cached.setdefault(tenant, {})[type_] = found
             self._cached_bytes += found.size
         return found

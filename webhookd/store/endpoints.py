@@ -3,14 +3,16 @@
 import asyncio
 import json
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from webhookd.message.kept import Kept
-from webhookd.message.sealing import Keyring, Sealed, Unreadable
+from webhookd.message.sealing import Sealed
 from webhookd.store.statements import QUERIES
 from webhookd.store.tenants import Asking, Wanted
+
+PAGE: Final = 500  # endpoints that are read at a time: thousands of rows would stall the loop
+FEW: Final = 20  # that are taken apart on the loop
 
 
 class Made(NamedTuple):
@@ -67,10 +69,12 @@ async def end(asking: Asking, id_: int) -> None:
     await asking.fetch(QUERIES["endpoint_end"], id_)
 
 
-async def end_all(asking: Asking, tenant: str) -> None:
+async def end_all(asking: Asking, tenant: str) -> list[int]:
     """End all that a tenant has made; after `lock`."""
-    for (id_,) in await asking.fetch(QUERIES["endpoints_of_tenant"], tenant):
+    ids = [row[0] for row in await asking.fetch(QUERIES["endpoints_of_tenant"], tenant)]
+    for id_ in ids:
         await end(asking, id_)
+    return ids
 
 
 async def enable(asking: Asking, id_: int, who: str) -> None:
@@ -78,9 +82,9 @@ async def enable(asking: Asking, id_: int, who: str) -> None:
     await asking.fetch(QUERIES["enable"], [id_], who)
 
 
-async def changed(asking: Asking) -> None:
-    """Let all daemons look: from here on who reads an event that is committed later knows of this."""
-    await asking.fetch(QUERIES["raise_version"])
+async def changed(asking: Asking, *ids: int) -> None:
+    """Let all daemons look at these: from here on who reads an event that is committed later knows of this."""
+    await asking.fetch(QUERIES["endpoint_changed"], ids)
 
 
 async def seal(asking: Asking, id_: int, values: Iterable[tuple[str, Sealed]], keep: Sequence[str] = ()) -> None:
@@ -120,20 +124,24 @@ async def rotate(asking: Asking, id_: int, new: Sealed, seconds: float) -> None:
     await asking.fetch(QUERIES["rotate_secret"], id_, *new, seconds)
 
 
-async def kept(asking: Asking, keyring: Keyring) -> list[Kept]:
-    """What the API has made and this keyring opens, as it is kept."""
-    return await asyncio.to_thread(_kept, await asking.fetch(QUERIES["kept"], keyring.ids), keyring)
+async def page_of_changes(
+    asking: Asking, since: tuple[int, int], own: Sequence[int] | None = None, *, most: int | None = None
+) -> tuple[int, list[Kept], tuple[int, int] | None]:
+    """What has changed behind this version and number, so many at most: which version that is, and where to go on.
+
+    With `own`, all that are there but for those.
+    """
+    most = PAGE if most is None else most
+    rows = await asking.fetch(QUERIES["changed_endpoints"], *since, own, most)
+    found = [row for row in rows if row[1] is not None]
+    kept = await asyncio.to_thread(_kept, found) if len(found) > FEW else _kept(found)
+    return rows[0][0], kept, (found[-1][6], found[-1][1]) if len(found) == most else None
 
 
-def _kept(rows: Iterable[Any], keyring: Keyring) -> list[Kept]:
+def _kept(rows: Iterable[Any]) -> list[Kept]:
     found = []
-    for id_, tenant, name, spec, signing, secrets_, untils, names, value_keys, contents in rows:
+    for _, id_, tenant, name, source, is_gone, _, spec, signing, secrets_, untils, names, value_keys, contents in rows:
         signed = [(Sealed(key, content), until) for key, content, until in zip(signing, secrets_, untils, strict=True)]
         values = {each: Sealed(key, text) for each, key, text in zip(names, value_keys, contents, strict=True)}
-        with suppress(Unreadable):  # a key of that name that is another: it is as if we had none
-            for each, _ in signed:
-                keyring.open(id_, each)
-            for value, text in values.items():
-                keyring.open(id_, text, value)
-            found.append(Kept(id_, tenant, name, json.loads(spec), signed, values))
+        found.append(Kept(id_, tenant, name, source, is_gone, json.loads(spec), signed, values))
     return found

@@ -22,12 +22,16 @@ class EventType(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which page: rows on it, the name that it begins behind, whether names fall, and whether archived ones count."""
+    """Which page: rows on it, the name that it begins behind, whether names fall, and whether archived ones count.
+
+    With `flags`, of those that have flags only such as have one of these.
+    """
 
     limit: int
     after: str | None = None
     descending: bool = False
     archived: bool = False
+    flags: Sequence[str] | None = None
 
 
 class Said(NamedTuple):
@@ -49,7 +53,13 @@ async def find(asking: Asking, name: str, *, lock: bool = False) -> EventType | 
 async def page(asking: Asking, wanted: Wanted) -> list[EventType]:
     """Types by name, one more than are asked for where there are more."""
     query = QUERIES["event_types_falling" if wanted.descending else "event_types_rising"]
-    return [EventType._make(row) for row in await asking.fetch(query, wanted.after, wanted.archived, wanted.limit + 1)]
+    rows = await asking.fetch(query, wanted.after, wanted.archived, wanted.limit + 1, wanted.flags)
+    return [EventType._make(row) for row in rows]
+
+
+async def unknown(asking: Asking, patterns: Sequence[str]) -> list[str]:
+    """Those of these patterns that no type fits which is registered and not archived."""
+    return [row[0] for row in await asking.fetch(QUERIES["event_types_unknown"], patterns)]
 
 
 async def add(asking: Asking, said: Said) -> EventType | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal, NamedTuple
 
 import asyncpg
@@ -32,6 +32,26 @@ DO $$ BEGIN
 END $$;
 SET LOCAL lock_timeout = '50ms';"""
 _MAKE_PARTITIONS = "SELECT * FROM webhookd.make_partitions(30);"
+# Partitions whose index of that kind is missing, or was begun and not finished.
+_UNINDEXED = """
+SELECT t.relname AS part, to_regclass(format('webhookd.%I', t.relname || '_tenant')) IS NOT NULL AS begun,
+       COALESCE(bool_or(x.indisvalid), false) AS built,
+       EXISTS (SELECT FROM pg_stat_progress_create_index p WHERE p.relid = t.oid) AS is_being_built
+  FROM pg_inherits i JOIN pg_class t ON t.oid = i.inhrelid
+  LEFT JOIN pg_index x ON x.indexrelid = to_regclass(format('webhookd.%I', t.relname || '_tenant'))
+ WHERE i.inhparent = 'webhookd.outbox'::regclass AND to_regclass('webhookd.outbox_tenant') IS NOT NULL
+   AND NOT EXISTS (SELECT FROM pg_inherits a JOIN pg_index c ON c.indexrelid = a.inhrelid
+                    WHERE a.inhparent = to_regclass('webhookd.outbox_tenant') AND c.indrelid = t.oid)
+ GROUP BY t.oid, t.relname ORDER BY t.relname"""
+# Another migration was a moment earlier, or retention has taken the partition.
+_OVERTAKEN = (
+    asyncpg.DuplicateTableError,
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedObjectError,
+    asyncpg.ObjectNotInPrerequisiteStateError,
+    asyncpg.DependentObjectsStillExistError,
+    asyncpg.UniqueViolationError,
+)
 _WAKE = """CREATE OR REPLACE TRIGGER wake AFTER INSERT ON webhookd.outbox
   FOR EACH STATEMENT EXECUTE FUNCTION webhookd.wake();"""
 _NO_WAKE = "DROP TRIGGER IF EXISTS wake ON webhookd.outbox;"
@@ -63,9 +83,44 @@ async def migrate(dsn: str, *, wake: bool | None = None) -> list[str]:
                 applied.append(migration.name)
         await check_schema(connection)
         await _retried(connection, _MAKE_PARTITIONS)
+        await _build_indexes(connection)
         if wake is not None:
             await _retried(connection, _WAKE if wake else _NO_WAKE)
     return applied
+
+
+async def _build_indexes(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Build the index by tenant where there are events, beside INSERTs, which wait for none of it."""
+    for _ in range(_TRIES):
+        missing = await connection.fetch(_UNINDEXED)
+        if not missing:
+            return
+        for part, begun, built, is_being_built in missing:
+            if is_being_built:
+                await asyncio.sleep(_PAUSE)
+                continue
+            with suppress(*_OVERTAKEN):
+                await _build_index(connection, part, begun=begun, built=built)
+    raise StoreUnavailable("another migration builds an index by tenant: let it end, and try again")
+
+
+async def _build_index(
+    connection: "asyncpg.Connection[asyncpg.Record]", part: str, *, begun: bool, built: bool
+) -> None:
+    name, table = quoted_name(f"{part}_tenant"), quoted_name(part)
+    if begun and not built:  # it was interrupted
+        await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS webhookd.{name}")
+    if not built:
+        await connection.execute(
+            f"CREATE INDEX CONCURRENTLY {name} ON webhookd.{table} (tenant, id)"
+            " WHERE tenant <> '' AND char_length(tenant) <= 255"
+        )
+    await _retried(connection, f"ALTER INDEX webhookd.outbox_tenant ATTACH PARTITION webhookd.{name};")
+
+
+def quoted_name(name: str) -> str:
+    """As SQL has the name of a table."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 async def rebase(dsn: str, environment: str, owed: Owed, who: str) -> Rebased | None:

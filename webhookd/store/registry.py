@@ -4,21 +4,25 @@ import asyncio
 import hashlib
 import json
 from array import array
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from webhookd.errors import OtherPlace
+from webhookd.errors import OtherPlace, StoreUnavailable
 from webhookd.message.kept import Kept
-from webhookd.message.sealing import Keyring
 from webhookd.policy.difference import Specs
 from webhookd.policy.liveness import Process
+from webhookd.policy.matching import ANY_TENANT
 from webhookd.policy.members import Member
-from webhookd.store import endpoints
+from webhookd.store import endpoints, tenants
 from webhookd.store.database import Database
 from webhookd.store.statements import QUERIES
 
+FIRST: tuple[int, int] | None = (-1, 0)  # a version and a number, before all
+FAR = 2**31 - 1  # behind every number of an endpoint
+MANY = 100  # endpoints that have changed, from which on all are read
+AGREED_WITHIN = 5  # tries
 DOWNTIME_AFTER = 60.0  # seconds without any daemon's heartbeat that deliveries get back
 
 
@@ -31,22 +35,11 @@ class Beat(NamedTuple):
     downtimes: tuple[tuple[float, float], ...]
 
 
-class Foreign(NamedTuple):
-    """An endpoint that is not in our own files."""
-
-    id: int
-    tenant: str
-    name: str
-    spec: Mapping[str, Any]
-    source: str  # file | api
-
-
 class Known(NamedTuple):
     """The endpoints that are there: the numbers of ours, in the order they were named, and the others."""
 
     ids: Sequence[int]
-    kept: Sequence[Kept]  # of the API, whose seals we can open
-    foreign: Sequence[Foreign]
+    others: Sequence[Kept]  # of the API, and of others' files
     version: int  # as of which this is all
 
 
@@ -81,7 +74,7 @@ class Registry:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.keyring = Keyring(())  # which opens what the API has made
+        self.keys: Sequence[str] = ()  # names of those by which we open what the API has made
         self._sets: dict[str, frozenset[int]] = {}  # of endpoints, by their hash
 
     async def bind(self, environment: str) -> str:
@@ -124,15 +117,13 @@ class Registry:
         async with self._locked() as connection:
             await connection.execute(QUERIES["downtime"], DOWNTIME_AFTER)
             changed = await connection.execute(QUERIES["sync_endpoints"], tenants, names, texts)
-            kept = await endpoints.kept(connection, self.keyring)
-            own = await self._own(connection, specs, tenants, names, kept)
+            ids = await connection.fetchval(QUERIES["own_endpoints"], tenants, names) or []
             who = process or (None, None, None)
-            row = await connection.fetchrow(QUERIES["register"], host, version, config_hash, *own, dead_after, *who)
-            known = await self._known(
-                connection, tenants, names, config_hash, dead_after, kept, changed=_rows(changed) > 0
-            )
-        await self._keep_order(specs)
-        return Joined(row[0], row[1], row[2], known)
+            said = host, version, config_hash, *_own(specs, ids), list(self.keys)
+            row = await connection.fetchrow(QUERIES["register"], *said, dead_after, *who)
+            await self._agree(connection, tenants, names, config_hash, dead_after, changed=_rows(changed) > 0)
+        await self._follow_files(specs)
+        return Joined(row[0], row[1], row[2], await self.known(specs, ids, config_hash, dead_after))
 
     async def beat(
         self, daemon: int, low: int, dead_after: float, listen_pid: int | None = None, problem: str | None = None
@@ -143,9 +134,12 @@ class Registry:
         """
         await self._database.fetch(QUERIES["downtime"], DOWNTIME_AFTER)
         row = await self._database.fetch_row(QUERIES["beat"], daemon, low, dead_after, listen_pid, problem)
-        now, known, ids, hashes, down_from, down_to = row
+        now, known, ids, hashes, keys, down_from, down_to = row
         await self._learn_sets({hash_ for hash_ in hashes if hash_ is not None})
-        members = tuple(Member(id_, self._sets.get(hash_)) for id_, hash_ in zip(ids, hashes, strict=True))
+        members = tuple(
+            Member(id_, self._sets.get(hash_), None if names is None else frozenset(names.split("\n")) - {""})
+            for id_, hash_, names in zip(ids, hashes, keys, strict=True)
+        )
         return Beat(now, known, members, tuple(zip(down_from, down_to, strict=True)))
 
     async def _learn_sets(self, hashes: set[str]) -> None:
@@ -212,23 +206,36 @@ class Registry:
         tenants, names, texts = await asyncio.to_thread(_columns, specs)  # thousands of them would stall the loop
         async with self._locked() as connection:
             changed = await connection.execute(QUERIES["sync_endpoints"], tenants, names, texts)
-            kept = await endpoints.kept(connection, self.keyring)
-            own = await self._own(connection, specs, tenants, names, kept)
-            await connection.fetch(QUERIES["loaded"], daemon, config_hash, *own)
-            known = await self._known(
-                connection, tenants, names, config_hash, dead_after, kept, changed=_rows(changed) > 0
-            )
-        await self._keep_order(specs)
-        return known
+            ids = await connection.fetchval(QUERIES["own_endpoints"], tenants, names) or []
+            await connection.fetch(QUERIES["loaded"], daemon, config_hash, *_own(specs, ids), list(self.keys))
+            await self._agree(connection, tenants, names, config_hash, dead_after, changed=_rows(changed) > 0)
+        await self._follow_files(specs)
+        return await self.known(specs, ids, config_hash, dead_after)
 
-    async def refresh_endpoints(self, daemon: int, specs: Specs, config_hash: str, dead_after: float) -> Known:
-        """All endpoints that are there, less those that no live daemon has; the others learn which we have."""
+    async def agree(self, specs: Specs, config_hash: str, dead_after: float) -> None:
+        """Count as removed what no live daemon has in its files, and as there what is in ours."""
         tenants, names = await asyncio.to_thread(_keys, specs.keys())
         async with self._locked() as connection:
-            kept = await endpoints.kept(connection, self.keyring)
-            own = await self._own(connection, specs, tenants, names, kept)
-            await connection.fetch(QUERIES["has_kept"], daemon, *own)
-            return await self._known(connection, tenants, names, config_hash, dead_after, kept, changed=False)
+            await self._agree(connection, tenants, names, config_hash, dead_after)
+
+    async def known(self, specs: Specs, ids: Sequence[int], config_hash: str, dead_after: float) -> Known:
+        """All endpoints that are there; those with these numbers are of our files, and are there as well."""
+        for _ in range(AGREED_WITHIN):
+            others, version, after = list[Kept](), 0, FIRST
+            async with self._database.transaction(isolation="repeatable_read", readonly=True) as connection:
+                lost = await connection.fetchval(QUERIES["endpoints_lost"], ids)
+                while after is not None:
+                    version, page, after = await endpoints.page_of_changes(connection, after, ids)
+                    others += page
+            if not lost:
+                return Known(ids, others, version)
+            await self.agree(specs, config_hash, dead_after)  # somebody has taken us for dead
+        raise StoreUnavailable("Another daemon takes this one for dead, again and again: look at its clock and load.")
+
+    async def changes(self, since: int) -> tuple[int, list[Kept]] | None:
+        """Which endpoints have changed since that version, and as of which; None when they are many."""
+        version, found, more = await endpoints.page_of_changes(self._database, (since, FAR), most=MANY)
+        return None if more else (version, found)
 
     async def reload_refused(self, daemon: int, problem: str) -> None:
         """Show that this daemon kept its old configuration, and why."""
@@ -257,11 +264,14 @@ class Registry:
             StillThere._make(row) for row in await self._database.fetch(QUERIES["kept_endpoints"], labels, dead_after)
         ]
 
-    async def _keep_order(self, specs: Specs) -> None:
-        """Have those read with a cursor that keep an order, before anybody sends to them as such.
+    async def _follow_files(self, specs: Specs) -> None:
+        """Have a tenant for each that files name, and those read with a cursor that keep an order.
 
-        In a transaction of its own: it takes the lock of the log, which others take before that of the endpoints.
+        The latter before anybody sends to them as such, and in a transaction of its own: it takes the lock of the log,
+        which others take before that of the endpoints.
         """
+        if named := {tenant for tenant, _ in specs} - {"", ANY_TENANT}:
+            await tenants.of_files(self._database, named)
         if any(spec.get("ordered") for spec in specs.values()):
             await self._database.fetch(QUERIES["park_ordered"])
 
@@ -271,35 +281,14 @@ class Registry:
             await connection.fetch(QUERIES["sync_lock"])
             yield connection
 
-    async def _own(
-        self, connection: Any, specs: Specs, tenants: str, names: str, kept: Iterable[Kept]
-    ) -> tuple[list[int], list[int], str]:
-        """What this daemon tells the others of its endpoints: those that are active, the others, and a hash."""
-        ids = await connection.fetchval(QUERIES["own_endpoints"], tenants, names) or []
-        of_files = zip(ids, (bool(spec["active"]) for spec in specs.values()), strict=True)
-        pairs = sorted([*of_files, *((each.id, bool(each.spec["active"])) for each in kept)])
-        active = [id_ for id_, is_active in pairs if is_active]
-        return active, [id_ for id_, is_active in pairs if not is_active], _hash(active)
-
-    async def _known(
-        self,
-        connection: Any,
-        tenants: str,
-        names: str,
-        config_hash: str,
-        dead_after: float,
-        kept: Sequence[Kept],
-        *,
-        changed: bool,
-    ) -> Known:
+    async def _agree(
+        self, connection: Any, tenants: str, names: str, config_hash: str, dead_after: float, *, changed: bool = False
+    ) -> None:
+        """The same, and let all daemons look where anything has changed."""
         removed = await connection.execute(QUERIES["removed_endpoints"], tenants, names, config_hash, dead_after)
         returned = await connection.execute(QUERIES["returned_endpoints"], tenants, names)
         if changed or _rows(removed) or _rows(returned):
             await connection.fetch(QUERIES["raise_version"])
-        ids = await connection.fetchval(QUERIES["own_endpoints"], tenants, names)
-        rows = await connection.fetch(QUERIES["foreign_endpoints"], tenants, names, [each.id for each in kept])
-        version = await connection.fetchval(QUERIES["versions"])
-        return Known(ids or [], kept, await asyncio.to_thread(_foreign, rows), version)
 
 
 def _other_place(server: str, deployment: str, here: str, environment: str) -> str:
@@ -337,5 +326,8 @@ def _hash(ids: Sequence[int]) -> str:
     return hashlib.sha256(array("q", ids).tobytes()).hexdigest()[:32]
 
 
-def _foreign(rows: Iterable[Any]) -> list[Foreign]:
-    return [Foreign(row[0], row[1], row[2], json.loads(row[3]), row[4]) for row in rows]
+def _own(specs: Specs, ids: Iterable[int]) -> tuple[list[int], list[int], str]:
+    """What a daemon tells the others of the endpoints of its files: those that are active, the others, and a hash."""
+    pairs = sorted(zip(ids, (bool(spec["active"]) for spec in specs.values()), strict=True))
+    active = [id_ for id_, is_active in pairs if is_active]
+    return active, [id_ for id_, is_active in pairs if not is_active], _hash(active)

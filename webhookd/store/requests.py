@@ -14,10 +14,14 @@ class Answered(NamedTuple):
     made: str | None
 
 
+def number(key: bytes) -> int:
+    """Which lock is that of a request."""
+    return int.from_bytes(key[:8], signed=True)
+
+
 async def begin(asking: Asking, who: str, key: bytes | None) -> bool:
     """Say who this transaction is of. False when another one of this very request is under way."""
-    number = None if key is None else int.from_bytes(key[:8], signed=True)
-    return bool((await asking.fetch(QUERIES["request_begin"], who, number))[0][0])
+    return bool((await asking.fetch(QUERIES["request_begin"], who, None if key is None else number(key)))[0][0])
 
 
 async def answered(asking: Asking, key: bytes) -> Answered | None:

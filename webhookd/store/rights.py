@@ -22,8 +22,8 @@ WRITTEN: Final[Mapping[str, str]] = {  # as sql/grants.sql has it; what is not h
     "lock_log": "UPDATE",
     "lock_endpoints": "UPDATE",
 }
-READ: Final = ("schema_version", "lock_tables")
-NOT_OURS: Final = ("emit", "event_status", "passes", "erase", "rebase")  # functions that no daemon calls
+READ: Final = ("schema_version", "lock_tables", "cipher")
+NOT_OURS: Final = ("emit", "event_status", "erase", "rebase")  # functions that no daemon calls
 MANY: Final = 10  # objects, so that nothing was granted at all, and these are but examples
 EXAMPLES: Final = 3
 

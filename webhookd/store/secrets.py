@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from webhookd.message.sealing import Keyring, Sealed, Unreadable
+from webhookd.store import endpoints
 from webhookd.store.database import Database
 from webhookd.store.migrations import check_schema
 from webhookd.store.statements import QUERIES
@@ -65,7 +66,9 @@ class Secrets:
         while True:
             async with self._database.transaction() as connection:
                 await check_schema(connection)
+                await endpoints.lock(connection)
                 rows = await connection.fetch(QUERIES[rows_of], *after, PAGE)
+                changed = set[int]()
                 for endpoint_id, which, key_id, content, label in rows:
                     try:
                         text = self._keyring.open(endpoint_id, Sealed(key_id, content), name_of(which))
@@ -75,7 +78,10 @@ class Secrets:
                     if key_id != self._keyring.first:
                         sealed = self._keyring.seal(endpoint_id, text, name_of(which))
                         await connection.execute(QUERIES[again], endpoint_id, which, *sealed)
+                        changed.add(endpoint_id)
                         done += 1
+                if changed:
+                    await endpoints.changed(connection, *changed)
             if not rows:
                 return done, lost
             after = rows[-1][0], rows[-1][1]

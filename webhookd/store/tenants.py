@@ -1,9 +1,10 @@
 """Tenants, as the HTTP API makes, changes and ends them. All take a connection in a transaction, or a database."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
+from webhookd.ids import new_id
 from webhookd.store.statements import QUERIES
 
 
@@ -59,6 +60,13 @@ async def is_taken(asking: Asking, uid: str, by_other_than: str | None = None) -
 async def add(asking: Asking, id_: str, uid: str | None, name: str, metadata: bytes, rate: int | None) -> Tenant | None:
     """Make one; its key is its uid, or else its id. None when another has taken the uid at this very moment."""
     return _one(await asking.fetch(QUERIES["tenant_add"], id_, uid, name, metadata, rate))
+
+
+async def of_files(asking: Asking, keys: Iterable[str]) -> None:
+    """Have one for each of these keys, which files name."""
+    missing = [row[0] for row in await asking.fetch(QUERIES["tenants_missing"], sorted(keys))]
+    if missing:
+        await asking.fetch(QUERIES["tenants_of_files"], [new_id("app_") for _ in missing], missing)
 
 
 async def change(

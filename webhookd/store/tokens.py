@@ -38,6 +38,7 @@ class New(NamedTuple):
     tenant: str | None = None  # its id
     capabilities: Sequence[str] = ()
     expires_in: float | None = None
+    feature_flags: Sequence[str] = ()
 
 
 class Known(NamedTuple):
@@ -48,6 +49,7 @@ class Known(NamedTuple):
     tenant: str | None
     capabilities: tuple[str, ...]
     name: str
+    feature_flags: tuple[str, ...] = ()
 
 
 def new_token() -> str:
@@ -65,15 +67,15 @@ async def known(asking: Asking, token: str) -> Known | None:
     rows = await asking.fetch(QUERIES["token_known"], hash_of(token))
     if not rows:
         return None
-    id_, role, tenant, capabilities, name = rows[0]
-    return Known(id_, role, tenant, tuple(capabilities), name)
+    id_, role, tenant, capabilities, name, flags = rows[0]
+    return Known(id_, role, tenant, tuple(capabilities), name, tuple(flags))
 
 
 async def add(asking: Asking, id_: str, token: str, new: New) -> None:
     """Have it count."""
     await asking.fetch(
         QUERIES["token_add"], id_, hash_of(token), new.role, new.tenant, list(new.capabilities), new.name, new.by,
-        new.expires_in,
+        new.expires_in, list(new.feature_flags),
     )  # fmt: skip
 
 

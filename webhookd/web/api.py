@@ -7,7 +7,7 @@ request ──▶ router ──▶ who asks ──▶ body ──▶ checks ─�
 import asyncio
 import hashlib
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any, Final
 
 import orjson
@@ -102,7 +102,7 @@ class Api:
         caller = NOBODY if operation.right is None else await self._caller(request)
         _expect_right(operation, caller)
         query = _checked("query", operation.query, _texts(request))
-        call = Call(caller, self._database, parts, until, self._around, query)
+        call = Call(caller, self._database, parts, until, self._around, self._reached_at(request), query)
         if operation.body is None:
             return _response(await self._done(request, operation, call))
         upto = operation.upto if operation.whole else operation.upto + self._around.max_payload
@@ -131,6 +131,12 @@ class Api:
             raise Problem(
                 403, "other_origin", "Pages of this origin may not use the API; [api] cors_origins says which."
             )
+
+    def _reached_at(self, request: web.BaseRequest) -> str:
+        is_https = request.headers.get("x-forwarded-proto", request.scheme) == "https"
+        return (
+            f"{'https' if is_https else 'http'}://{request.headers.get('host', 'localhost')}{self._settings.base_path}"
+        )
 
     def _path(self, request: web.BaseRequest) -> str:
         before = self._before
@@ -164,6 +170,10 @@ class Api:
     async def _written(self, request: web.BaseRequest, operation: Operation, call: Call) -> Answer:
         """Do it in one transaction; what was done for the same request before is not done again."""
         key = _key(request, call)
+        if operation.at_once is not None:
+            with suppress(Problem):  # which is told below, if it was not answered otherwise before
+                if (answer := await operation.at_once(call, key)) is not None:
+                    return answer
         # What is left of the time for all of it, of which the body may have taken some.
         until, pause = min(time.monotonic() + TWICE_SECONDS, call.until - LAST_SECONDS), LOOK_FIRST
         while True:
@@ -187,7 +197,7 @@ async def _once(operation: Operation, call: Call, key: bytes | None) -> Answer:
     """Answer as before where it was answered before."""
     if key is None:
         return await _done(operation, call)
-    digest = hashlib.sha256(call.raw).digest()
+    digest = call.digest
     before = await requests.answered(call.connection, key)
     if before is None:
         answer = await _done(operation, call)
@@ -260,7 +270,8 @@ def _checked(where: str, model: type[BaseModel] | None, value: object) -> Any:
 def _response(answer: Answer) -> web.Response:
     if answer.value is None:
         return web.Response(status=answer.status)
-    content = orjson.dumps(answer.value.model_dump(by_alias=True, warnings=False), option=orjson.OPT_UTC_Z)
+    value = answer.value.model_dump(by_alias=True, warnings=False)
+    content = orjson.dumps(value, option=orjson.OPT_UTC_Z)
     return web.Response(status=answer.status, body=content, headers=JSON)
 
 

@@ -7,6 +7,7 @@ import orjson
 from pydantic import Field, model_validator
 
 from webhookd.ids import new_id
+from webhookd.policy.access import Right
 from webhookd.store import endpoints, tenants
 from webhookd.store.tenants import Tenant, Wanted
 from webhookd.web import lists
@@ -157,8 +158,8 @@ async def delete(call: Call) -> Answer:
     if call.of.id == DEFAULT:
         raise conflict("The default application stays: it is whose events have no tenant.", "read_only")
     await endpoints.lock(call.connection)
-    await endpoints.end_all(call.connection, call.of.key)
-    await endpoints.changed(call.connection)
+    ended = await endpoints.end_all(call.connection, call.of.key)
+    await endpoints.changed(call.connection, *ended)
     await tenants.end(call.connection, call.of.id)
     return Answer(204, None, call.of.id)
 
@@ -171,8 +172,14 @@ async def again(call: Call, made: str | None, status: int) -> Answer:
     return Answer(status, shown(found), made)
 
 
-async def got_or_made(call: Call, given: ApplicationIn) -> Tenant:
-    """The one with the uid of the path, made if it is not there."""
+async def of_path_or_made(call: Call, given: ApplicationIn | None) -> Tenant:
+    """The one of the path, or as it is given on the way. Problem 404 without, 403 for who may not make one."""
+    if call.tenant is not None:
+        return call.tenant
+    if given is None:
+        raise not_found("application")
+    if Right.TENANTS not in call.caller.rights:
+        raise Problem(403, "forbidden", "This token may not create an application on the way.")
     return (await _got_or_made(call, given, uid_of_path(call, given)))[0]
 
 

@@ -1,7 +1,8 @@
 """Bodies: read within bounds of size, time and depth, and taken apart where a part has to stay as it was written."""
 
 import asyncio
-from collections.abc import AsyncIterator, Set
+from collections.abc import Iterator, Set
+from contextlib import nullcontext
 from typing import Final
 
 from aiohttp import web
@@ -25,7 +26,8 @@ async def read(request: web.BaseRequest, upto: int) -> bytes:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
     try:
-        async with asyncio.timeout(SECONDS):
+        # What has come with its head, as small ones do, waits for nothing.
+        async with nullcontext() if request.content.is_eof() else asyncio.timeout(SECONDS):
             while chunk := await request.content.readany():
                 content += chunk
                 if len(content) > upto:
@@ -40,8 +42,9 @@ async def read(request: web.BaseRequest, upto: int) -> bytes:
 async def expect_shallow(content: bytes) -> None:
     """Raise Problem 400 for JSON that is nested deeper than anybody needs."""
     if content.count(b"[") + content.count(b"{") > DEEPEST:
-        async for _ in _tokens(content):
-            pass
+        for number, _ in enumerate(_tokens(content), 1):
+            if number % AT_A_TIME == 0:
+                await asyncio.sleep(0)
 
 
 async def cut(content: bytes, *keys: str) -> tuple[bytes, dict[str, bytes]]:
@@ -62,7 +65,7 @@ async def cut(content: bytes, *keys: str) -> tuple[bytes, dict[str, bytes]]:
 async def _cut(content: bytes, wanted: Set[bytes]) -> list[tuple[bytes, int, int]]:
     """Where the values of these keys are, of the outermost object."""
     found, name, start, last = list[tuple[bytes, int, int]](), b"", -1, 0
-    async for mark, depth, end in _tokens(content):
+    for number, (mark, depth, end) in enumerate(_tokens(content), 1):
         if depth == 1:
             if mark == b":" and name in wanted and start < 0:
                 start = end
@@ -73,20 +76,20 @@ async def _cut(content: bytes, wanted: Set[bytes]) -> list[tuple[bytes, int, int
             elif start < 0:
                 name = mark
         last = end
+        if number % AT_A_TIME == 0:
+            await asyncio.sleep(0)
     return found
 
 
-async def _tokens(content: bytes) -> AsyncIterator[tuple[bytes, int, int]]:
+def _tokens(content: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Each token, how deep it stands, a bracket beside what it is around, and where it ends."""
     depth = 0
-    for number, token in enumerate(TOKEN.finditer(content), 1):
+    for token in TOKEN.finditer(content):
         mark = token[0]
         yield mark, depth, token.end()
         depth += (mark in (b"{", b"[")) - (mark in (b"}", b"]"))
         if depth > DEEPEST:
             raise Problem(400, "too_deep", f"The JSON is nested more than {DEEPEST} deep.")
-        if number % AT_A_TIME == 0:
-            await asyncio.sleep(0)
 
 
 def _stripped(content: bytes, start: int, stop: int) -> tuple[int, int]:

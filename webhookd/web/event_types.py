@@ -94,6 +94,7 @@ class EventTypeOut(Shape):
     feature_flag: str | None
     created_at: datetime
     updated_at: datetime
+    read_only: bool
 
 
 class EventTypePage(Page[EventTypeOut]):
@@ -116,7 +117,7 @@ class Deletion(Query):
     """Forget it altogether, instead of archiving it."""
 
 
-def shown(found: EventType, *, content: bool = True) -> EventTypeOut:
+def shown(found: EventType, *, content: bool = True, of_file: bool = False) -> EventTypeOut:
     """As people see it."""
     flags = None if found.feature_flags is None else list(found.feature_flags)
     return EventTypeOut.model_construct(
@@ -129,6 +130,7 @@ def shown(found: EventType, *, content: bool = True) -> EventTypeOut:
         feature_flag=flags[0] if flags else None,
         created_at=found.created_at,
         updated_at=found.updated_at,
+        read_only=of_file,
     )
 
 
@@ -137,16 +139,29 @@ async def all_of(call: Call) -> Answer:
     query: Listing = call.query
     at, limit = lists.place(query), min(query.limit, _FEW) if query.with_content else query.limit
     falling = (query.order == "descending") is not at.back
-    wanted = Wanted(limit, at.after, falling, query.include_archived)
-    rows, more = lists.page(await event_types.page(call.connection, wanted), limit, at)
+    wanted = Wanted(limit, at.after, falling, query.include_archived, call.caller.flags)
+    files = {
+        name: of_file(call, name)
+        for name in call.around.event_types
+        if at.after is None or (name < at.after if falling else name > at.after)
+    }
+    there = {each.name: each for each in await event_types.page(call.connection, wanted)} | files
+    rows, more = lists.page([there[name] for name in sorted(there, reverse=falling)][: limit + 1], limit, at)
     iterator, before, done = lists.iterators([each.name for each in rows], more, at)
-    data = [shown(each, content=query.with_content) for each in rows]
+    data = [shown(each, content=query.with_content, of_file=each.name in files) for each in rows]
     return Answer(200, EventTypePage(data=data, iterator=iterator, prev_iterator=before, done=done))
+
+
+def of_file(call: Call, name: str) -> EventType:
+    """One of the operator's files."""
+    since = call.around.since
+    return EventType(name, call.around.event_types[name], None, False, False, None, since, since)
 
 
 async def create(call: Call) -> Answer:
     """Register one."""
     given: EventTypeIn = call.body
+    _expect_no_file(call, given.name)
     made = await event_types.add(call.connection, _said(given.name, given))
     if made is None:
         raise conflict(f"The event type {given.name} is there already; change it with PUT or PATCH.")
@@ -155,13 +170,20 @@ async def create(call: Call) -> Answer:
 
 async def get(call: Call) -> Answer:
     """One."""
-    return Answer(200, shown(await _found(call)))
+    name = call.path["event_type_name"]
+    if name in call.around.event_types:
+        return Answer(200, shown(of_file(call, name), of_file=True))
+    found, flags = await _found(call), call.caller.flags
+    if flags is not None and found.feature_flags and not set(flags).intersection(found.feature_flags):
+        raise not_found("event type")
+    return Answer(200, shown(found))
 
 
 async def upsert(call: Call) -> Answer:
     """Have it be like this, whether it is there or not."""
     given: EventTypeUpdate = call.body
     said = _said(_name(call), given)
+    _expect_no_file(call, said.name)
     if changed := await event_types.change(call.connection, said):
         return Answer(200, shown(changed), changed.name)
     if made := await event_types.add(call.connection, said):
@@ -174,6 +196,7 @@ async def upsert(call: Call) -> Answer:
 async def patch(call: Call) -> Answer:
     """Change what is said, and nothing else."""
     given: EventTypePatch = call.body
+    _expect_no_file(call, call.path["event_type_name"])
     before, said = await _found(call, lock=True), given.model_fields_set
     flags = before.feature_flags
     if "feature_flags" in said:
@@ -196,6 +219,7 @@ async def patch(call: Call) -> Answer:
 
 async def delete(call: Call) -> Answer:
     """Archive it, or forget it."""
+    _expect_no_file(call, call.path["event_type_name"])
     before = await _found(call, lock=True)
     if call.query.expunge:
         await event_types.end(call.connection, before.name)
@@ -217,6 +241,13 @@ async def _found(call: Call, *, lock: bool = False) -> EventType:
     if found is None:
         raise not_found("event type")
     return found
+
+
+def _expect_no_file(call: Call, name: str) -> None:
+    if name in call.around.event_types:
+        raise conflict(
+            f"The event type {name} is defined in a file of the operator's, and is changed there.", "read_only"
+        )
 
 
 def _name(call: Call) -> str:

@@ -49,9 +49,11 @@ def page(found: Sequence[T], limit: int, at: Place) -> tuple[list[T], bool]:
     return rows, len(found) > limit
 
 
-def iterators(keys: Sequence[str], more: bool, at: Place) -> Iterators:
-    """For a page of these keys. `more`: in the direction in which it was looked for."""
+def iterators(keys: Sequence[str], more: bool, at: Place, edge: str | None = None) -> Iterators:
+    """For a page of these keys. `more`: in the direction in which it was looked for, behind `edge` or the last key."""
     first, last = (keys[0], keys[-1]) if keys else (None, None)
     if at.back:  # there is a next: the one that it was come from
-        return Iterators(last or at.after, f"~{first}" if first and more else None, done=False)
-    return Iterators(last or at.after, f"~{first}" if first and at.after else None, done=not more)
+        before = edge or first
+        return Iterators(last or at.after, f"~{before}" if before and more else None, done=False)
+    after = edge if more and edge else last
+    return Iterators(after or at.after, f"~{first}" if first and at.after else None, done=not more)

@@ -1,7 +1,10 @@
 """What an operation is: a row of the table that router, checks and the OpenAPI document are made of."""
 
+import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
 
 from pydantic import BaseModel
@@ -16,6 +19,7 @@ TENANT: Final = "app_id"  # the part of a path that says whose things it is abou
 
 
 NO_KEYS: Final = Keyring(())
+EPOCH: Final = datetime.fromtimestamp(0, UTC)
 
 
 class Settings(Protocol):
@@ -31,6 +35,8 @@ class Settings(Protocol):
     def tokens(self) -> Mapping[bytes, str]: ...
     @property
     def endpoints_per_tenant(self) -> int: ...
+    @property
+    def strict_event_types(self) -> bool: ...
 
 
 class Around(NamedTuple):
@@ -38,8 +44,11 @@ class Around(NamedTuple):
 
     settings: Settings
     max_payload: int = MIB  # bytes
+    give_up_most: float = 3 * 86_400.0  # seconds that a delivery may be tried for
     keyring: Keyring = NO_KEYS
     egress: Egress | None = Egress()  # what endpoints may reach that are made here; None for nothing
+    event_types: Mapping[str, str] = MappingProxyType({})  # those of files, with what is said of them
+    since: datetime = EPOCH  # when that was read
 
 
 class Answer(NamedTuple):
@@ -62,6 +71,7 @@ class Call:
     path: Mapping[str, str]
     until: float  # the moment of the monotonic clock by which it has to be answered
     around: Around
+    reached_at: str = ""  # the URL before all paths, as its caller sees it
     query: Any = None
     body: Any = None
     raw: bytes = field(default=b"", repr=False)
@@ -74,10 +84,17 @@ class Call:
             raise LookupError(TENANT)
         return self.tenant
 
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the body as it came, by which a request is known again."""
+        return hashlib.sha256(self.raw).digest()
+
 
 Handler = Callable[[Call], Awaitable[Answer]]
 # (call, id of what was made, status) -> what was answered then, or as much of it as is still there
 Again = Callable[[Call, str | None, int], Awaitable[Answer]]
+# (call, key of the request) -> the answer, or None when nothing was done
+AtOnce = Callable[[Call, bytes | None], Awaitable[Answer | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +102,8 @@ class Operation:
     """A method and a path, what they do, who may, what they take, and what they answer.
 
     `right` is None where nobody has to say who he is. `answers`: status -> what the body is, None for no body.
-    `again` answers a request that has been answered before; only what is written wants it.
+    `again` answers a request that has been answered before; only what is written wants it. `at_once` does nearly always
+    what the handler does, with one statement, in which the request is noted.
     """
 
     method: str
@@ -98,6 +116,7 @@ class Operation:
     query: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
     again: Again | None = None
+    at_once: AtOnce | None = None
     upto: int = 64 << 10  # bytes of the body
     whole: bool = (
         True  # the body is parsed as it stands; else the handler takes it apart, and it has room for a payload

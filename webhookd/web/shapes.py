@@ -56,9 +56,18 @@ def _few(metadata: object) -> object:
     return metadata
 
 
+def _parted(value: object) -> object:
+    """What is there several times, or once with commas: client libraries do either."""
+    texts = [value] if isinstance(value, str) else value
+    if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+        return [part for text in texts for part in text.split(",")]
+    return value
+
+
 Text = Annotated[str, AfterValidator(storable)]
 Word = Annotated[str, Field(min_length=1, max_length=256, pattern=WORD)]
 Uid = Annotated[str, Field(min_length=1, max_length=255, pattern=WORD)]  # as a tenant of the outbox
+Many = Annotated[list[Word], BeforeValidator(_parted), Field(max_length=500)]
 Name = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(storable)]
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=256), AfterValidator(storable)], Annotated[Text, Field(max_length=4096)]],

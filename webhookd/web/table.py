@@ -6,9 +6,11 @@ Ids and paths are those of the Svix API where it has the operation, so that its 
 from typing import Final
 
 from webhookd.policy.access import Right
-from webhookd.web import applications, event_types, messages, tokens
+from webhookd.web import applications, event_types, portal, tokens
 from webhookd.web.endpoints import operations as endpoints
 from webhookd.web.endpoints import shapes, signing
+from webhookd.web.messages import creation, reading
+from webhookd.web.messages import shapes as message
 from webhookd.web.operation import Answer, Call, Operation
 from webhookd.web.shapes import Ordered
 
@@ -130,15 +132,28 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     ),
     # Messages
     Operation(
-        "POST", "/app/{app_id}/msg", "v1.message.create", "Create a message", Right.EMIT, messages.create,
-        {202: messages.MessageOut}, query=messages.Content, body=messages.MessageIn, again=messages.again,
-        upto=messages.AROUND, whole=False, tags=MESSAGE, may_be_new=True
+        "GET", "/app/{app_id}/msg", "v1.message.list", "List messages", Right.LOOK, reading.all_of,
+        {200: message.MessagePage}, query=reading.Listing, tags=MESSAGE
     ),
     Operation(
-        "GET", "/app/{app_id}/msg/{msg_id}", "v1.message.get", "Get a message", Right.LOOK, messages.get,
-        {200: messages.MessageOut}, query=messages.Content, tags=MESSAGE
+        "POST", "/app/{app_id}/msg", "v1.message.create", "Create a message", Right.EMIT, creation.create,
+        {202: message.MessageOut}, query=message.Content, body=message.MessageIn, again=creation.again,
+        at_once=creation.create_at_once, upto=creation.AROUND, whole=False, tags=MESSAGE, may_be_new=True
+    ),
+    Operation(
+        "GET", "/app/{app_id}/msg/{msg_id}", "v1.message.get", "Get a message", Right.LOOK, reading.get,
+        {200: message.MessageOut}, query=message.Content, tags=MESSAGE
+    ),
+    Operation(
+        "DELETE", "/app/{app_id}/msg/{msg_id}/content", "v1.message.expunge-content", "Erase a message", Right.ERASE,
+        reading.expunge, {204: None}, tags=MESSAGE
     ),
     # Tokens
+    Operation(
+        "POST", "/auth/app-portal-access/{app_id}", "v1.authentication.app-portal-access",
+        "Let somebody into the portal", Right.TOKENS, portal.access, {200: portal.AccessOut}, body=portal.AccessIn,
+        again=portal.again, tags=("Authentication",), may_be_new=True
+    ),
     Operation(
         "GET", "/token", "v1.token.list", "List tokens", Right.TOKENS, tokens.all_of, {200: tokens.TokenList},
         query=tokens.Listing, tags=TOKEN

@@ -110,7 +110,8 @@ async def again(call: Call, made: str | None, status: int) -> Answer:
 
 def caller_of(known: store.Known) -> Caller:
     """Who has a token that counts."""
-    return Caller(known.id, f"{known.name} ({known.id})", known.role, known.tenant, known.capabilities)
+    name = f"{known.name} ({known.id})"
+    return Caller(known.id, name, known.role, known.tenant, known.capabilities, known.feature_flags)
 
 
 def _shown(token: Token) -> TokenOut:

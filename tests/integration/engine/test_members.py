@@ -26,6 +26,7 @@ from webhookd.store.registry import Registry
 MANY = 8_000
 DELIVERED = "SELECT bool_or(state = 'delivered') FROM webhookd.event_status($1) WHERE endpoint = 'one'"
 ONE_SLOT = {"max_in_flight": 1}
+NO_KEYS = frozenset[str]()
 
 
 async def both_are_owed(sql: Sql) -> bool:
@@ -224,13 +225,19 @@ async def test_a_heartbeat_learns_what_the_others_have_only_when_it_has_changed(
         assert not me.has_company
         assert it.has_company
         assert (await here.beat(me.daemon_id, 0, 15.0)).members == ()  # it has not beaten yet
-        assert (await there.beat(it.daemon_id, 0, 15.0)).members == (Member(me.daemon_id, frozenset({1, 2, 3})),)
-        assert (await here.beat(me.daemon_id, 0, 15.0)).members == (Member(it.daemon_id, frozenset({1, 2, 3})),)
+        assert (await there.beat(it.daemon_id, 0, 15.0)).members == (
+            Member(me.daemon_id, frozenset({1, 2, 3}), NO_KEYS),
+        )
+        assert (await here.beat(me.daemon_id, 0, 15.0)).members == (
+            Member(it.daemon_id, frozenset({1, 2, 3}), NO_KEYS),
+        )
         known = (await here.beat(me.daemon_id, 0, 15.0)).members[0].endpoint_ids
         assert known is (await here.beat(me.daemon_id, 0, 15.0)).members[0].endpoint_ids
         await there.sync_endpoints(it.daemon_id, dict(list(specs.items())[:1]), "hash", 15.0)
-        assert (await here.beat(me.daemon_id, 0, 15.0)).members == (Member(it.daemon_id, frozenset({1})),)
-        await sql.execute("UPDATE webhookd.daemon SET endpoint_ids = NULL, endpoints_hash = NULL WHERE host = 'there'")
+        assert (await here.beat(me.daemon_id, 0, 15.0)).members == (Member(it.daemon_id, frozenset({1}), NO_KEYS),)
+        await sql.execute(
+            "UPDATE webhookd.daemon SET endpoint_ids = NULL, endpoints_hash = NULL, key_ids = NULL WHERE host = 'there'"
+        )
         assert (await here.beat(me.daemon_id, 0, 15.0)).members == (Member(it.daemon_id, None),)
         await there.leave(it.daemon_id)
         assert (await here.beat(me.daemon_id, 0, 15.0)).members == ()

@@ -130,5 +130,5 @@ async def test_an_endpoint_is_gone_when_no_living_daemon_may_name_it(
 ) -> None:
     await sql.execute("INSERT INTO webhookd.endpoint (name, source, spec) VALUES ('theirs', 'file', '{}')")
     await sql.execute(f"UPDATE webhookd.daemon SET {says} WHERE id = $1", daemon)
-    await Registry(database).refresh_endpoints(0, {}, "ours", 15.0)
+    await Registry(database).agree({}, "ours", 15.0)
     assert await sql.fetchval("SELECT removed_at IS NOT NULL FROM webhookd.endpoint") == gone

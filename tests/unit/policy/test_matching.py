@@ -283,8 +283,48 @@ def test_what_is_remembered_of_types_is_bounded_in_bytes() -> None:
         matcher.endpoints_for(event(f"order.{n}"))
         matcher.endpoints_for(event(f"{n}" * 1_000_000))
         assert 0 < matcher._cached_bytes <= CACHED_BYTES
-    assert max(len(tenant) + len(type_) for tenant, type_ in matcher._cached) <= CACHED_NAME
-    assert sum(found.size for found in matcher._cached.values()) == matcher._cached_bytes
+    remembered = [(tenant, type_, found) for tenant, types in matcher._cached.items() for type_, found in types.items()]
+    assert max(len(tenant) + len(type_) for tenant, type_, _ in remembered) <= CACHED_NAME
+    assert sum(found.size for *_, found in remembered) == matcher._cached_bytes
+
+
+changes = st.lists(
+    st.tuples(
+        st.integers(1, 6),
+        st.sampled_from(["", "acme", "*"]),
+        st.lists(st.sampled_from(["*", "order.*", "order.created", "user.left"]), min_size=1, max_size=3),
+        st.booleans(),
+        st.booleans(),
+    ),
+    max_size=30,
+)
+
+
+@given(changes)
+def test_what_is_put_and_dropped_is_as_if_made_anew(steps: list[tuple[int, str, list[str], bool, bool]]) -> None:
+    matcher, there = Matcher([]), dict[int, Endpoint]()
+    about = [event(type_, tenant) for type_ in ("order.created", "user.left") for tenant in ("", "acme", "other")]
+    for number, tenant, events, active, gone in steps:
+        there.pop(number, None)
+        if gone:
+            matcher.drop(number)
+        else:
+            there[number] = endpoint(id=number, tenant=tenant, events=tuple(events), active=active)
+            matcher.put(there[number])
+        anew = Matcher(there.values())
+        for each in about:
+            assert sorted(found.id for found in matcher.endpoints_for(each)) == sorted(
+                found.id for found in anew.endpoints_for(each)
+            )
+        assert matcher._cached_bytes == sum(
+            found.size for types in matcher._cached.values() for found in types.values()
+        )
+
+
+def test_what_is_put_keeps_its_place() -> None:
+    matcher = Matcher([endpoint(id=n, name=str(n)) for n in (1, 2, 3)])
+    matcher.put(endpoint(id=2, name="new", events=("order.*",)))
+    assert [found.name for found in matcher.endpoints_for(event())] == ["1", "new", "3"]
 
 
 def test_a_number_that_python_does_not_make_keeps_nobody_from_what_is_beside_it() -> None:

@@ -54,3 +54,43 @@ def test_endpoints_are_spread_over_those_that_share_them() -> None:
     made = shares(1, range(1, 3001), [Member(2, frozenset(range(1, 3001))), Member(3, frozenset(range(1, 3001)))])
     counts = [sum(made.first(endpoint) == id_ for endpoint in range(1, 3001)) for id_ in (1, 2, 3)]
     assert min(counts) > 900
+
+
+keys = st.frozensets(st.sampled_from(["a", "b", "c"]), min_size=1)
+sealed_fleets = st.dictionaries(st.integers(1, 40), st.tuples(ids, st.none() | keys), min_size=1, max_size=5)
+
+
+def sees(
+    fleet: dict[int, tuple[frozenset[int], frozenset[str] | None]], me: int, id_: int, names: frozenset[str]
+) -> bool:
+    has, opens = fleet[me]
+    return opens >= names if names and opens is not None else id_ in has
+
+
+@given(sealed_fleets, st.dictionaries(st.integers(1, 12), keys, max_size=6))
+def test_what_is_sealed_is_shared_by_those_who_can_open_it(
+    fleet: dict[int, tuple[frozenset[int], frozenset[str] | None]], sealed: dict[int, frozenset[str]]
+) -> None:
+    members = [Member(id_, has, opens) for id_, (has, opens) in sorted(fleet.items())]
+    every = {*sealed, *(id_ for has, _ in fleet.values() for id_ in has)}
+    for me in fleet:
+        mine = [id_ for id_ in every if sees(fleet, me, id_, sealed.get(id_, frozenset()))]
+        own = {id_: sealed[id_] for id_ in mine if id_ in sealed}
+        made = shares(me, mine, members, own)
+        for id_ in mine:
+            names = sealed.get(id_, frozenset())
+            assert made.of(id_) == tuple(sorted(each for each in fleet if sees(fleet, each, id_, names)))
+
+
+@given(sealed_fleets, st.dictionaries(st.integers(1, 12), keys, min_size=1, max_size=6), st.integers(0, 6))
+def test_one_that_changes_is_shared_as_if_all_were_looked_at(
+    fleet: dict[int, tuple[frozenset[int], frozenset[str] | None]], sealed: dict[int, frozenset[str]], at: int
+) -> None:
+    members = [Member(id_, has, opens) for id_, (has, opens) in sorted(fleet.items())]
+    me, names = next(iter(fleet)), list(sealed)
+    before, after = names[:at], names[at // 2 :]
+    made = shares(me, before, members, {id_: sealed[id_] for id_ in before})
+    changed = made.changed({id_: sealed[id_] for id_ in after}, set(before) - set(after), members)
+    wanted = shares(me, after, members, {id_: sealed[id_] for id_ in after})
+    assert all(changed.of(id_) == wanted.of(id_) for id_ in after)
+    assert not set(before) - set(after) & changed.others.keys()

@@ -24,6 +24,7 @@ from webhookd.engine.dispatch.queues import EndpointQueue
 from webhookd.engine.dispatch.reservations import Reservations
 from webhookd.engine.dispatch.room import MOST_DELIVERIES, Room
 from webhookd.engine.dispatch.scheduler import ASIDE_AFTER, EGRESS_DOWN_SECONDS, Scheduler
+from webhookd.engine.dispatch.settings import Settings
 from webhookd.engine.dispatch.spills import Spills
 from webhookd.engine.state import Heartbeat
 from webhookd.model import Delivery, Ended, Endpoint, Postponed, Result
@@ -35,21 +36,6 @@ LEASE_MARGIN = 25.0  # seconds of a lease beyond the timeout of the attempt
 DEATHS_MOST = 6  # of daemons that had a delivery in hand, from which on it is not tried, but waits for its next step
 SWEEP_SECONDS = 0.25
 UNSEEN_SECONDS = 5.0  # without a look at our way out, from which on more is taken into memory that can have one
-
-
-class Settings(Protocol):
-    """What can be told to the dispatcher, also while it runs: `[delivery]` of the configuration."""
-
-    @property
-    def max_in_flight(self) -> int: ...
-    @property
-    def max_in_flight_per_host(self) -> int: ...
-    @property
-    def max_payload(self) -> int: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def response_body(self) -> str: ...
 
 
 class Recorder(Protocol):
@@ -220,13 +206,25 @@ class Dispatcher:
         self.feeder.max_payload = self._max_payload = delivery.max_payload
         self._lanes.source = delivery.source
         self.answers.keep_response = delivery.response_body == "failures"
-        for endpoint_id in self._queues.keys() - {endpoint.id for endpoint in endpoints}:
-            queue = self._queues.pop(endpoint_id)
-            queue.host.queues.discard(queue)
-            self._spills.spill_all(queue)
-            self.ordering.forget(queue)
+        self._let_go_of(self._queues.keys() - {endpoint.id for endpoint in endpoints})
         self._scheduler.forget_hosts()
         self._limit(self._queues.values())
+
+    def change(self, endpoints: Collection[Endpoint], gone: Iterable[int], shares: Shares) -> None:
+        """Go on with these as they are now, and without those; the others are as they were."""
+        self._limits.shares = shares
+        for _ in self.prepare(endpoints):
+            pass
+        self._let_go_of(gone)
+        self._scheduler.forget_hosts(beyond=2 * len(self._queues))
+        self._limit([self._queues[endpoint.id] for endpoint in endpoints])
+
+    def _let_go_of(self, endpoint_ids: Iterable[int]) -> None:
+        for endpoint_id in endpoint_ids:
+            if (queue := self._queues.pop(endpoint_id, None)) is not None:
+                queue.host.queues.discard(queue)
+                self._spills.spill_all(queue)
+                self.ordering.forget(queue)
 
     def prepare(self, endpoints: Collection[Endpoint]) -> Iterator[None]:
         """Do most of what `configure` does with these, in pieces, between which others may have their turn."""

@@ -66,9 +66,10 @@ class Scheduler:
             most = max(queue.most for queue in host.queues)
             host.most = max(share(per_host, *shares.place(sharers), key), most)
 
-    def forget_hosts(self) -> None:
-        """Remember only those that have an endpoint, or an attempt under way."""
-        self._hosts = {name: host for name, host in self._hosts.items() if host.queues or host.flying}
+    def forget_hosts(self, *, beyond: int = 0) -> None:
+        """Of more than so many, remember only those that have an endpoint, or an attempt under way."""
+        if len(self._hosts) > beyond:
+            self._hosts = {name: host for name, host in self._hosts.items() if host.queues or host.flying}
 
     def host(self, url: str) -> Host:
         """The host of an endpoint; it has slots when `configure` was told of the endpoint."""

@@ -16,7 +16,7 @@ REVOKE SELECT ON ALL TABLES IN SCHEMA webhookd FROM webhookd_reader;
 GRANT SELECT (id, created_at, xid, event_id, type, tenant, ordering_key, occurred_at, deliver_after, size, own) ON webhookd.outbox TO webhookd_reader;
 GRANT SELECT (id, kind, endpoint_id, outbox_id, outbox_at, event_id, type, tenant, by, created_at, start_by, owner, ends_at, done_at, ok, at, code, ms, error)
       ON webhookd.shot TO webhookd_reader;
-GRANT SELECT (id, role, tenant, capabilities, name, by, created_at, expires_at, revoked_at, used_at) ON webhookd.token TO webhookd_reader;
+GRANT SELECT (id, role, tenant, capabilities, feature_flags, name, by, created_at, expires_at, revoked_at, used_at) ON webhookd.token TO webhookd_reader;
 GRANT SELECT ON webhookd.schema_version, webhookd.audit, webhookd.discard, webhookd.batch, webhookd.remainder, webhookd.surplus, webhookd.scheduled, webhookd.backlog, webhookd.attempt,
       webhookd.binding, webhookd.endpoint, webhookd.config_version, webhookd.consent, webhookd.parked, webhookd.missed, webhookd.replay, webhookd.daemon,
       webhookd.downtime, webhookd.unreadable, webhookd.tenant, webhookd.event_type, webhookd.event_alias, webhookd.request, webhookd.health, webhookd.lock_log, webhookd.lock_tables, webhookd.lock_endpoints TO webhookd_reader;

@@ -1,10 +1,11 @@
 """Which endpoint is meant, whether it may be changed here, and what is sealed of it."""
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from webhookd.message.sealing import Sealed, Unreadable
-from webhookd.store import endpoints, tenants
+from webhookd.store import endpoints, event_types, tenants
 from webhookd.store.endpoints import Made
 from webhookd.web.operation import Call
 from webhookd.web.problem import Invalid, Problem, Wrong, conflict, not_found
@@ -48,6 +49,24 @@ def expect_key(call: Call) -> None:
             "and name its file under [encryption] keys.",
             "no_sealing_key",
         )
+
+
+async def check_types(call: Call, patterns: Iterable[str]) -> None:
+    """Raise Invalid where types have to be registered, and one is not."""
+    if not call.around.settings.strict_event_types:
+        return
+    files = call.around.event_types
+    ranked = sorted(files)
+    strange = [each for each in set(patterns) if each != "*" and each not in files and not _is_above(each, ranked)]
+    if strange and (unknown := await event_types.unknown(call.connection, strange)):
+        raise Invalid([Wrong(("body", "eventTypes"), f"{each} is registered nowhere") for each in unknown])
+
+
+def _is_above(pattern: str, ranked: Sequence[str]) -> bool:
+    """True when one of these names, in their order, is below a pattern such as order.*"""
+    below = pattern[:-1]
+    at = bisect_right(ranked, below)
+    return pattern.endswith(".*") and at < len(ranked) and ranked[at].startswith(below)
 
 
 def check_headers(given: Iterable[str]) -> None:

@@ -55,6 +55,8 @@ async def upsert(call: Call) -> Answer:
     if found is None:
         whole = EndpointIn.model_validate(given.model_dump(exclude_unset=True))
         return await _made(call, whole, _uid_of_path(call, given.uid))
+    _expect_may_shape(call, given)
+    _check_retry(call, given)
     spec = {**specs.spec_of(found), **specs.said(given)}
     uid = given.uid if "uid" in given.model_fields_set else found.uid
     return await _changed(call, found, uid, spec, given.metadata, url=given.url)
@@ -70,6 +72,7 @@ async def patch(call: Call) -> Answer:
     uid = given.uid if "uid" in said else found.uid
     metadata = orjson.loads(found.metadata) if given.metadata is None else given.metadata
     _expect_may_shape(call, given)
+    _check_retry(call, given)
     return await _changed(call, found, uid, spec, metadata, url=given.url)
 
 
@@ -78,7 +81,7 @@ async def delete(call: Call) -> Answer:
     await finding.lock(call)
     found = await finding.own(call)
     await endpoints.end(call.connection, found.id)
-    await endpoints.changed(call.connection)
+    await endpoints.changed(call.connection, found.id)
     return Answer(204, None, found.name)
 
 
@@ -92,6 +95,9 @@ async def again(call: Call, made: str | None, status: int) -> Answer:
 async def _made(call: Call, given: EndpointIn, uid: str | None) -> Answer:
     finding.expect_key(call)
     _check_url(call, given.url)
+    _check_retry(call, given)
+    said = specs.said(given)
+    await finding.check_types(call, said["events"])
     await finding.lock(call)
     if await endpoints.count(call.connection, call.of.key) >= call.around.settings.endpoints_per_tenant:
         raise conflict("The application has as many endpoints as it may have; delete one first.", "limit_reached")
@@ -100,7 +106,7 @@ async def _made(call: Call, given: EndpointIn, uid: str | None) -> Answer:
     _expect_may_shape(call, given)
     name, spec = (
         new_id("ep_"),
-        {**specs.NEW, **specs.said(given), "url": specs.place_of(given.url), "headers": sorted(given.headers)},
+        {**specs.NEW, **said, "url": specs.place_of(given.url), "headers": sorted(given.headers)},
     )
     spec |= {"name": name, "tenant": call.of.key}
     specs.join(spec)
@@ -114,7 +120,7 @@ async def _made(call: Call, given: EndpointIn, uid: str | None) -> Answer:
     await endpoints.seal(
         call.connection, made.id, [(key, finding.sealed(call, made.id, text, key)) for key, text in values.items()]
     )
-    await endpoints.changed(call.connection)
+    await endpoints.changed(call.connection, made.id)
     return Answer(201, specs.shown_as(made, given.url), made.name)
 
 
@@ -123,6 +129,8 @@ async def _changed(
 ) -> Answer:
     finding.expect_own(found)
     await _expect_free(call, uid, found.id)
+    if spec["events"] != specs.spec_of(found)["events"]:
+        await finding.check_types(call, spec["events"])
     if url is not None:
         _check_url(call, url)
         spec["url"] = specs.place_of(url)
@@ -133,7 +141,7 @@ async def _changed(
     changed = await endpoints.change(call.connection, found.id, uid, orjson.dumps(spec), orjson.dumps(metadata))
     if changed is None:
         raise not_found("endpoint")
-    await endpoints.changed(call.connection)
+    await endpoints.changed(call.connection, found.id)
     return Answer(200, await _with_values(call, changed), changed.name)
 
 
@@ -155,8 +163,8 @@ async def _expect_free(call: Call, uid: str | None, id_: int | None) -> None:
 
 def _expect_may_shape(call: Call, given: EndpointUpdate | EndpointPatch) -> None:
     """Raise Problem 403 where a portal says what requests look like, which is its operator's."""
-    if call.caller.role == "portal" and given.model_fields_set & {"format", "signature"}:
-        raise Problem(403, "forbidden", "format and signature are not a portal's to choose.")
+    if call.caller.role == "portal" and given.model_fields_set & {"format", "signature", "webhookd"}:
+        raise Problem(403, "forbidden", "format, signature and webhookd are not a portal's to choose.")
 
 
 def _uid_of_path(call: Call, uid: str | None) -> str:
@@ -180,6 +188,13 @@ def _check_url(call: Call, url: str) -> None:
         mistake = url_mistake(url, egress.allow_http) or ""
     if mistake:
         raise Invalid([Wrong(("body", "url"), mistake)])
+
+
+def _check_retry(call: Call, given: EndpointUpdate | EndpointPatch) -> None:
+    longest, after = call.around.give_up_most, given.retry.give_up_after if given.retry is not None else None
+    if after is not None and after > longest:
+        what = f"may be {longest:,.0f} at most, a day less than events are kept"
+        raise Invalid([Wrong(("body", "retry", "giveUpAfter"), what)])
 
 
 async def _with_values(call: Call, found: Made) -> EndpointOut:

@@ -5,10 +5,11 @@ Values only, since a file, a variable or a credential of the operator's would le
 
 import re
 from datetime import datetime
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from webhookd.message.kept import TIMEOUT_MOST
 from webhookd.message.signing import parse_secret
 from webhookd.web.shapes import Given, Metadata, Page, Rate, Shape, Text, Uid, Word, nulls
 
@@ -51,7 +52,8 @@ def _header_value(value: str) -> str:
 Own = Annotated[Uid, AfterValidator(_not_ours)]
 Secret = Annotated[str, Field(max_length=110), AfterValidator(_secret)]
 Channels = Annotated[list[Annotated[Word, Field(max_length=128)]], Field(min_length=1, max_length=10)]
-Types = Annotated[list[Word], Field(min_length=1, max_length=1_000)]
+Type = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[a-zA-Z0-9\-_.]+(\.\*)?$")]
+Types = Annotated[list[Type], Field(min_length=1, max_length=1_000)]
 Description = Annotated[Text, Field(max_length=1_000)]
 Link = Annotated[Text, Field(min_length=1, max_length=2_048)]
 Name = Annotated[str, AfterValidator(_header_name)]
@@ -65,6 +67,49 @@ Filter = Annotated[
 ]
 
 
+Timeout = Annotated[float, Field(ge=1, le=TIMEOUT_MOST)]
+Seconds = Annotated[float, Field(ge=1, le=30 * 86_400)]
+
+
+class RetryIn(Given):
+    """When a failed delivery is tried again, and when it is given up, in seconds; the rest is as [retry] has it."""
+
+    first: Seconds | None = None
+    """After the first attempt."""
+    factor: Annotated[float, Field(ge=1, le=100)] | None = None
+    """By which each wait is longer than the one before."""
+    max_interval: Seconds | None = None
+    """The longest wait."""
+    schedule: Annotated[list[Seconds], Field(min_length=1, max_length=50)] | None = None
+    """The waits, in the place of the three above."""
+    give_up_after: Seconds | None = None
+    """After the event came; a day less than events are kept, at most."""
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> Self:
+        if self.schedule is not None and {"first", "factor", "max_interval"} & self.model_fields_set:
+            raise ValueError("schedule stands in the place of first, factor and maxInterval")
+        if self.first is not None and self.max_interval is not None and self.first > self.max_interval:
+            raise ValueError("first is longer than maxInterval")
+        return self
+
+
+class DisableIn(Given):
+    """When an endpoint is disabled: so many failures in a row, over so many seconds."""
+
+    failures: Annotated[int, Field(ge=1, le=1_000_000)]
+    seconds: Seconds
+
+
+class OperatorsIn(Given):
+    """What an operator says of an endpoint, and no portal."""
+
+    max_in_flight: Annotated[int, Field(ge=1, le=1_000)] | None = None
+    """Requests at one time, at most; as [delivery] has it without."""
+    disable_after: DisableIn | None = None
+    """As [delivery] has it without."""
+
+
 class EndpointUpdate(Given):
     """What an endpoint is to be like."""
 
@@ -75,7 +120,7 @@ class EndpointUpdate(Given):
     uid: Own | None = None
     """The caller's own id for it."""
     event_types: Types | None = None
-    """The types it gets; all without them. The older name is filterTypes."""
+    """The types it gets, such as order.created, or order.* for all below; all without them. Formerly filterTypes."""
     filter_types: Types | None = None
     channels: Channels | None = None
     """It gets only what shares one of these; without them, all."""
@@ -86,6 +131,12 @@ class EndpointUpdate(Given):
     rate_limit: Rate | None = None
     """Requests a second, at most. The older name of throttleRate."""
     throttle_rate: Rate | None = None
+    timeout: Timeout | None = None
+    """Seconds that a request may take; as [delivery] has it without."""
+    retry: RetryIn | None = None
+    """When what failed is tried again."""
+    webhookd: OperatorsIn | None = None
+    """What is the operator's to say."""
     version: int | None = None
     """Taken, and not used."""
 
@@ -121,6 +172,9 @@ class EndpointPatch(Given):
     signature: Literal["standard", "svix"] | None = None
     format: Literal["raw", "standard", "cloudevents"] | None = None
     filter: Filter | None = None
+    timeout: Timeout | None = None
+    retry: RetryIn | None = None
+    webhookd: OperatorsIn | None = None
     version: int | None = None
 
     @model_validator(mode="after")
@@ -149,6 +203,9 @@ class EndpointOut(Shape):
     signature: str
     format: str
     filter: dict[str, list[str]]
+    timeout: float | None
+    retry: dict[str, Any] | None
+    webhookd: dict[str, Any] | None
     read_only: bool
 
 

@@ -33,7 +33,7 @@ async def rotate(call: Call) -> Answer:
     found = await finding.own(call)
     new = finding.sealed(call, found.id, given.key or new_secret())
     await endpoints.rotate(call.connection, found.id, new, given.grace_period_seconds or 0)
-    await endpoints.changed(call.connection)
+    await endpoints.changed(call.connection, found.id)
     return Answer(204, None, found.name)
 
 
@@ -73,5 +73,5 @@ async def _headed(call: Call, given: dict[str, str | None], *, replace: bool) ->
     await endpoints.seal(call.connection, found.id, sealed, [URL, *(HEADER + name for name in stay)])
     spec["headers"] = sorted([*stay, *new])
     await endpoints.change(call.connection, found.id, found.uid, orjson.dumps(spec), found.metadata)
-    await endpoints.changed(call.connection)
+    await endpoints.changed(call.connection, found.id)
     return Answer(204, None, found.name)

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
+from pydantic.alias_generators import to_camel
 
 from webhookd.message.kept import URL
 from webhookd.store.endpoints import Made
-from webhookd.web.endpoints.shapes import EndpointIn, EndpointOut, EndpointPatch, EndpointUpdate
+from webhookd.web.endpoints.shapes import EndpointIn, EndpointOut, EndpointPatch, EndpointUpdate, OperatorsIn
 
 NEW: Final[Mapping[str, Any]] = {  # what a daemon and the commands look for in the spec of an endpoint
     "description": "", "active": True, "signature": "standard", "format": "raw", "events": ["*"], "headers": [],
@@ -29,6 +30,15 @@ def said(given: EndpointUpdate | EndpointPatch) -> dict[str, Any]:
         found["events"] = _newer(given, "event_types", "filter_types") or ["*"]
     if whole or named & {"throttle_rate", "rate_limit"}:
         found["rate_limit"] = float(_newer(given, "throttle_rate", "rate_limit") or 0)
+    if whole or "timeout" in named:
+        found["timeout"] = given.timeout
+    if whole or "retry" in named:
+        found["retry"] = given.retry.model_dump(exclude_none=True) if given.retry is not None else None
+    # Of a portal nothing is expected to be said here, so its PUT keeps what the operator has said.
+    if "webhookd" in named:
+        said = given.webhookd or OperatorsIn()
+        found["max_in_flight"] = said.max_in_flight
+        found["disable_after"] = said.disable_after.model_dump() if said.disable_after is not None else None
     return found | _filtered(given, whole=whole)
 
 
@@ -79,5 +89,15 @@ def shown_as(found: Made, url: str) -> EndpointOut:
         channels=spec.get("channels"), disabled=not spec["active"] or found.disabled_at is not None,
         metadata=orjson.loads(found.metadata), rate_limit=rate, throttle_rate=rate, version=1,
         created_at=found.created_at, updated_at=found.updated_at, signature=spec["signature"], format=spec["format"],
-        filter=spec.get("own_filter", spec["filter"]), read_only=found.source != "api",
+        filter=spec.get("own_filter", spec["filter"]), read_only=found.source != "api", **_told(found, spec),
     )  # fmt: skip
+
+
+def _told(found: Made, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What it says of waiting and of limits; of files that is the operator's, in words of its own."""
+    if found.source != "api":
+        return {"timeout": None, "retry": None, "webhookd": None}
+    own = {"maxInFlight": spec["max_in_flight"], "disableAfter": spec["disable_after"]}
+    retry = spec["retry"] and {to_camel(key): value for key, value in spec["retry"].items()}
+    own = {key: value for key, value in own.items() if value is not None}
+    return {"timeout": spec["timeout"], "retry": retry, "webhookd": own or None}

@@ -70,21 +70,22 @@ ON CONFLICT (endpoint_id, name) DO UPDATE SET key_id = EXCLUDED.key_id, content 
 -- name: sealed_values
 SELECT endpoint_id, name, key_id, content FROM webhookd.sealed WHERE endpoint_id = ANY ($1::int[]);
 
--- name: kept
--- Those that the API has made and whose seals we can open, with all that is sealed of them.
-SELECT e.id, e.tenant, e.name, e.spec,
+-- name: endpoint_changed
+-- All daemons look at it: who reads an event that is committed later knows of this.
+WITH raised AS (UPDATE webhookd.config_version SET version = version + 1 RETURNING version)
+UPDATE webhookd.endpoint e SET changed_at_version = r.version FROM raised r WHERE e.id = ANY ($1::int[]);
+
+-- name: changed_endpoints
+-- Those that have changed since a version, some behind that one, with all that is sealed of them, and which version this is of; or all that are there
+-- (a change to one of before the first version), but for these. Where there are none, one row says the version.
+SELECT v.version, c.* FROM webhookd.config_version v LEFT JOIN LATERAL (
+SELECT e.id, e.tenant, e.name, e.source, e.removed_at IS NOT NULL AS is_gone, e.changed_at_version, e.spec,
        ARRAY(SELECT s.key_id FROM webhookd.secret s WHERE s.endpoint_id = e.id AND (s.until IS NULL OR s.until > now()) ORDER BY s.number DESC),
        ARRAY(SELECT s.sealed FROM webhookd.secret s WHERE s.endpoint_id = e.id AND (s.until IS NULL OR s.until > now()) ORDER BY s.number DESC),
        ARRAY(SELECT extract(epoch FROM s.until)::float8 FROM webhookd.secret s WHERE s.endpoint_id = e.id AND (s.until IS NULL OR s.until > now()) ORDER BY s.number DESC),
-       ARRAY(SELECT v.name FROM webhookd.sealed v WHERE v.endpoint_id = e.id ORDER BY v.name),
-       ARRAY(SELECT v.key_id FROM webhookd.sealed v WHERE v.endpoint_id = e.id ORDER BY v.name),
-       ARRAY(SELECT v.content FROM webhookd.sealed v WHERE v.endpoint_id = e.id ORDER BY v.name)
+       ARRAY(SELECT x.name FROM webhookd.sealed x WHERE x.endpoint_id = e.id ORDER BY x.name),
+       ARRAY(SELECT x.key_id FROM webhookd.sealed x WHERE x.endpoint_id = e.id ORDER BY x.name),
+       ARRAY(SELECT x.content FROM webhookd.sealed x WHERE x.endpoint_id = e.id ORDER BY x.name)
   FROM webhookd.endpoint e
- WHERE e.source = 'api' AND e.removed_at IS NULL
-   AND NOT EXISTS (SELECT FROM webhookd.secret s WHERE s.endpoint_id = e.id AND (s.until IS NULL OR s.until > now()) AND s.key_id <> ALL ($1::text[]))
-   AND NOT EXISTS (SELECT FROM webhookd.sealed v WHERE v.endpoint_id = e.id AND v.key_id <> ALL ($1::text[]))
- ORDER BY e.id;
-
--- name: has_kept
--- What this daemon tells the others of its endpoints, when those of the API are others.
-UPDATE webhookd.daemon SET endpoint_ids = $2, inactive_ids = $3, endpoints_hash = $4 WHERE id = $1 AND (endpoints_hash IS DISTINCT FROM $4 OR inactive_ids IS DISTINCT FROM $3);
+ WHERE (e.changed_at_version, e.id) > ($1::bigint, $2::int) AND ($3::int[] IS NULL OR e.removed_at IS NULL AND NOT EXISTS (SELECT FROM unnest($3) own WHERE own = e.id))
+ ORDER BY e.changed_at_version, e.id LIMIT $4) c ON true;

@@ -6,11 +6,13 @@ SELECT name, description, schemas, archived, deprecated, feature_flags, created_
 
 -- name: event_types_rising
 SELECT name, description, schemas, archived, deprecated, feature_flags, created_at, updated_at FROM webhookd.event_type
- WHERE ($1::text IS NULL OR name > $1) AND ($2 OR NOT archived) ORDER BY name LIMIT $3;
+ WHERE ($1::text IS NULL OR name > $1) AND ($2 OR NOT archived)
+   AND ($4::text[] IS NULL OR COALESCE(feature_flags, '{}') = '{}' OR feature_flags && $4) ORDER BY name LIMIT $3;
 
 -- name: event_types_falling
 SELECT name, description, schemas, archived, deprecated, feature_flags, created_at, updated_at FROM webhookd.event_type
- WHERE ($1::text IS NULL OR name < $1) AND ($2 OR NOT archived) ORDER BY name DESC LIMIT $3;
+ WHERE ($1::text IS NULL OR name < $1) AND ($2 OR NOT archived)
+   AND ($4::text[] IS NULL OR COALESCE(feature_flags, '{}') = '{}' OR feature_flags && $4) ORDER BY name DESC LIMIT $3;
 
 -- name: event_type_add
 -- One that was archived comes back as it is now wanted.
@@ -35,3 +37,8 @@ SELECT name, description, schemas, archived, deprecated, feature_flags, created_
 WITH ended AS (DELETE FROM webhookd.event_type WHERE name = $1 RETURNING *),
 noted AS (INSERT INTO webhookd.audit (action, subject, before) SELECT 'delete event type', e.name, to_json(e) FROM ended e)
 SELECT name FROM ended;
+
+-- name: event_types_unknown
+SELECT p FROM unnest($1::text[]) p
+ WHERE NOT EXISTS (SELECT FROM webhookd.event_type t WHERE NOT t.archived AND CASE WHEN p LIKE '%.*' THEN starts_with(t.name, left(p, -1)) ELSE t.name = p END)
+ ORDER BY 1;

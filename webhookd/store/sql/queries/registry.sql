@@ -1,9 +1,9 @@
 -- name: register
 -- A new daemon; it begins to look for orphans where the others have everything done. It lives, but counts for nothing before its
 -- first heartbeat. Is there another that lives?
-INSERT INTO webhookd.daemon (id, beat_at, low, host, version, config_hash, endpoint_ids, inactive_ids, endpoints_hash, machine, pid, started, counts)
-SELECT nextval('webhookd.daemon_id_seq')::int, clock_timestamp(), COALESCE(max(low), 0), $1, $2, $3, $4, $5, $6, $8, $9, $10, false FROM webhookd.daemon
-RETURNING id, low, EXISTS (SELECT FROM webhookd.daemon d WHERE d.stopped_at IS NULL AND d.beat_at > now() - $7 * interval '1 s');
+INSERT INTO webhookd.daemon (id, beat_at, low, host, version, config_hash, endpoint_ids, inactive_ids, endpoints_hash, key_ids, machine, pid, started, counts)
+SELECT nextval('webhookd.daemon_id_seq')::int, clock_timestamp(), COALESCE(max(low), 0), $1, $2, $3, $4, $5, $6, $7, $9, $10, $11, false FROM webhookd.daemon
+RETURNING id, low, EXISTS (SELECT FROM webhookd.daemon d WHERE d.stopped_at IS NULL AND d.beat_at > now() - $8 * interval '1 s');
 
 -- name: downtime
 -- Nobody has been beating for a while: that time does not count against any delivery.
@@ -12,15 +12,16 @@ SELECT max(beat_at), now() FROM webhookd.daemon HAVING max(beat_at) < now() - $1
 ON CONFLICT (started_at) DO NOTHING;
 
 -- name: beat
--- We are alive; what the clock says, who else is alive and counts, with a hash of its endpoints, and when nobody was.
+-- We are alive; what the clock says, who else is alive and counts, with a hash of its endpoints and its keys, and when nobody was.
 WITH me AS (UPDATE webhookd.daemon SET beat_at = now(), low = GREATEST(low, $2), listen_pid = $4, problem = $5, counts = true
                      WHERE id = $1 AND stopped_at IS NULL RETURNING id),
 others AS MATERIALIZED (
-  SELECT id, endpoints_hash FROM webhookd.daemon WHERE stopped_at IS NULL AND beat_at > now() - $3 * interval '1 s' AND counts AND id <> $1)
+  SELECT id, endpoints_hash, key_ids FROM webhookd.daemon WHERE stopped_at IS NULL AND beat_at > now() - $3 * interval '1 s' AND counts AND id <> $1)
 SELECT extract(epoch FROM clock_timestamp())::float8 AS now,
        (SELECT count(*) FROM me) = 1 AS known,
        ARRAY(SELECT id FROM others ORDER BY id) AS ids,
        ARRAY(SELECT endpoints_hash FROM others ORDER BY id) AS hashes,
+       ARRAY(SELECT array_to_string(key_ids, chr(10)) FROM others ORDER BY id) AS keys,
        ARRAY(SELECT extract(epoch FROM started_at)::float8 FROM webhookd.downtime ORDER BY started_at) AS down_from,
        ARRAY(SELECT extract(epoch FROM ended_at)::float8 FROM webhookd.downtime ORDER BY started_at) AS down_to;
 
@@ -118,13 +119,14 @@ SELECT webhookd.lock_endpoints();
 -- The files, as the database knows them; an endpoint that returns has its old number and its backlog.
 INSERT INTO webhookd.endpoint AS e (tenant, name, source, spec)
 SELECT u.tenant, u.name, 'file', u.spec::jsonb FROM unnest($1::text::text[], $2::text::text[], $3::text::text[]) WITH ORDINALITY u(tenant, name, spec, n)
-  LEFT JOIN webhookd.endpoint k ON k.tenant = u.tenant AND k.name = u.name ORDER BY k.id, u.n  -- as all lock them that lock several
+  LEFT JOIN webhookd.endpoint k ON k.tenant = u.tenant AND k.name = u.name
+ WHERE k.id IS NULL OR k.spec IS DISTINCT FROM u.spec::jsonb OR k.removed_at IS NOT NULL ORDER BY k.id, u.n  -- as all lock them that lock several
 ON CONFLICT (tenant, name) DO UPDATE SET spec = EXCLUDED.spec, removed_at = NULL
  WHERE e.spec IS DISTINCT FROM EXCLUDED.spec OR e.removed_at IS NOT NULL;
 
 -- name: loaded
 -- What this daemon runs on, and that nothing is wrong with it.
-UPDATE webhookd.daemon SET config_hash = $2, endpoint_ids = $3, inactive_ids = $4, endpoints_hash = $5, config_at = now(), config_problem = NULL
+UPDATE webhookd.daemon SET config_hash = $2, endpoint_ids = $3, inactive_ids = $4, endpoints_hash = $5, key_ids = $6, config_at = now(), config_problem = NULL
  WHERE id = $1;
 
 -- name: removed_endpoints
@@ -152,11 +154,9 @@ UPDATE webhookd.config_version SET version = version + 1 RETURNING version;
 SELECT array_agg(e.id ORDER BY u.n)
   FROM unnest($1::text::text[], $2::text::text[]) WITH ORDINALITY u(tenant, name, n) JOIN webhookd.endpoint e USING (tenant, name);
 
--- name: foreign_endpoints
--- What only other daemons have, in their files or by their keys.
-SELECT e.id, e.tenant, e.name, e.spec, e.source FROM webhookd.endpoint e
- WHERE e.removed_at IS NULL AND e.id <> ALL ($3::int[])
-   AND NOT EXISTS (SELECT FROM unnest($1::text::text[], $2::text::text[]) u(tenant, name) WHERE u.tenant = e.tenant AND u.name = e.name);
+-- name: endpoints_lost
+-- Whether any of these counts as removed.
+SELECT EXISTS (SELECT FROM webhookd.endpoint WHERE id = ANY ($1::int[]) AND removed_at IS NOT NULL);
 
 -- name: versions
 -- How often endpoints have changed, and how often a reload was asked for.

@@ -3,7 +3,9 @@
 -- has may have any.
 SELECT e.id, e.removed_at IS NULL, COALESCE((e.spec ->> 'timeout')::float8, 0),
        (SELECT count(*) FROM webhookd.daemon d WHERE d.stopped_at IS NULL AND d.beat_at > now() - $2 * interval '1 s'
-           AND (d.endpoint_ids IS NULL OR e.id = ANY (d.endpoint_ids || d.inactive_ids)))
+           AND (d.endpoint_ids IS NULL OR e.id = ANY (d.endpoint_ids || d.inactive_ids)
+                OR e.source = 'api' AND d.key_ids @> (ARRAY(SELECT s.key_id FROM webhookd.secret s WHERE s.endpoint_id = e.id AND (s.until IS NULL OR s.until > now()))
+                                                      || ARRAY(SELECT v.key_id FROM webhookd.sealed v WHERE v.endpoint_id = e.id))))
   FROM webhookd.endpoint e WHERE e.id = ANY($1::int[]);
 
 -- name: resend

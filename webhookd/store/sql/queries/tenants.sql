@@ -49,3 +49,19 @@ noted AS (
   INSERT INTO webhookd.audit (action, subject, tenant, before)
   SELECT 'delete tenant', e.id, e.key, json_build_object('uid', e.uid, 'name', e.name, 'metadata', e.metadata, 'rate', e.rate) FROM ended e)
 SELECT id FROM ended;
+
+-- name: tenants_missing
+-- Which of these keys no living tenant has.
+SELECT k FROM unnest($1::text[]) k WHERE NOT EXISTS (SELECT FROM webhookd.tenant t WHERE t.key = k AND t.deleted_at IS NULL) ORDER BY 1;
+
+-- name: tenants_of_files
+-- Those that files name, so that there is an application for each. The key is its uid as well, where it can be one.
+WITH made AS (
+INSERT INTO webhookd.tenant (id, key, uid, name, since)
+SELECT n.id, n.key,
+       CASE WHEN n.key ~ '^[a-zA-Z0-9_.-]{1,255}$' AND NOT starts_with(n.key, 'app_')
+             AND NOT EXISTS (SELECT FROM webhookd.tenant t WHERE t.uid = n.key AND t.deleted_at IS NULL) THEN n.key END,
+       left(n.key, 1024), CASE WHEN EXISTS (SELECT FROM webhookd.tenant t WHERE t.key = n.key) THEN now() ELSE '-infinity' END
+  FROM unnest($1::text[], $2::text[]) n(id, key) ORDER BY n.id
+ON CONFLICT DO NOTHING RETURNING *)
+INSERT INTO webhookd.audit (who, action, subject, tenant) SELECT 'files', 'create application', m.id, m.key FROM made m;

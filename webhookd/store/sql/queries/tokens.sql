@@ -4,12 +4,12 @@ WITH found AS MATERIALIZED (
   SELECT k.* FROM webhookd.token k LEFT JOIN webhookd.tenant t ON t.id = k.tenant
    WHERE k.hash = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AND (k.tenant IS NULL OR t.deleted_at IS NULL)),
 used AS (UPDATE webhookd.token k SET used_at = now() FROM found f WHERE k.id = f.id AND (f.used_at IS NULL OR f.used_at < now() - interval '1 min'))
-SELECT id, role, tenant, capabilities, name FROM found;
+SELECT id, role, tenant, capabilities, name, feature_flags FROM found;
 
 -- name: token_add
 WITH made AS (
-  INSERT INTO webhookd.token (id, hash, role, tenant, capabilities, name, by, expires_at)
-  VALUES ($1, $2, $3, $4, $5, $6, $7, now() + $8::float8 * interval '1 s') RETURNING *)
+  INSERT INTO webhookd.token (id, hash, role, tenant, capabilities, name, by, expires_at, feature_flags)
+  VALUES ($1, $2, $3, $4, $5, $6, $7, now() + $8::float8 * interval '1 s', $9) RETURNING *)
 INSERT INTO webhookd.audit (who, action, subject, tenant, after)
 SELECT m.by, 'create token', m.id, (SELECT t.key FROM webhookd.tenant t WHERE t.id = m.tenant),
        json_build_object('role', m.role, 'name', m.name, 'capabilities', m.capabilities, 'expires_at', m.expires_at) FROM made m;

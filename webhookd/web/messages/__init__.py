@@ -1,0 +1,1 @@
+"""Messages: what the API calls an event."""
