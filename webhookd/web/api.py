@@ -21,7 +21,7 @@ from webhookd.store import requests, tenants
 from webhookd.store import tokens as store
 from webhookd.store.database import Database
 from webhookd.store.requests import Answered
-from webhookd.web import body, openapi
+from webhookd.web import body, older, openapi
 from webhookd.web.operation import TENANT, Answer, Around, Call, Operation
 from webhookd.web.problem import Problem, conflict, invalid, not_found, parsed
 from webhookd.web.router import Router
@@ -104,14 +104,14 @@ class Api:
         query = _checked("query", operation.query, _texts(request))
         call = Call(caller, self._database, parts, until, self._around, self._reached_at(request), query)
         if operation.body is None:
-            return _response(await self._done(request, operation, call))
+            return _response(request, await self._done(request, operation, call))
         upto = operation.upto if operation.whole else operation.upto + self._around.max_payload
         async with nullcontext() if (request.content_length or LARGE) < LARGE else self._large:
             call.raw = await body.read(request, upto)
             if operation.whole:
                 await body.expect_shallow(call.raw)
                 call.body = parsed(operation.body, call.raw)
-            return _response(await self._done(request, operation, call))
+            return _response(request, await self._done(request, operation, call))
 
     async def _done(self, request: web.BaseRequest, operation: Operation, call: Call) -> Answer:
         return await (self._written(request, operation, call) if operation.writes else _done(operation, call))
@@ -267,10 +267,12 @@ def _checked(where: str, model: type[BaseModel] | None, value: object) -> Any:
         raise invalid(where, error) from None
 
 
-def _response(answer: Answer) -> web.Response:
+def _response(request: web.BaseRequest, answer: Answer) -> web.Response:
     if answer.value is None:
         return web.Response(status=answer.status)
     value = answer.value.model_dump(by_alias=True, warnings=False)
+    if older.is_strict(request.headers.get("user-agent", "")):
+        value = older.known(value)
     content = orjson.dumps(value, option=orjson.OPT_UTC_Z)
     return web.Response(status=answer.status, body=content, headers=JSON)
 

@@ -39,6 +39,8 @@ class Router:
             if operation.method in node.by_method:
                 raise ValueError(f"{operation.method} {operation.path} stands twice in the table")
             node.by_method[operation.method] = operation
+            if operation.method == "GET":
+                node.by_method["HEAD"] = operation  # the same without a body (RFC 9110, 9.3.2)
 
     def find(self, method: str, path: str) -> tuple[Operation, dict[str, str]]:
         """The operation and the parts of the path by their names. Problem 404 or 405 where there is none.

@@ -128,9 +128,15 @@ async def test_elsewhere_is_404_as_a_document(api: Client, path: str) -> None:
         assert json.loads(await response.read())["code"] == "not_found"
 
 
+async def test_the_head_alone(api: Client) -> None:
+    for path, status in (("/app/default", 200), ("/app/nobody", 404), ("/health", 204)):
+        reply = await api("HEAD", path)
+        assert (reply.status, reply.body) == (status, None)
+
+
 async def test_another_method_is_405(api: Client) -> None:
     reply = await api("PATCH", "/app")
-    assert (reply.status, reply.headers["allow"]) == (405, "GET, OPTIONS, POST")
+    assert (reply.status, reply.headers["allow"]) == (405, "GET, HEAD, OPTIONS, POST")
 
 
 async def test_health_and_the_document_need_no_token(api: Client) -> None:
@@ -189,7 +195,7 @@ async def test_hosts_base_path_and_origins(dsn: str) -> None:
             assert (await ask("GET", "/hooks/api/v1/health", host=host))[0] == 204
         status, headers = await ask("OPTIONS", "/hooks/api/v1/app", origin="https://app.example")
         assert (status, headers["access-control-allow-origin"]) == (204, "https://app.example")
-        assert headers["access-control-allow-methods"] == "GET, POST"
+        assert headers["access-control-allow-methods"] == "GET, HEAD, POST"
         assert {"authorization", "idempotency-key"} <= set(headers["access-control-allow-headers"].split(", "))
         assert "access-control-allow-credentials" not in headers
         for origin in ("https://evil.example", "null"):

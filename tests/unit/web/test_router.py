@@ -54,7 +54,7 @@ def test_nothing_is_404(path: str) -> None:
 def test_another_method_is_405_and_says_which_there_are() -> None:
     with pytest.raises(Problem) as found:
         ROUTER.find("DELETE", "/app")
-    assert (found.value.status, found.value.headers["allow"]) == (405, "GET, OPTIONS, POST")
+    assert (found.value.status, found.value.headers["allow"]) == (405, "GET, HEAD, OPTIONS, POST")
 
 
 def test_ids_are_given_once() -> None:
