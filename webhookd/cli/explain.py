@@ -13,7 +13,7 @@ import typer
 
 from webhookd.cli.emit import json_text, supposed
 from webhookd.cli.options import AsJson, ConfigFile, Dev, Usage, dsn_for, environment, loaded, ran
-from webhookd.cli.tables import counted, inert, show_json, span, tell
+from webhookd.cli.tables import counted, inert, say, show_json, span, tell
 from webhookd.config import loader
 from webhookd.config.config import Config, egress_of, section
 from webhookd.config.mistakes import WITH_DEV, egress_mistake
@@ -78,7 +78,8 @@ def explain(
             found = _of_outbox(event_id, config, files)
         else:
             labels = None if metadata is None else json_text("--metadata", metadata.encode(errors="surrogateescape"))
-            found = [_matched(supposed(type_ or "", tenant, labels), (), files.endpoints)]
+            made = _made_by_api(config) if files.api.listen else ()
+            found = [_matched(supposed(type_ or "", tenant, labels), (), [*files.endpoints, *made])]
         document = [_document(each) for each in found] if event_id else _document(found[0])
         lines = [line for each in found for line in _lines(each)]
         good = any(reason is None for each in found if not each.unreadable for _, reason in each.reasons)
@@ -89,9 +90,23 @@ def explain(
     raise typer.Exit(0 if good else 1)
 
 
+def _made_by_api(config: Path | None) -> Sequence[Subscriber]:
+    """What tenants have made; the files are enough for the rest, so a database that is away only leaves these out."""
+
+    async def ask() -> Sequence[Subscriber]:
+        async with Database(dsn_for(config) or None, size=1) as database:
+            return await Reports(database).made_by_api()
+
+    try:
+        return ran(ask())
+    except WebhookdError as error:
+        say(f"endpoints that the API has made are left out: {error}", err=True)
+        return ()
+
+
 def _of_outbox(event_id: str, config: Path | None, files: Config) -> list[_Found]:
     sees, made, found = ran(_ask(dsn_for(config), event_id))
-    if files.empty and not made:
+    if files.empty and not made and not files.api.listen:
         raise ConfigError([files.empty])
     if not found:
         raise WebhookdError(f"the outbox has no event {event_id!r}: it was never committed, or is past retention")

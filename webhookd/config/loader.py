@@ -59,8 +59,8 @@ def load(
     """The configuration of this file, of the endpoints directory it names and of the environment.
 
     Raises ConfigError with every mistake in all of them. Relative paths start at the folder of the file that has them.
-    Without any endpoint it is a mistake, too, or `may_be_empty`, and `empty` says what is missing. `exposed` gets the
-    files with secrets that every user of this machine can read.
+    Without any endpoint it is a mistake, too, unless it `may_be_empty` or serves an API; `empty` says what is missing.
+    `exposed` gets the files with secrets that every user of this machine can read.
     """
     texts: dict[str, str] = {}
     document = _parsed(path, texts)  # without the main file nothing else can be judged
@@ -76,7 +76,6 @@ def load(
     if not mistakes and not any(each.get("endpoint") for each in (document, *(tables for _, tables in documents))):
         missing = "has no endpoint" if directory.is_dir() else "does not exist, and there is no other endpoint"
         empty = f"{directory}: {missing}; write [endpoint.NAME] in a file such as {directory / 'orders.toml'}"
-        mistakes += [] if may_be_empty else [empty]
     try:
         secrets: dict[Path, str] = {}
         config = build(
@@ -89,6 +88,8 @@ def load(
         )
     except ConfigError as error:
         raise ConfigError([*mistakes, *error.mistakes]) from None
+    if empty and not may_be_empty and not config.api.listen:  # by which tenants make their own
+        mistakes.append(empty)
     if mistakes:
         raise ConfigError(mistakes)
     config = replace(config, database=_beside(path, config.database), empty=empty)

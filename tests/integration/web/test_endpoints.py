@@ -393,12 +393,18 @@ async def test_commands_show_them(shop: Client, dsn: str, receiver: Receiver, tm
     event = (await shop("POST", "/app/shop/msg", {"eventType": "a", "payload": {}})).body["id"]
     main = tmp_path / "webhookd.toml"
     main.write_text("")
+    serving = tmp_path / "serving.toml"  # it has no endpoint, and needs none
+    serving.write_text('[api]\nlisten = "127.0.0.1:0"\n')
+    asked = ["explain", "--type", "a", "--tenant", "shop", "-c", str(serving), "--metadata"]
     label = f"shop/{made.body['id']}"
     for command, wanted in (
         (["endpoints", "list"], made.body["id"][:20]),
         (["endpoints", "show", label], "filter channels"),
         (["status"], made.body["id"][:20]),
         (["explain", event, "-c", str(main)], "filter"),
+        ([*asked, '{"channels": ["x"]}'], label),
+        ([*asked, '{"channels": ["y"]}'], "filter"),
+        (["check", "--offline", "-c", str(serving)], "0 endpoints"),
     ):
         found = await asyncio.to_thread(
             subprocess.run,

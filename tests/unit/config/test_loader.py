@@ -107,6 +107,9 @@ def test_no_endpoint_at_all(main: Path) -> None:
     assert load(main, {}, may_be_empty=True).empty == f"{directory}: has no endpoint; {hint}"
     directory.rmdir()
     assert mistakes(main) == [f"{directory}: does not exist, and there is no other endpoint; {hint}"]
+    before = main.read_text()
+    main.write_text(before + '\n[api]\nlisten = "127.0.0.1:0"\n')
+    assert load(main, {}).endpoints == ()
     main.write_text(WITH_SECRET)
     assert load(main, {}, may_be_empty=True).endpoints == load(main, {}).endpoints != ()
     assert load(main, {}, may_be_empty=True).empty == ""
