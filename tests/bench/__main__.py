@@ -16,6 +16,7 @@ from typing import TypeAlias
 import uvloop
 
 from tests.bench import rig
+from tests.bench.api import api
 from tests.bench.cost import cost
 from tests.bench.flood import flood
 from tests.bench.guarded import guarded
@@ -48,6 +49,7 @@ BENCHES: dict[str, Bench] = {
     "ordered": ordered,
     "outage": outage,
     "flood": flood,
+    "api": api,
 }
 LONG: dict[str, Bench] = {"held": partial(held, seconds=600.0), "redrive": redrive}
 

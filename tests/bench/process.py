@@ -21,7 +21,7 @@ from webhookd.policy import limiter
 
 async def main(path: Path) -> None:
     """Run until SIGTERM, as `webhookd run` does."""
-    config = loader.load(path, {})
+    config = loader.load(path, {}, may_be_empty=True)
     daemon = Daemon(config, loader.dsn(config.database, path), on_ready=lambda _: print("ready", flush=True))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, daemon.stop)
     await daemon.run()

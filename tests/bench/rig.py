@@ -94,9 +94,9 @@ async def receiver() -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def daemon(
-    dsn: str, endpoints: dict[str, dict[str, Any]], *, careless: bool = False, **delivery: Any
+    dsn: str, endpoints: dict[str, dict[str, Any]], *, careless: bool = False, also: str = "", **delivery: Any
 ) -> AsyncIterator[psutil.Process]:
-    """A daemon process that delivers to these endpoints."""
+    """A daemon process that delivers to these endpoints; `also` is more of its file."""
     with tempfile.TemporaryDirectory(prefix="webhookd-bench-") as directory:
         file = Path(directory) / "webhookd.toml"
         lines = [
@@ -107,7 +107,7 @@ async def daemon(
         lines += ["[delivery]", *(f"{key} = {json.dumps(value)}" for key, value in delivery.items())]
         for name, keys in endpoints.items():
             lines += [f"[endpoint.{name}]", *(f"{k} = {json.dumps(v)}" for k, v in ({"secret": SECRET} | keys).items())]
-        file.write_text("\n".join(lines) + "\n")
+        file.write_text("\n".join([*lines, also]) + "\n")
         async with process("tests.bench.process", str(file), *(["--careless"] if careless else [])) as child:
             assert await line(child) == "ready"
             yield psutil.Process(child.pid)
