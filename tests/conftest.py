@@ -28,6 +28,7 @@ from webhookd.store.migrations import migrate
 
 T = TypeVar("T")
 hypothesis.settings.register_profile("webhookd", deadline=None)  # on a busy machine any single example may take long
+hypothesis.settings.register_profile("few", deadline=None, max_examples=20)  # where the same has been asked before
 hypothesis.settings.load_profile("webhookd")
 # A shell lets what runs in its background ignore Ctrl-C, and so would the commands that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
