@@ -28,6 +28,8 @@ class Made(NamedTuple):
     updated_at: datetime
     disabled_at: datetime | None
     paused_at: datetime | None
+    url_key: str | None  # with which its URL is sealed, where it has a query
+    url_sealed: bytes | None
 
 
 async def lock(asking: Asking) -> None:

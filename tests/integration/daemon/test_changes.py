@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pytest
 from aiohttp import ClientSession
 
-from tests.integration.conftest import Receiver, Running, Sql, configuration, eventually, insert
+from tests.integration.conftest import Receiver, Running, Sql, configuration, eventually, finished, insert
 from tests.integration.web.conftest import Client, a_token
 from tests.integration.web.test_endpoints import config
 from tests.waiting import until
@@ -78,7 +78,7 @@ async def test_of_many_only_the_one_is_read_that_has_changed(fleet: Fleet, recei
     assert not receiver.of("hook-3")
 
 
-async def test_whatever_is_said_of_it_counts_at_once(fleet: Fleet, receiver: Receiver) -> None:
+async def test_whatever_is_said_of_it_counts_at_once(fleet: Fleet, sql: Sql, receiver: Receiver) -> None:
     shop, one = fleet.shop, "/app/shop/endpoint/hook-1"
     for n, (method, path, body, header) in enumerate(
         (
@@ -103,6 +103,9 @@ async def test_whatever_is_said_of_it_counts_at_once(fleet: Fleet, receiver: Rec
     await emit(shop)
     await until(lambda: len(receiver.of("hook-3")) == 6, "the others")
     assert (len(receiver.of("hook-1")), len(receiver.of("hook-2"))) == (4, 5)
+    await finished(sql)
+    owed = "SELECT count(*) FROM webhookd.backlog b JOIN webhookd.endpoint e ON e.id = b.endpoint_id WHERE e.uid = $1"
+    assert [await sql.fetchval(owed, uid) for uid in ("hook-1", "hook-2")] == [0, 0], "neither is owed it"
     await shop("PATCH", one, {"disabled": False})
     await emit(shop)
     await until(lambda: len(receiver.of("hook-1")) == 5, "it again")

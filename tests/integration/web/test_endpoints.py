@@ -373,8 +373,11 @@ async def test_all_that_is_sealed_is_sealed_anew(shop: Client, dsn: str, sql: Sq
     url, secret = receiver.url("a?x=1"), new_secret()
     made = await shop("POST", "/app/shop/endpoint", {"url": url, "headers": {"X": "y"}, "secret": secret})
     keys = SealingKey("two", parse_key(new_key())), SealingKey("one", parse_key(KEY))
+    version = "SELECT changed_at_version FROM webhookd.endpoint"
+    before = await sql.fetchval(version)
     async with Database(dsn, size=1) as database:
         assert await Secrets(database, Keyring(keys)).rekey() == (3, [])
+        assert await sql.fetchval(version) > before, "daemons look which key opens it now"
         assert await Secrets(database, Keyring(keys)).rekey() == (0, [])
     ids = await sql.fetch("SELECT key_id FROM webhookd.secret UNION SELECT key_id FROM webhookd.sealed")
     assert [row[0] for row in ids] == ["two"]
@@ -414,3 +417,72 @@ async def test_commands_show_them(shop: Client, dsn: str, receiver: Receiver, tm
         assert "Traceback" not in found.stderr, found.stderr
         assert wanted in found.stdout, (command, found.stdout, found.stderr)
         assert "token=" not in found.stdout
+
+
+async def test_types_may_have_to_be_registered(dsn: str, receiver: Receiver, daemon: Running) -> None:
+    document = {
+        "api": {"listen": "127.0.0.1:0", "strict_event_types": True},
+        "encryption": {"keys": [{"id": "one", "file": "key"}]},
+        "event_types": {"user.left": {"description": "of a file"}},
+    }
+    strict = build(document, [], {}, lambda path, file: KEY)
+    async with daemon(strict) as running, ClientSession() as session:
+        client = Client(session, running.api_url, await a_token(dsn, "admin"))
+        for name in ("order.created", "old"):
+            await client("POST", "/event-type", {"name": name, "description": ""})
+        await client("DELETE", "/event-type/old")
+        path, url = "/app/default/endpoint", "https://hooks.example.com/"
+        for types, status in (
+            (["order.created", "user.left"], 201),
+            (["order.*"], 201),
+            (["user.*"], 201),
+            (None, 201),
+            (["order.creatd"], 422),
+            (["order.created", "old"], 422),
+            (["orders.*"], 422),
+            (["order.created.*"], 422),
+        ):
+            made = await client("POST", path, {"url": url, "eventTypes": types})
+            assert made.status == status, types
+            if status == 422:
+                assert {each["loc"][1] for each in made.body["detail"]} == {"eventTypes"}
+        one = (await client("POST", path, {"url": url})).body["id"]
+        assert (await client("PATCH", f"{path}/{one}", {"eventTypes": ["nothing"]})).status == 422
+        assert (await client("PUT", f"{path}/{one}", {"url": url, "eventTypes": ["nothing"]})).status == 422
+
+
+async def test_it_says_how_it_is_tried(shop: Client, sql: Sql, receiver: Receiver) -> None:
+    receiver.answers("hook", 500, 200)
+    retry = {"schedule": [1.0], "giveUpAfter": 3_600.0}
+    given = {"url": receiver.url("hook"), "timeout": 5, "retry": retry, "webhookd": {"maxInFlight": 1}}
+    made = (await shop("POST", "/app/shop/endpoint", given)).body
+    assert {key: made[key] for key in ("timeout", "retry", "webhookd")} == {
+        "timeout": 5.0, "retry": retry, "webhookd": {"maxInFlight": 1},
+    }  # fmt: skip
+    await shop("POST", "/app/shop/msg", {"eventType": "a", "payload": {}})
+    await until(lambda: len(receiver.of("hook")) == 2, "it once more")
+    assert receiver.of("hook")[1].at - receiver.of("hook")[0].at > 0.7  # and not after 50 ms, as others
+    await finished(sql)
+    path = f"/app/shop/endpoint/{made['id']}"
+    changed = (await shop("PATCH", path, {"timeout": None, "webhookd": None})).body
+    assert (changed["timeout"], changed["retry"], changed["webhookd"]) == (None, retry, None)
+    assert (await shop("PUT", path, {"url": receiver.url("hook")})).body["retry"] is None
+
+
+async def test_tenants_of_files_are_applications(dsn: str, sql: Sql, receiver: Receiver, daemon: Running) -> None:
+    hooks = {
+        str(n): {"url": receiver.url("a"), "tenant": tenant}
+        for n, tenant in enumerate(("acme", "", "*", "Müller & Co", "app_strange", "taken"))
+    }
+    async with daemon(config(receiver)) as running, ClientSession() as session:
+        client = Client(session, running.api_url, await a_token(dsn, "admin"))
+        other = (await client("POST", "/app", {"name": "has the uid", "uid": "was"})).body["id"]
+        await client("PATCH", f"/app/{other}", {"uid": "taken"})
+    async with daemon(configuration(hooks, api={"listen": "127.0.0.1:0"})) as running, ClientSession() as session:
+        client = Client(session, running.api_url, await a_token(dsn, "admin"))
+        found = {each["name"]: each["uid"] for each in (await client("GET", "/app")).body["data"]}
+        kept = {"default": "default", "has the uid": "taken", "acme": "acme"}
+        assert found == {**kept, "Müller & Co": None, "app_strange": None, "taken": None}
+        made = await client("POST", "/app/acme/msg", {"eventType": "a", "payload": {}})
+        await until(lambda: receiver.events("a").count(made.body["id"]) == 2, "its own endpoint and that of all")
+    assert await sql.fetchval("SELECT count(*) FROM webhookd.audit WHERE who = 'files'") == 4

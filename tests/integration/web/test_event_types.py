@@ -2,8 +2,18 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 
-from tests.integration.web.conftest import Client
+import pytest
+from aiohttp import ClientSession
+
+from tests.integration.web.conftest import Client, a_token
+from webhookd.config.schema import Api as Settings
+from webhookd.store.database import Database
+from webhookd.web.api import Api
+from webhookd.web.operation import Around
+from webhookd.web.server import serve
 
 CREATED = {"name": "order.created", "description": "An order was made", "schemas": {"1": {"type": "object"}}}
 
@@ -105,3 +115,48 @@ async def test_what_makes_no_sense_is_422(api: Client) -> None:
     assert (await api("PATCH", "/event-type/none", {})).status == 404
     assert (await api("PUT", "/event-type/a%20b", {"description": ""})).status == 404
     assert (await api("DELETE", "/event-type/none")).status == 404
+
+
+@pytest.fixture
+async def filed(dsn: str) -> AsyncIterator[Client]:
+    """An API of files that describe three types."""
+    described = {name: f"of a file: {name}" for name in ("b.filed", "d.filed", "z.filed")}
+    around = Around(Settings(), event_types=described, since=datetime(2026, 11, 29, tzinfo=UTC))
+    async with (
+        Database(dsn, size=4) as database,
+        serve(Api(database, around), "127.0.0.1:0", {}) as url,
+        ClientSession() as session,
+    ):
+        yield Client(session, url, await a_token(dsn, "admin"))
+
+
+async def test_those_of_files_are_among_them(filed: Client) -> None:
+    for name in ("a", "c", "y"):
+        await filed("POST", "/event-type", {"name": name, "description": ""})
+    every = ["a", "b.filed", "c", "d.filed", "y", "z.filed"]
+    for order, wanted in (("ascending", every), ("descending", every[::-1])):
+        for limit in (1, 2, 3, 6, 50):
+            found, iterator = list[str](), None
+            for _ in range(10):
+                more = f"&iterator={iterator}" if iterator else ""
+                page = (await filed("GET", f"/event-type?order={order}&limit={limit}{more}")).body
+                found += [each["name"] for each in page["data"]]
+                iterator = page["iterator"]
+                if page["done"]:
+                    break
+            assert found == wanted, (order, limit)
+    one = (await filed("GET", "/event-type/b.filed")).body
+    assert (one["description"], one["readOnly"]) == ("of a file: b.filed", True)
+    assert not (await filed("GET", "/event-type/a")).body["readOnly"]
+
+
+async def test_those_of_files_are_changed_there(filed: Client) -> None:
+    for method, path, body in (
+        ("POST", "/event-type", {"name": "b.filed", "description": ""}),
+        ("PUT", "/event-type/b.filed", {"description": ""}),
+        ("PATCH", "/event-type/b.filed", {"description": ""}),
+        ("DELETE", "/event-type/b.filed", None),
+        ("DELETE", "/event-type/b.filed?expunge=true", None),
+    ):
+        refused = await filed(method, path, body)
+        assert (refused.status, refused.body["code"]) == (409, "read_only"), (method, path)

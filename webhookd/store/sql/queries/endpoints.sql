@@ -1,14 +1,20 @@
 -- name: endpoint
 -- Of a tenant: one that it has made, by its id or uid, or that a file has for it alone, by its name.
-SELECT id, name, uid, source, spec, metadata, created_at, updated_at, disabled_at, paused_at FROM webhookd.endpoint
+SELECT e.id, e.name, e.uid, e.source, e.spec, e.metadata, e.created_at, e.updated_at, e.disabled_at, e.paused_at,
+       (SELECT v.key_id FROM webhookd.sealed v WHERE v.endpoint_id = e.id AND v.name = 'url'), (SELECT v.content FROM webhookd.sealed v WHERE v.endpoint_id = e.id AND v.name = 'url')
+  FROM webhookd.endpoint e
  WHERE tenant = $1 AND (name = $2 OR uid = $2) AND removed_at IS NULL ORDER BY name = $2 DESC LIMIT 1;
 
 -- name: endpoints_rising
-SELECT id, name, uid, source, spec, metadata, created_at, updated_at, disabled_at, paused_at FROM webhookd.endpoint
+SELECT e.id, e.name, e.uid, e.source, e.spec, e.metadata, e.created_at, e.updated_at, e.disabled_at, e.paused_at,
+       (SELECT v.key_id FROM webhookd.sealed v WHERE v.endpoint_id = e.id AND v.name = 'url'), (SELECT v.content FROM webhookd.sealed v WHERE v.endpoint_id = e.id AND v.name = 'url')
+  FROM webhookd.endpoint e
  WHERE tenant = $1 AND removed_at IS NULL AND ($2::text IS NULL OR name COLLATE "C" > $2) ORDER BY name COLLATE "C" LIMIT $3;
 
 -- name: endpoints_falling
-SELECT id, name, uid, source, spec, metadata, created_at, updated_at, disabled_at, paused_at FROM webhookd.endpoint
+SELECT e.id, e.name, e.uid, e.source, e.spec, e.metadata, e.created_at, e.updated_at, e.disabled_at, e.paused_at,
+       (SELECT v.key_id FROM webhookd.sealed v WHERE v.endpoint_id = e.id AND v.name = 'url'), (SELECT v.content FROM webhookd.sealed v WHERE v.endpoint_id = e.id AND v.name = 'url')
+  FROM webhookd.endpoint e
  WHERE tenant = $1 AND removed_at IS NULL AND ($2::text IS NULL OR name COLLATE "C" < $2) ORDER BY name COLLATE "C" DESC LIMIT $3;
 
 -- name: endpoints_made
@@ -23,7 +29,7 @@ WITH made AS (
 noted AS (
   INSERT INTO webhookd.audit (action, subject, tenant, after)
   SELECT 'create endpoint', concat_ws('/', NULLIF(m.tenant, ''), m.name), m.tenant, json_build_object('uid', m.uid, 'metadata', m.metadata, 'spec', m.spec) FROM made m)
-SELECT id, name, uid, source, spec, metadata, created_at, updated_at, disabled_at, paused_at FROM made;
+SELECT id, name, uid, source, spec, metadata, created_at, updated_at, disabled_at, paused_at, NULL::text, NULL::bytea FROM made;
 
 -- name: endpoint_change
 WITH before AS MATERIALIZED (SELECT * FROM webhookd.endpoint WHERE id = $1 AND source = 'api' AND removed_at IS NULL FOR NO KEY UPDATE),
@@ -33,7 +39,9 @@ noted AS (
   INSERT INTO webhookd.audit (action, subject, tenant, before, after)
   SELECT 'change endpoint', concat_ws('/', NULLIF(c.tenant, ''), c.name), c.tenant, json_build_object('uid', b.uid, 'metadata', b.metadata, 'spec', b.spec),
          json_build_object('uid', c.uid, 'metadata', c.metadata, 'spec', c.spec) FROM changed c JOIN before b USING (id))
-SELECT id, name, uid, source, spec, metadata, created_at, updated_at, disabled_at, paused_at FROM changed;
+SELECT c.id, c.name, c.uid, c.source, c.spec, c.metadata, c.created_at, c.updated_at, c.disabled_at, c.paused_at,
+       (SELECT v.key_id FROM webhookd.sealed v WHERE v.endpoint_id = c.id AND v.name = 'url'), (SELECT v.content FROM webhookd.sealed v WHERE v.endpoint_id = c.id AND v.name = 'url')
+  FROM changed c;
 
 -- name: endpoint_end
 -- What it is owed ends with it, of very much the first; the rest is sent to nobody, and goes with its events. Nothing secret is kept of it.
