@@ -9,17 +9,18 @@ reader stops reading.
 """
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from webhookd.engine.clock import Clock
+from webhookd.engine.dispatch import ordering
 from webhookd.engine.dispatch.answers import Answers, Trouble
 from webhookd.engine.dispatch.feeder import AHEAD, Feeder, Store
 from webhookd.engine.dispatch.feeds import LIVE, Feed, FeedState
 from webhookd.engine.dispatch.lanes import Lanes, Sender
 from webhookd.engine.dispatch.limits import AT_A_TIME, Limits
-from webhookd.engine.dispatch.ordering import Ordering
 from webhookd.engine.dispatch.queues import EndpointQueue
 from webhookd.engine.dispatch.reservations import Reservations
 from webhookd.engine.dispatch.room import MOST_DELIVERIES, Room
@@ -35,22 +36,18 @@ PATIENCE = 3.0  # seconds a delivery may wait for its endpoint, or be in flight,
 LEASE_MARGIN = 25.0  # seconds of a lease beyond the timeout of the attempt
 DEATHS_MOST = 6  # of daemons that had a delivery in hand, from which on it is not tried, but waits for its next step
 SWEEP_SECONDS = 0.25
+ALL_EVERY = 4  # sweeps, of which one looks at all queues, and the others at those that had something of late
 UNSEEN_SECONDS = 5.0  # without a look at our way out, from which on more is taken into memory that can have one
 
 
-class Recorder(Protocol):
+class Recorder(ordering.Recorder, Protocol):
     """What the dispatcher needs of the recorder."""
 
     stuck: bool  # the database does not take results
-    put_so_far: int  # results
-    written: int  # of these
 
     @property
     def pending(self) -> int:
         """Results that are not in the database yet."""
-
-    def put(self, result: Result) -> None:
-        """Record a result."""
 
     def lease(self, delivery: Delivery, seconds: float) -> None:
         """Give a delivery in flight a row of the backlog."""
@@ -81,6 +78,7 @@ class Dispatcher:
         self._patience = patience
         self._is_discarded = is_discarded
         self._queues: dict[int, EndpointQueue] = {}
+        self._stirred: dict[EndpointQueue, None] = {}  # that had something of late
         self._scheduler = Scheduler(aside_after=min(ASIDE_AFTER, patience))
         self._limits = Limits(self._scheduler)
         self.feeder = Feeder(
@@ -103,7 +101,7 @@ class Dispatcher:
             is_discarded=is_discarded,
             on_left=self._left,
         )
-        self.ordering = Ordering(recorder, self._lanes.let_go)
+        self.ordering = ordering.Ordering(recorder, self._lanes.let_go)
         self._spills = Spills(recorder, self.answers, self.ordering, self._lanes.let_go, patience)
         self.reservations = Reservations(self._queues, self._scheduler, self._lanes)
         self._stopped = asyncio.Event()
@@ -190,6 +188,7 @@ class Dispatcher:
         self._room.take(delivery.event.tenant)
         if queue.order is None or queue.order.wants(delivery):
             queue.waiting.append(delivery)
+        self._stirred[queue] = None
         return self.feeder.ask(queue)
 
     def _ready(self, queue: EndpointQueue) -> None:
@@ -331,13 +330,16 @@ class Dispatcher:
         self._spills.put_off(self._queues.get(delivery.endpoint.id), delivery)
 
     async def _sweep(self) -> None:
+        sweeps = itertools.count(1)
         while not await wait_for(self._stopped, SWEEP_SECONDS):
             now = time.monotonic()
             self._room.measure(SWEEP_SECONDS)
             self._scheduler.age(now)
             for delivery in self._scheduler.stragglers(now - self._patience):
                 self._recorder.lease(delivery, delivery.endpoint.timeout + LEASE_MARGIN)
-            for number, queue in enumerate(list(self._queues.values()), start=1):
+            if next(sweeps) % ALL_EVERY == 0:
+                self._stirred = {queue: None for queue in self._queues.values() if queue.has_some}
+            for number, queue in enumerate(list(self._stirred), start=1):
                 if queue.has_some and queue.is_held_up(now) and self._spills.spill_overdue(queue, now):
                     self.feeder.ask(queue)
                     self.room_freed.set()
