@@ -4,6 +4,7 @@ from collections import defaultdict
 from dataclasses import replace
 from datetime import UTC, datetime
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 
 from tests.endpoints import HOOK
 from webhookd.engine.dispatch.order import OF_A_KEY, Order
+from webhookd.engine.dispatch.ordering import Ordering
 from webhookd.engine.dispatch.payloads import Payload
+from webhookd.engine.dispatch.queues import EndpointQueue, Host
 from webhookd.model import Batch, Delivery, Event, Ordered, Window
 
 DAY = datetime(2026, 11, 3, tzinfo=UTC)
@@ -234,3 +237,13 @@ def test_one_that_becomes_ordered_knows_what_is_in_flight() -> None:
     assert order.over(flying[1]) == (None, None)
     assert order.over(flying[0]) == (None, behind)
     assert order.has_fed(behind, Payload(b"")) == (True, None)
+
+
+def test_the_backlog_is_looked_at_once_it_has_what_left_memory() -> None:
+    """When it is another order that is kept: the one before has noted what was put, and this one knows of nothing."""
+    recorder = SimpleNamespace(put_so_far=5, written=4, put=lambda result: None)
+    ordering = Ordering(recorder, lambda delivery, payload: None)
+    ordering.keep(EndpointQueue(replace(HOOK, id=7, ordered="key"), Host()))
+    assert ordering.still_flies(7)
+    recorder.written = 5
+    assert not ordering.still_flies(7)

@@ -73,6 +73,8 @@ class Ordering:
                 delivery.follow(queue.endpoint)  # it has the key that it has now
             queue.order = Order(queue.endpoint.ordered == "key", list(queue.flying))
             self._queues[queue.endpoint.id] = queue
+            # What left memory a moment ago was noted by the order before; the backlog is looked at once it has that.
+            self._gone_at[queue.endpoint.id] = self._recorder.put_so_far
             self.woken.set()
         elif self._queues.pop(queue.endpoint.id, None) is not None:
             queue.order = None
