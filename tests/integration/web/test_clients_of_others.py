@@ -1,6 +1,5 @@
 """The tests of Svix' own client libraries, unmodified, at a daemon. `.ci/run` fetches them."""
 
-import asyncio
 import os
 import re
 from pathlib import Path
@@ -8,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.integration.web.test_python_client import Served, served
+from tests.programs import said_by
 
 CLIENTS = Path(os.environ.get("WEBHOOKD_CLIENTS", "/nowhere"))
-SECONDS = 120.0
 __all__ = ["served"]  # the fixture
 
 pytestmark = pytest.mark.skipif(not CLIENTS.is_dir(), reason="no clients of others: .ci/run fetches them")
@@ -19,17 +18,7 @@ pytestmark = pytest.mark.skipif(not CLIENTS.is_dir(), reason="no clients of othe
 async def run(served: Served, *command: str) -> tuple[int | None, str]:
     """Its exit code and all that it says."""
     environ = {**os.environ, "SVIX_TOKEN": served.token, "SVIX_SERVER_URL": served.url}
-    process = await asyncio.create_subprocess_exec(
-        *command, cwd=CLIENTS, env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    try:
-        async with asyncio.timeout(SECONDS):
-            said, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return process.returncode, said.decode(errors="replace")
+    return await said_by(*command, cwd=CLIENTS, env=environ)
 
 
 async def test_javascript(served: Served) -> None:

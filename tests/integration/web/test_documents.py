@@ -1,6 +1,5 @@
 """Everything that our document allows, and that of Svix for what is here, by schemathesis. `.ci/run` fetches it."""
 
-import asyncio
 import json
 import os
 import re
@@ -12,6 +11,7 @@ import pytest
 from aiohttp import ClientSession
 
 from tests.integration.web.conftest import Client, a_token
+from tests.programs import said_by
 from webhookd.config.schema import Api as Settings
 from webhookd.message.sealing import Keyring, SealingKey, new_key, parse_key
 from webhookd.policy.access import CAPABILITIES, ROLES
@@ -26,7 +26,6 @@ from webhookd.web.table import BASE, OPERATIONS
 PROGRAM: Final = Path(os.environ.get("WEBHOOKD_CLIENTS", "/nowhere")) / "schemathesis" / "bin" / "schemathesis"
 OTHERS: Final = Path(__file__).parents[2] / "vectors" / "svix.json"
 CHECKS: Final = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-SECONDS: Final = 240.0
 METHODS: Final = ("get", "post", "put", "patch", "delete")
 # What of the parts of paths is to be there, so that more is asked for than what is not.
 THERE: Final = (
@@ -68,21 +67,12 @@ async def asked(scene: Scene, document: Mapping[str, Any], url: str, token: str,
     file, config = scene.folder / "document.json", scene.folder / "schemathesis.toml"
     file.write_text(json.dumps(document))
     config.write_text(THERE)
-    process = await asyncio.create_subprocess_exec(
+    code, text = await said_by(
         PROGRAM, "--config-file", config, "run", file, "--url", url, "-H", f"Authorization: Bearer {token}",
         "--checks", CHECKS, "-n", str(examples), "--phases", "coverage,fuzzing", "--generation-deterministic",
-        "--continue-on-failure", "--no-color", "--warnings", "off",
-        cwd=scene.folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        "--continue-on-failure", "--no-color", "--warnings", "off", cwd=scene.folder,
     )  # fmt: skip
-    try:
-        async with asyncio.timeout(SECONDS):
-            said, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    text = said.decode(errors="replace")
-    assert process.returncode == 0, text
+    assert code == 0, text
     tested = re.search(r"Tested: +([0-9]+)", text)
     assert tested is not None
     assert int(tested[1]) == sum(method in METHODS for path in document["paths"].values() for method in path), text
