@@ -132,7 +132,8 @@ class Database:
         self._opening = asyncio.Lock()
         self._seconds = CONNECT_TIMEOUT
         self._idle: deque[tuple[float, asyncpg.pool.PoolConnectionProxy[Any]]] = deque()  # since when; not the pool's
-        self._waiting = 0  # who wait for the pool
+        self._had = 0  # connections that the pool has given us, idle ones included
+        self._waiting: deque[asyncio.Future[Any]] = deque()  # who have one next, or None where the pool has one
         self._expiries = 0  # how often all connections were known to lead to the wrong server
         self.place = ""
 
@@ -161,19 +162,34 @@ class Database:
                     self._expiries += 1
                     await self._let_go_of_idle(0.0)
                     await pool.expire_connections()
-                await _release(pool, connection)
+                await self._give_back(pool, connection)
                 raise
-            if self._waiting or self._pool is not pool or self._expiries != expiries:
-                await _release(pool, connection)
-            else:
+            if self._pool is not pool or self._expiries != expiries or connection.is_closed():
+                await self._give_back(pool, connection)
+            elif not self._hand_on(connection):
                 self._idle.append((time.monotonic(), connection))
                 await self._let_go_of_idle(UNUSED_SECONDS)
+
+    def _hand_on(self, connection: "asyncpg.pool.PoolConnectionProxy[Any] | None") -> bool:
+        """Let who has waited the longest go on with it, or ask the pool; False when nobody waits."""
+        while self._waiting:
+            if not (first := self._waiting.popleft()).done():
+                first.set_result(connection)
+                return True
+        return False
+
+    async def _give_back(self, pool: "asyncpg.Pool[Any]", connection: "asyncpg.pool.PoolConnectionProxy[Any]") -> None:
+        try:
+            await _release(pool, connection)
+        finally:
+            self._had -= 1
+            self._hand_on(None)
 
     async def _let_go_of_idle(self, seconds: float) -> None:
         """Give the pool what has not been used for so long: it closes what stays so."""
         before = time.monotonic() - seconds
         while self._idle and self._idle[0][0] <= before and self._pool is not None:
-            await _release(self._pool, self._idle.popleft()[1])
+            await self._give_back(self._pool, self._idle.popleft()[1])
 
     @asynccontextmanager
     async def transaction(self, **options: Any) -> AsyncIterator["asyncpg.pool.PoolConnectionProxy[Any]"]:
@@ -211,23 +227,52 @@ class Database:
             raise Moved("the database is on another server or another timeline: it failed over, or was restored")
 
     async def _acquire(self) -> tuple["asyncpg.Pool[Any]", "asyncpg.pool.PoolConnectionProxy[Any]"]:
+        until = None
         while True:
             pool = self._pool or await self._open()
             while self._idle:  # the one that was used last, without the tasks that the pool makes for each
                 _, connection = self._idle.pop()
                 if not connection.is_closed():
                     return pool, connection
-                await _release(pool, connection)
-            self._waiting += 1
-            try:
-                async with asyncio.timeout(self._seconds):  # asyncpg's own is a task more, for each statement
-                    return pool, await pool.acquire()
-            except _Pooled:
-                if self._pool is pool:
-                    self._pool, self._pooled = None, True
-                pool.terminate()
-            finally:
-                self._waiting -= 1
+                await self._give_back(pool, connection)
+            until = until or asyncio.get_running_loop().time() + self._seconds
+            async with asyncio.timeout_at(until):
+                if self._had < self._size:
+                    if (new := await self._ask(pool)) is not None:
+                        return pool, new
+                elif (handed := await self._turn()) is not None and self._pool is not None:
+                    return self._pool, handed
+
+    async def _ask(self, pool: "asyncpg.Pool[Any]") -> "asyncpg.pool.PoolConnectionProxy[Any] | None":
+        """One of the pool's; None when there is to be another pool, since this one is not for a pooler."""
+        self._had += 1
+        connection: asyncpg.pool.PoolConnectionProxy[Any]
+        try:
+            connection = await pool.acquire()
+            return connection
+        except BaseException as error:
+            self._had -= 1
+            self._hand_on(None)
+            if not isinstance(error, _Pooled):
+                raise
+            if self._pool is pool:
+                self._pool, self._pooled = None, True
+            pool.terminate()
+            return None
+
+    async def _turn(self) -> "asyncpg.pool.PoolConnectionProxy[Any] | None":
+        """The next that is given back, without the tasks of the pool; None when the pool has one now."""
+        turn: asyncio.Future[asyncpg.pool.PoolConnectionProxy[Any] | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():  # it came at the very moment that nobody wanted it any more
+                handed = turn.result()
+                if not self._hand_on(handed) and handed is not None:
+                    self._idle.append((time.monotonic(), handed))
+            raise
+        return turn.result()
 
     async def _open(self) -> "asyncpg.Pool[Any]":
         async with self._opening:
