@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import time
 from contextlib import nullcontext, suppress
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -21,17 +22,17 @@ from webhookd.store import requests, tenants
 from webhookd.store import tokens as store
 from webhookd.store.database import Database
 from webhookd.store.requests import Answered
+from webhookd.store.tenants import Tenant
 from webhookd.web import body, older, openapi
 from webhookd.web.operation import TENANT, Answer, Around, Call, Operation
 from webhookd.web.problem import Problem, conflict, invalid, not_found, parsed
+from webhookd.web.recent import Recent
 from webhookd.web.router import Router
 from webhookd.web.table import BASE, OPERATIONS
 from webhookd.web.tokens import caller_of
 
 LARGE: Final = 64 << 10  # bytes, from which on a body is one of LARGE_AT_ONCE
 LARGE_AT_ONCE: Final = 32
-KNOWN_SECONDS: Final = 1.0  # for which a token is not asked for again
-KNOWN_MOST: Final = 10_000
 TWICE_SECONDS: Final = 10.0  # that a request waits while the same is under way
 LOOK_FIRST, LOOK_MOST = 0.05, 0.5  # seconds
 SECONDS: Final = 12.0  # for all of it; client libraries give up at 15
@@ -49,7 +50,8 @@ class Api:
     def __init__(self, database: Database, around: Around) -> None:
         self._database = database
         self._router = Router(OPERATIONS)
-        self._known: dict[str, tuple[float, Caller]] = {}
+        self._callers = Recent[Caller]()  # by their tokens
+        self._tenants = Recent[Tenant]()  # by their ids and uids
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self.configure(around)
 
@@ -102,7 +104,7 @@ class Api:
         caller = NOBODY if operation.right is None else await self._caller(request)
         _expect_right(operation, caller)
         query = _checked("query", operation.query, _texts(request))
-        call = Call(caller, self._database, parts, until, self._around, self._reached_at(request), query)
+        call = Call(caller, self._database, parts, until, self._around, partial(self._reached_at, request), query)
         if operation.body is None:
             return _response(request, await self._done(request, operation, call))
         upto = operation.upto if operation.whole else operation.upto + self._around.max_payload
@@ -114,7 +116,20 @@ class Api:
             return _response(request, await self._done(request, operation, call))
 
     async def _done(self, request: web.BaseRequest, operation: Operation, call: Call) -> Answer:
-        return await (self._written(request, operation, call) if operation.writes else _done(operation, call))
+        if operation.writes:
+            try:
+                return await self._written(request, operation, call)
+            finally:
+                if operation.is_of_tenants:
+                    self._tenants.clear()
+        named = call.path[TENANT] if operation.of_tenant and not operation.is_of_tenants else None
+        kept = self._tenants.get(named) if named is not None else None
+        if kept is not None and call.caller.tenant in (None, kept.id):
+            call.tenant, named = kept, None
+        answer = await _done(operation, call)
+        if named is not None and call.tenant is not None:
+            self._tenants.keep(named, call.tenant)
+        return answer
 
     def _expect_host(self, request: web.BaseRequest) -> None:
         host = request.headers.get("host", "").lower()
@@ -151,9 +166,8 @@ class Api:
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
             raise _unauthorized("Say who you are: `Authorization: Bearer TOKEN`; `webhookd token new` makes one.")
-        now = time.monotonic()
-        if (kept := self._known.get(token)) is not None and now < kept[0]:
-            return kept[1]
+        if (caller := self._callers.get(token)) is not None:
+            return caller
         hash_ = store.hash_of(token)
         if role := self._settings.tokens.get(hash_):
             name = f"file:{hash_.hex()[:8]}"  # which tells it from the others of the file
@@ -162,9 +176,7 @@ class Api:
             caller = caller_of(known)
         else:
             raise _unauthorized("This token is none that counts: it is wrong, was revoked, or has expired.")
-        if len(self._known) >= KNOWN_MOST:
-            self._known.clear()
-        self._known[token] = now + KNOWN_SECONDS, caller
+        self._callers.keep(token, caller)
         return caller
 
     async def _written(self, request: web.BaseRequest, operation: Operation, call: Call) -> Answer:
@@ -220,7 +232,8 @@ async def _find_tenant(operation: Operation, call: Call) -> None:
     """Know whose things it is about. Problem 404 where there is no such tenant, or it is not the caller's."""
     if not operation.of_tenant:
         return
-    call.tenant = await tenants.find(call.connection, call.path[TENANT])
+    if call.tenant is None:
+        call.tenant = await tenants.find(call.connection, call.path[TENANT])
     if call.caller.tenant is not None and (call.tenant is None or call.tenant.id != call.caller.tenant):
         raise not_found("application")
     if call.tenant is None and not operation.may_be_new:
@@ -254,6 +267,8 @@ def _shown(request: web.BaseRequest) -> str:
 
 def _texts(request: web.BaseRequest) -> dict[str, str | list[str]]:
     """The query; what is there several times is a list."""
+    if not request.rel_url.raw_query_string:
+        return {}
     query = request.rel_url.query
     return {name: values[0] if len(values := query.getall(name)) == 1 else values for name in set(query)}
 

@@ -71,7 +71,7 @@ class Call:
     path: Mapping[str, str]
     until: float  # the moment of the monotonic clock by which it has to be answered
     around: Around
-    reached_at: str = ""  # the URL before all paths, as its caller sees it
+    reached_at: Callable[[], str] = str  # the URL before all paths, as its caller sees it
     query: Any = None
     body: Any = None
     raw: bytes = field(default=b"", repr=False)
@@ -134,3 +134,8 @@ class Operation:
     def of_tenant(self) -> bool:
         """True when it is about what belongs to one tenant."""
         return f"{{{TENANT}}}" in self.path
+
+    @property
+    def is_of_tenants(self) -> bool:
+        """True when it is about tenants themselves, and not about what belongs to one."""
+        return self.path == "/app" or self.path.endswith(f"{{{TENANT}}}")

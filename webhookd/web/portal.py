@@ -54,7 +54,7 @@ async def access(call: Call) -> Answer:
     )  # fmt: skip
     token, id_ = tokens.new_token(), new_id("tok_")
     await tokens.add(call.connection, id_, token, new)
-    return Answer(200, AccessOut(url=f"{call.reached_at}/portal#key={token}", token=token), id_)
+    return Answer(200, AccessOut(url=f"{call.reached_at()}/portal#key={token}", token=token), id_)
 
 
 async def again(call: Call, made: str | None, status: int) -> Answer:

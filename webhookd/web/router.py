@@ -78,6 +78,8 @@ def _segments(path: str) -> list[str]:
     parts = path.strip("/").split("/")
     if len(parts) > MOST_SEGMENTS:
         raise _nowhere()
+    if "%" not in path and path.isascii() and "\0" not in path:
+        return parts
     try:
         found = [unquote(part, errors="strict") for part in parts]
     except UnicodeDecodeError:

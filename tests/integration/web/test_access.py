@@ -10,7 +10,7 @@ from tests.integration.web.conftest import Client, a_token
 from webhookd.config.schema import Api as Settings
 from webhookd.store.database import Database
 from webhookd.store.tokens import hash_of
-from webhookd.web import api as api_module
+from webhookd.web import recent
 from webhookd.web.api import Api
 from webhookd.web.operation import Around
 from webhookd.web.server import serve
@@ -84,7 +84,7 @@ async def test_a_tenants_token_sees_that_tenant_alone(api: Client, dsn: str) -> 
 async def test_a_token_ends_with_its_tenant_by_revoking_and_with_time(
     api: Client, dsn: str, sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api_module, "KNOWN_SECONDS", 0.0)
+    monkeypatch.setattr(recent, "SECONDS", 0.0)
     mine = (await api("POST", "/app", {"name": "a", "uid": "mine"})).body["id"]
     of_tenant, revoked, expired = [await a_token(dsn, "read", tenant) for tenant in (mine, None, None)]
     for token in (of_tenant, revoked, expired):
@@ -141,7 +141,7 @@ async def test_tokens_of_a_file_count_too(dsn: str) -> None:
 
 
 async def test_asking_is_noted_at_most_once_a_minute(api: Client, sql: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_module, "KNOWN_SECONDS", 0.0)
+    monkeypatch.setattr(recent, "SECONDS", 0.0)
     await api("GET", "/app")
     used = await sql.fetchval("SELECT used_at FROM webhookd.token")
     assert used is not None

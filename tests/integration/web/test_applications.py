@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from tests.integration.conftest import Sql
-from tests.integration.web.conftest import Client, Reply
+from tests.integration.web.conftest import Client, Reply, a_token
 
 
 async def test_one_is_made_found_changed_and_ended(api: Client, sql: Sql) -> None:
@@ -177,3 +177,22 @@ async def test_a_bad_body_is_422(api: Client, body: object, loc: list[str]) -> N
     reply = await api("POST", "/app", body)
     assert (reply.status, reply.body["detail"][0]["loc"]) == (422, loc)
     assert reply.headers["content-type"] == "application/json"
+
+
+async def test_what_is_known_of_one_for_a_second_is_never_older_than_a_change_here(dsn: str, api: Client) -> None:
+    await api("POST", "/app", {"name": "a", "uid": "shop"})
+    old = (await api("POST", "/app/shop/msg", {"eventType": "order.created", "payload": {}})).body["id"]
+    assert (await api("GET", f"/app/shop/msg/{old}")).status == 200
+    await api("PATCH", "/app/shop", {"uid": "store"})
+    assert [(await api("GET", f"/app/{uid}/msg/{old}")).status for uid in ("shop", "store")] == [404, 200]
+    await api("DELETE", "/app/store")
+    assert (await api("GET", f"/app/store/msg/{old}")).status == 404
+    new = (await api("POST", "/app", {"name": "b", "uid": "store"})).body["id"]
+    assert (await api("GET", "/app/store/endpoint")).body["data"] == []
+    # A token of another tenant is never answered from what was known for somebody else.
+    portal = api.with_token(await a_token(dsn, "portal", new, ("ViewBase",)))
+    assert (await portal("GET", "/app/store/endpoint")).status == 200
+    other = (await api("POST", "/app", {"name": "c", "uid": "other"})).body["id"]
+    assert (await api("GET", "/app/other/endpoint")).status == 200
+    assert (await portal("GET", "/app/other/endpoint")).status == 404
+    assert (await portal("GET", f"/app/{other}/endpoint")).status == 404

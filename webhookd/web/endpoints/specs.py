@@ -84,7 +84,7 @@ def shown_as(found: Made, url: str) -> EndpointOut:
     spec = spec_of(found)
     types = None if spec["events"] == ["*"] else spec["events"]
     rate = int(spec["rate_limit"] or 0) or None
-    return EndpointOut.model_construct(
+    return EndpointOut(
         id=found.name, uid=found.uid, url=url, description=spec["description"], event_types=types, filter_types=types,
         channels=spec.get("channels"), disabled=not spec["active"] or found.disabled_at is not None,
         metadata=orjson.loads(found.metadata), rate_limit=rate, throttle_rate=rate, version=1,

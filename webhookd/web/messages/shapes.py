@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import orjson
-from pydantic import AfterValidator, AwareDatetime, Field
+from pydantic import AfterValidator, AwareDatetime, Field, WithJsonSchema
 
 from webhookd.metadata import members
 from webhookd.policy.matching import OWN_TYPES
@@ -52,13 +52,17 @@ class MessageIn(Given):
     """Makes the application of the path, if it is not there."""
 
 
+# JSON as it is kept, which nobody parses on its way out.
+Kept = Annotated[Any, WithJsonSchema({"type": "object", "additionalProperties": True})]
+
+
 class MessageOut(Shape):
     """An event."""
 
     id: str
     event_id: str | None
     event_type: str
-    payload: dict[str, Any]
+    payload: Kept
     channels: list[str] | None
     tags: list[str] | None
     timestamp: datetime
@@ -79,7 +83,7 @@ class MessagePage(Page[MessageOut]):
 def shown(message: Message, *, content: bool) -> MessageOut:
     """As its tenant sees it."""
     labels = members(message.metadata) if message.metadata is not None else {}
-    return MessageOut.model_construct(
+    return MessageOut(
         id=message.event_id,
         event_id=message.alias,
         event_type=message.type,
