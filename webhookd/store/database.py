@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Self
 
@@ -17,9 +17,9 @@ import asyncpg
 from webhookd.errors import Moved, StoreConflict, StoreForbidden
 from webhookd.store.dial import CONNECT_TIMEOUT, Dsn, Target, dial, target
 from webhookd.store.migrations import check_schema
-from webhookd.store.session import pins
+from webhookd.store.session import expect_primary, is_pooled, learn_types, pins, prepare
 from webhookd.store.statements import QUERIES
-from webhookd.store.translation import NO_ROW_SECURITY, UNAVAILABLE, decoded, translated
+from webhookd.store.translation import NO_ROW_SECURITY, UNAVAILABLE, decoded, ours, translated
 
 POOL_SIZE = 5  # more only queue up behind each other
 APPLICATION_NAME = "webhookd"
@@ -35,54 +35,12 @@ TABLES_NAMED = 3  # of those with row security
 COMMITTED: dict[str, Any] = {"isolation": "read_committed"}  # whatever the default of the role or the database is
 
 
-async def _prepare(connection: "asyncpg.Connection[Any]") -> None:
-    # As bytes and never parsed: what Postgres holds is what the receiver gets.
-    for type_ in ("json", "jsonb"):
-        await connection.set_type_codec(
-            type_, schema="pg_catalog", encoder=_json_out[type_], decoder=_json_in[type_], format="binary"
-        )
-
-
-_json_out = {"json": bytes, "jsonb": lambda text: b"\x01" + text}
-_json_in = {"json": bytes, "jsonb": lambda data: data[1:]}
-
-
-async def _learn_types(connection: "asyncpg.Connection[Any]") -> None:
-    """Let asyncpg ask for all types that our statements have, once, in a transaction that is rolled back.
-
-    It switches `jit` off meanwhile, for the session, and would leave that behind on a connection that others use.
-    """
-    transaction = connection.transaction()
-    await transaction.start()
-    try:
-        await connection.prepare(
-            "SELECT $1::int2[], $2::int4[], $3::int8[], $4::float8[], $5::timestamptz[], $6::bytea[]"
-        )
-    finally:
-        await transaction.rollback()
-
-
-def _expect_primary(connection: "asyncpg.Connection[Any]") -> None:
-    settings = connection.get_settings()
-    if "on" in (getattr(settings, "in_hot_standby", ""), getattr(settings, "default_transaction_read_only", "")):
-        raise asyncpg.ReadOnlySQLTransactionError
-
-
-async def is_pooled(connection: "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]") -> bool:
-    """True when a pooler stands between us and the server, which has another PID than the one that answered us.
-
-    By the simple protocol, which leaves no prepared statement on whatever connection it reaches.
-    """
-    pid = connection.get_server_pid()
-    return await connection.execute(f"SELECT WHERE pg_catalog.pg_backend_pid() = {pid}") == "SELECT 0"
-
-
 async def connect(dsn: Dsn) -> "asyncpg.Connection[Any]":
     """A connection of its own, outside the pool."""
     with translated():
         where = target(dsn)
         connection = await dial(where, **_settings(where))
-        await _prepare(connection)
+        await prepare(connection)
         return connection
 
 
@@ -114,8 +72,36 @@ async def _release(pool: "asyncpg.Pool[Any]", connection: "asyncpg.pool.PoolConn
         await pool.release(connection, timeout=RELEASE_TIMEOUT)
 
 
+def _is_closed(connection: "asyncpg.pool.PoolConnectionProxy[Any]") -> bool:
+    try:
+        return bool(connection.is_closed())
+    except asyncpg.InterfaceError:  # it broke, and the pool has it back since then
+        return True
+
+
 class _Pooled(Exception):
     """A connection goes through a pooler, and was opened as if there were none."""
+
+
+class _Lent:
+    """A connection, as long as the block runs."""
+
+    __slots__ = ("_connection", "_database", "_expiries", "_pool")
+
+    def __init__(self, database: "Database") -> None:
+        self._database = database
+
+    async def __aenter__(self) -> "asyncpg.pool.PoolConnectionProxy[Any]":
+        with translated():
+            self._pool, self._connection = await self._database._acquire()
+        self._expiries = self._database._expiries
+        return self._connection
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        with translated():
+            await self._database._have_back(self._pool, self._connection, error, self._expiries)
+        if error is not None and (found := ours(error)) is not None:
+            raise found from error
 
 
 class Database:
@@ -149,26 +135,31 @@ class Database:
             except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError):
                 self._pool.terminate()
 
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator["asyncpg.pool.PoolConnectionProxy[Any]"]:
+    def connection(self) -> AbstractAsyncContextManager["asyncpg.pool.PoolConnectionProxy[Any]"]:
         """A connection from the pool, for one transaction; errors of what is done with it come out translated."""
-        with translated():
-            pool, connection = await self._acquire()
-            expiries = self._expiries
+        return _Lent(self)
+
+    async def _have_back(
+        self,
+        pool: "asyncpg.Pool[Any]",
+        connection: "asyncpg.pool.PoolConnectionProxy[Any]",
+        error: BaseException | None,
+        expiries: int,
+    ) -> None:
+        """Keep it at hand, for who waits or for the next; or leave it to the pool, which looks at it anew."""
+        if error is not None:
             try:
-                yield connection
-            except BaseException as error:
                 if isinstance(error, asyncpg.ReadOnlySQLTransactionError):  # another server is the primary now
                     self._expiries += 1
                     await self._let_go_of_idle(0.0)
                     await pool.expire_connections()
+            finally:
                 await self._give_back(pool, connection)
-                raise
-            if self._pool is not pool or self._expiries != expiries or connection.is_closed():
-                await self._give_back(pool, connection)
-            elif not self._hand_on(connection):
-                self._idle.append((time.monotonic(), connection))
-                await self._let_go_of_idle(UNUSED_SECONDS)
+        elif self._pool is not pool or self._expiries != expiries or _is_closed(connection):
+            await self._give_back(pool, connection)
+        elif not self._hand_on(connection):
+            self._idle.append((time.monotonic(), connection))
+            await self._let_go_of_idle(UNUSED_SECONDS)
 
     def _hand_on(self, connection: "asyncpg.pool.PoolConnectionProxy[Any] | None") -> bool:
         """Let who has waited the longest go on with it, or ask the pool; False when nobody waits."""
@@ -232,7 +223,7 @@ class Database:
             pool = self._pool or await self._open()
             while self._idle:  # the one that was used last, without the tasks that the pool makes for each
                 _, connection = self._idle.pop()
-                if not connection.is_closed():
+                if not _is_closed(connection):
                     return pool, connection
                 await self._give_back(pool, connection)
             until = until or asyncio.get_running_loop().time() + self._seconds
@@ -240,8 +231,10 @@ class Database:
                 if self._had < self._size:
                     if (new := await self._ask(pool)) is not None:
                         return pool, new
-                elif (handed := await self._turn()) is not None and self._pool is not None:
-                    return self._pool, handed
+                elif (handed := await self._turn()) is not None:
+                    if self._pool is not None:
+                        return self._pool, handed
+                    await self._give_back(pool, handed)
 
     async def _ask(self, pool: "asyncpg.Pool[Any]") -> "asyncpg.pool.PoolConnectionProxy[Any] | None":
         """One of the pool's; None when there is to be another pool, since this one is not for a pooler."""
@@ -298,11 +291,11 @@ class Database:
         if not pooled:  # a pooler says of every server what was true of the first one it met
             if await is_pooled(connection):
                 raise _Pooled
-            _expect_primary(connection)
+            expect_primary(connection)
         await self._same_place(connection, "" if pooled else f"{pins(connection)}SET {_idle()};")
-        await _prepare(connection)
+        await prepare(connection)
         if pooled:
-            await _learn_types(connection)  # after the codecs above, which make it forget
+            await learn_types(connection)  # after the codecs above, which make it forget
 
     async def fetch(self, query: str, *arguments: object) -> Sequence["asyncpg.Record"]:
         """The rows of one statement, which is a transaction of its own."""

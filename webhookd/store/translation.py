@@ -1,7 +1,6 @@
 """The one place where errors of Postgres and of its driver become ours."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 import asyncpg
 
@@ -41,47 +40,63 @@ _CONFLICTS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 UNAVAILABLE = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 
 
-@contextmanager
-def translated() -> Iterator[None]:
+_TOLD = (*_REFUSED, *UNAVAILABLE, WebhookdError, MemoryError)
+
+
+class translated:  # as it is used; a generator would cost each statement more
     """Raise StoreUnavailable, StoreForbidden, StoreRefused or SchemaMismatch for whatever asyncpg raises inside."""
-    try:
-        yield
-    except _MISSING as error:
-        raise SchemaMismatch(
-            f"The schema of webhookd is missing or too old ({error}). Run `webhookd migrate`."
-        ) from error
-    except asyncpg.UniqueViolationError as error:
-        raise StoreTaken(_refusal(error)) from error
-    except _REFUSED as error:
-        raise StoreRefused(_refusal(error), passes=isinstance(error, asyncpg.InternalServerError)) from error
-    except _CONFLICTS as error:
-        raise StoreConflict(f"Another transaction was in the way: {_sentence(error)}.") from error
-    except asyncpg.InsufficientPrivilegeError as error:
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None and (found := ours(error)) is not None:
+            raise found from error
+
+
+class decoded:  # the same
+    """Around a statement: what is raised of its rows, while asyncpg makes values of Python of them, is StoreRefused."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if isinstance(error, Exception) and not isinstance(
+            error, (*_REFUSED, *UNAVAILABLE, WebhookdError, MemoryError)
+        ):
+            raise StoreRefused(f"a value cannot be read: {type(error).__name__}: {_sentence(error)}") from error
+
+
+def ours(error: BaseException) -> WebhookdError | None:
+    """What it is for us; None for what is not of Postgres or its driver."""
+    if isinstance(error, _MISSING):
+        return SchemaMismatch(f"The schema of webhookd is missing or too old ({error}). Run `webhookd migrate`.")
+    if isinstance(error, asyncpg.UniqueViolationError):
+        return StoreTaken(_refusal(error))
+    if isinstance(error, _REFUSED):
+        return StoreRefused(_refusal(error), passes=isinstance(error, asyncpg.InternalServerError))
+    if isinstance(error, _CONFLICTS):
+        return StoreConflict(f"Another transaction was in the way: {_sentence(error)}.")
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
         if error.server_source_function == "check_enable_rls":
-            raise StoreForbidden(f"Row security would hide events: {_sentence(error)}. {NO_ROW_SECURITY}") from error
-        raise StoreForbidden(
+            return StoreForbidden(f"Row security would hide events: {_sentence(error)}. {NO_ROW_SECURITY}")
+        return StoreForbidden(
             f"The database refuses us: {_sentence(error)}. Grant the daemon's role what it lacks: `webhookd check` "
             "names it."
-        ) from error
-    except (asyncpg.ReadOnlySQLTransactionError, asyncpg.TargetServerAttributeNotMatched) as error:
-        raise StoreUnavailable(
+        )
+    if isinstance(error, (asyncpg.ReadOnlySQLTransactionError, asyncpg.TargetServerAttributeNotMatched)):
+        return StoreUnavailable(
             "The server is read-only, as a standby is: waiting for the primary. (If it is the primary, "
             "default_transaction_read_only is on for the server, the database or the role: switch that off.)"
-        ) from error
-    except UNAVAILABLE as error:
+        )
+    if isinstance(error, UNAVAILABLE):
         kind = StoreDamaged if isinstance(error, asyncpg.PostgresSystemError) else StoreUnavailable
-        raise kind(f"The database does not answer: {_sentence(error)}.") from error
-
-
-@contextmanager
-def decoded() -> Iterator[None]:
-    """Around a statement: what is raised of its rows, while asyncpg makes values of Python of them, is StoreRefused."""
-    try:
-        yield
-    except (*_REFUSED, *UNAVAILABLE, WebhookdError, MemoryError):
-        raise
-    except Exception as error:
-        raise StoreRefused(f"a value cannot be read: {type(error).__name__}: {_sentence(error)}") from error
+        return kind(f"The database does not answer: {_sentence(error)}.")
+    return None
 
 
 def _refusal(error: Exception) -> str:

@@ -12,10 +12,10 @@ from typing import Any, Literal, Self
 import asyncpg
 import structlog
 
-from webhookd.store.database import connect, is_pooled
+from webhookd.store.database import connect
 from webhookd.store.dial import Dsn
 from webhookd.store.lock_holders import IN_THE_WAY_AFTER, Lasting, named
-from webhookd.store.session import pins
+from webhookd.store.session import is_pooled, pins
 from webhookd.store.statements import QUERIES
 from webhookd.store.translation import translated
 from webhookd.tasks import Setbacks, wait_for

@@ -7,6 +7,7 @@ import pytest
 
 from tests.conftest import connected
 from tests.integration.conftest import Sql
+from tests.waiting import until
 from webhookd.errors import StoreUnavailable
 from webhookd.store import database
 from webhookd.store.database import Database
@@ -44,6 +45,16 @@ async def test_only_our_own_sessions_are_bounded(dsn: str) -> None:
 def test_what_asyncpg_says_to_itself_is_told_to_nobody() -> None:
     with pytest.raises(StoreUnavailable, match=r"^The database does not answer: the connection broke\.$"), translated():
         raise asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress")
+
+
+async def test_one_that_broke_while_it_was_at_hand_is_replaced(dsn: str, sql: Sql) -> None:
+    async with Database(dsn, size=1) as store:
+        for _ in range(3):
+            pid = (await store.fetch_row("SELECT pg_backend_pid()"))[0]
+            await sql.execute("SELECT pg_terminate_backend($1)", pid)
+            await until(lambda: database._is_closed(store._idle[0][1]), "it to be known")
+            async with asyncio.timeout(5):
+                assert (await store.fetch_row("SELECT pg_backend_pid()"))[0] != pid
 
 
 async def test_who_waits_has_the_next_connection_in_turn(dsn: str) -> None:
