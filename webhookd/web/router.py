@@ -9,6 +9,7 @@ from webhookd.web.operation import Operation
 from webhookd.web.problem import Problem
 
 MOST_SEGMENTS: Final = 20
+FOUND_MOST: Final = 1_000  # paths that are remembered
 _UNSTORABLE: Final = re.compile(r"[\x00\ud800-\udfff]")
 
 
@@ -28,6 +29,7 @@ class Router:
 
     def __init__(self, operations: Iterable[Operation]) -> None:
         self._root = _Node()
+        self._found: dict[tuple[str, str], tuple[Operation, dict[str, str]]] = {}
         for operation in operations:
             node = self._root
             for segment in operation.path.strip("/").split("/"):
@@ -47,13 +49,18 @@ class Router:
 
         `path` is as it stands in the request, with its escapes.
         """
+        if (known := self._found.get((method, path))) is not None:
+            return known
         node, segments = self._find(path)
         operation = node.by_method.get(method)
         if operation is None:
             allowed = ", ".join(sorted({*node.by_method, "OPTIONS"}))
             raise Problem(405, "method_not_allowed", f"Here you can use {allowed}.", {"allow": allowed})
         names = (part[1:-1] for part in operation.path.split("/") if part.startswith("{"))
-        return operation, dict(zip(names, segments, strict=True))
+        if len(self._found) >= FOUND_MOST:
+            self._found.clear()
+        found = self._found[method, path] = operation, dict(zip(names, segments, strict=True))
+        return found
 
     def methods(self, path: str) -> list[str]:
         """What can be asked for at this path. Problem 404 where nothing can."""

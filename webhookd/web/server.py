@@ -20,6 +20,7 @@ from webhookd.web.problem import Problem
 
 IDLE_SECONDS: Final = 75.0  # that a connection may be without a request, the first included
 UNREAD_SECONDS: Final = 30.0  # that an answer may wait for who does not read it
+SMALL: Final = 16 << 10  # bytes of an answer
 CONNECTIONS_MOST: Final = 1_000
 STOP_SECONDS: Final = 5.0  # for requests that are under way
 FIRST_FD: Final = 3  # of the sockets that systemd hands over (sd_listen_fds(3))
@@ -36,6 +37,8 @@ class _Handler(RequestHandler):
 
     async def finish_response(self, *arguments: Any) -> tuple[web.StreamResponse, bool]:
         """Send it, within a time: who does not read has no answer, and no connection."""
+        if self.transport is not None and self.transport.get_write_buffer_size() == 0 and _is_small(arguments[1]):
+            return await super().finish_response(*arguments)  # which waits for nobody
         try:
             async with asyncio.timeout(UNREAD_SECONDS):
                 return await super().finish_response(*arguments)
@@ -58,6 +61,15 @@ class _Handler(RequestHandler):
         response = web.Response(status=status, body=problem.body, headers=problem.headers)
         response.force_close()
         return response
+
+
+def _is_small(response: Any) -> bool:
+    """True for what the transport takes at once, when it has nothing else: less than its high-water mark."""
+    return (
+        isinstance(response, web.Response)
+        and isinstance(response.body, bytes | None)
+        and len(response.body or b"") < SMALL
+    )
 
 
 class _Server(web.Server):
