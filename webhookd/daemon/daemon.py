@@ -43,6 +43,7 @@ from webhookd.store.registry import Registry
 from webhookd.store.replays import Replays
 from webhookd.store.results import Results
 from webhookd.store.shots import Shots
+from webhookd.store.statistics import StatisticStore
 from webhookd.store.wakeup import WakeUp
 from webhookd.tasks import cancelled_by, first_of
 from webhookd.units import DAY
@@ -255,6 +256,7 @@ class Daemon:
                 replays=Replays(database),
                 discards=DiscardStore(database),
                 order=OrderStore(database, daemon_id),
+                statistics=StatisticStore(database),
             ),
             wakeup,
             outage,

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import structlog
 
-from webhookd.engine import discards, janitor, neighbours, order_keeper, recorder, replays, retrier, shots
+from webhookd.engine import discards, janitor, neighbours, order_keeper, recorder, replays, retrier, shots, statistics
 from webhookd.engine.clock import Clock
 from webhookd.engine.discards import DiscardKeeper
 from webhookd.engine.dispatch import dispatcher, feeder, lanes
@@ -33,6 +33,7 @@ from webhookd.engine.replays import Replays
 from webhookd.engine.retrier import Retrier
 from webhookd.engine.shots import Shots
 from webhookd.engine.state import Heartbeat, Subscriptions
+from webhookd.engine.statistics import Statistics
 from webhookd.model import Endpoint, Event
 from webhookd.policy.backoff import over_before
 from webhookd.policy.discards import Discards
@@ -93,6 +94,7 @@ class Stores:
     replays: replays.Store
     discards: discards.Store
     order: order_keeper.Store
+    statistics: statistics.Store
 
 
 class Engine:
@@ -120,8 +122,13 @@ class Engine:
         self._refusals = 0  # heartbeats at which there had been events without a tenant
         self._heartbeat = beat = Heartbeat()
         self._subscriptions = subscriptions = Subscriptions(owner, catch_up)
+        self.statistics = Statistics(stores.statistics)
         self.recorder = Recorder(
-            stores.results, owner, flush_seconds=intervals.flush, is_discarded=subscriptions.is_discarded
+            stores.results,
+            owner,
+            flush_seconds=intervals.flush,
+            is_discarded=subscriptions.is_discarded,
+            on_recorded=self.statistics.add,
         )
         self.dispatcher = Dispatcher(
             stores.batches,
@@ -272,6 +279,7 @@ class Engine:
             self.shots,
             self.replays,
             self.discards,
+            self.statistics,
         )
         return [part.setbacks for part in parts]
 
@@ -283,6 +291,7 @@ class Engine:
         self._recording = parts.create_task(self.recorder.run())
         self._dispatching = parts.create_task(self.dispatcher.run())
         self._shooting = parts.create_task(self.shots.run())
+        self._summing = parts.create_task(self.statistics.run())
         self._claiming = [parts.create_task(part.run()) for part in self._claimers]
 
     async def stop(self) -> None:
@@ -301,3 +310,5 @@ class Engine:
             # The database is away: what was sent and is not recorded will be sent once more.
             log.error("results_not_recorded", results=self.recorder.pending)
             self._recording.cancel()
+        self.statistics.stop()
+        await asyncio.wait([self._summing])

@@ -80,9 +80,11 @@ class Recorder:
         *,
         flush_seconds: float = FLUSH_SECONDS,
         is_discarded: Callable[[Delivery], bool] = lambda delivery: False,
+        on_recorded: Callable[[Result], None] = lambda result: None,
     ) -> None:
         self._store = results
         self._is_discarded = is_discarded
+        self._on_recorded = on_recorded
         self._owner = owner
         self._flush_seconds = flush_seconds
         self._results: list[Result] = []
@@ -194,6 +196,7 @@ class Recorder:
             batch.recorded = True
         for result in results:
             self._count(result)
+            self._on_recorded(result)
         self._writing = ()
         self.written += len(results)
         self.flushed.set()

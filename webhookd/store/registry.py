@@ -189,7 +189,9 @@ class Registry:
         """Delete rows that nothing refers to any longer, and forget daemons that stopped long ago; how many went."""
         await self._database.fetch(QUERIES["forget_daemons"])
         await self._database.fetch(QUERIES["forget_requests"])
-        return int((await self._database.fetch_row(QUERIES["sweep"], events))[0])
+        gone = int((await self._database.fetch_row(QUERIES["sweep"], events))[0])
+        more = (await self._database.fetch_row(QUERIES["statistics_sum_up"], events))[0]
+        return gone + int(more)
 
     async def lagging(self, seconds: float) -> dict[int, float]:
         """Numbers of the endpoints whose cursor is that far behind, and how far."""

@@ -10,6 +10,7 @@ WRITTEN: Final[Mapping[str, str]] = {  # as sql/grants.sql has it; what is not h
     "outbox": "INSERT",
     "attempt": "INSERT",
     "audit": "INSERT",
+    "statistic": "INSERT",
     **dict.fromkeys(
         ("batch", "remainder", "surplus", "scheduled", "backlog", "binding", "endpoint", "parked", "missed", "replay"),
         "INSERT UPDATE DELETE",
@@ -22,7 +23,7 @@ WRITTEN: Final[Mapping[str, str]] = {  # as sql/grants.sql has it; what is not h
     "lock_log": "UPDATE",
     "lock_endpoints": "UPDATE",
 }
-READ: Final = ("schema_version", "lock_tables", "cipher")
+READ: Final = ("schema_version", "lock_tables", "cipher", "statistic_hour", "statistic_summed")
 NOT_OURS: Final = ("emit", "event_status", "erase", "rebase")  # functions that no daemon calls
 MANY: Final = 10  # objects, so that nothing was granted at all, and these are but examples
 EXAMPLES: Final = 3

@@ -19,13 +19,13 @@ GRANT SELECT (id, kind, endpoint_id, outbox_id, outbox_at, event_id, type, tenan
 GRANT SELECT (id, role, tenant, capabilities, feature_flags, name, by, created_at, expires_at, revoked_at, used_at) ON webhookd.token TO webhookd_reader;
 GRANT SELECT ON webhookd.schema_version, webhookd.audit, webhookd.discard, webhookd.batch, webhookd.remainder, webhookd.surplus, webhookd.scheduled, webhookd.backlog, webhookd.attempt,
       webhookd.binding, webhookd.endpoint, webhookd.config_version, webhookd.consent, webhookd.parked, webhookd.missed, webhookd.replay, webhookd.daemon,
-      webhookd.downtime, webhookd.unreadable, webhookd.tenant, webhookd.event_type, webhookd.event_alias, webhookd.request, webhookd.health, webhookd.lock_log, webhookd.lock_tables, webhookd.lock_endpoints TO webhookd_reader;
+      webhookd.downtime, webhookd.unreadable, webhookd.tenant, webhookd.event_type, webhookd.event_alias, webhookd.request, webhookd.statistic, webhookd.statistic_hour, webhookd.statistic_summed, webhookd.health, webhookd.lock_log, webhookd.lock_tables, webhookd.lock_endpoints TO webhookd_reader;
 GRANT EXECUTE ON FUNCTION webhookd.event_status(text), webhookd.aside(bigint[], timestamptz, timestamptz, int), webhookd.count_aside(int, int),
       webhookd.passes(jsonb, json), webhookd.place() TO webhookd_reader;
 
 -- `webhookd run`. Events, attempts and what people did are facts, which it cannot change; partitions go through functions of the owner.
 GRANT SELECT ON ALL TABLES IN SCHEMA webhookd TO webhookd_daemon;
-GRANT INSERT ON webhookd.outbox, webhookd.attempt, webhookd.audit TO webhookd_daemon;
+GRANT INSERT ON webhookd.outbox, webhookd.attempt, webhookd.audit, webhookd.statistic TO webhookd_daemon;
 GRANT INSERT, UPDATE, DELETE ON webhookd.batch, webhookd.remainder, webhookd.surplus, webhookd.scheduled, webhookd.backlog, webhookd.binding, webhookd.endpoint,
       webhookd.parked, webhookd.missed, webhookd.replay, webhookd.daemon, webhookd.downtime, webhookd.secret, webhookd.sealed, webhookd.unreadable
       TO webhookd_daemon;
