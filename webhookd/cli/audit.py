@@ -10,6 +10,7 @@ from rich.text import Text
 from webhookd.cli.listings import CENTURY, Limit, Since
 from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran
 from webhookd.cli.tables import Table, cell, show, show_json
+from webhookd.store import documents
 from webhookd.store.audit import Deed, Wanted, audited
 from webhookd.store.database import Database
 from webhookd.units import duration
@@ -41,7 +42,7 @@ def audit(
     page = found[:limit]
     more = page[-1].id if len(found) > limit else None
     if as_json:
-        return show_json({"audit": [_document(deed) for deed in page], "more": more})
+        return show_json({"audit": [documents.deed(deed) for deed in page], "more": more})
     if not page:
         return show(Text("nothing found"))
     rows = ((deed.at, deed.who, deed.role, deed.action, cell(deed.subject, most=None), _change(deed)) for deed in page)
@@ -72,8 +73,3 @@ def _plain(value: object) -> str:
 def _json(side: bytes) -> dict[str, Any]:
     found: dict[str, Any] = orjson.loads(side)
     return found
-
-
-def _document(deed: Deed) -> dict[str, Any]:
-    sides = {key: None if (side := getattr(deed, key)) is None else _json(side) for key in ("before", "after")}
-    return {**deed._asdict(), **sides}

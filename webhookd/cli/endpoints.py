@@ -12,11 +12,12 @@ from rich.text import Text
 from webhookd.cli.completion import endpoint_names
 from webhookd.cli.listings import answer, chosen, event_id, numbered
 from webhookd.cli.options import AsJson, ConfigFile, dsn_for, ran
-from webhookd.cli.status import COUNTS, STYLES, some
+from webhookd.cli.status import STYLES, some
 from webhookd.cli.tables import Table, cell, counted, show, show_json, span
 from webhookd.message.request import without_query
 from webhookd.policy.endpoint_state import EndpointState
 from webhookd.store.database import Database
+from webhookd.store.documents import COUNTS
 from webhookd.store.listings import ASIDE, Asked, AttemptLine, EndpointLine, Listings
 from webhookd.store.reports import SENT_TO
 

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import orjson
@@ -22,31 +22,16 @@ from webhookd.egress.guard import DEV_NETWORKS, address_mistake
 from webhookd.errors import ConfigError, WebhookdError
 from webhookd.model import Egress, Event
 from webhookd.policy.matching import WHY_NOT, Subscriber, why_not
+from webhookd.store import documents
 from webhookd.store.database import Database
-from webhookd.store.discards import Discarded, DiscardStore
+from webhookd.store.discards import DiscardStore
+from webhookd.store.documents import UNKNOWN, Explained
 from webhookd.store.listings import ASIDE
-from webhookd.store.replays import Replayed, Replays
+from webhookd.store.replays import Replays
 from webhookd.store.reports import Fate, Reports
 from webhookd.store.shots import Resent, resent
 
-UNKNOWN = "filter: this role may not read metadata, so that it may pass or not"
 SHOWN = 20  # endpoints that do not get it; --json has all
-
-
-class _Found(NamedTuple):
-    """An event, what became of it, and what the files say about it; `reasons` has None for who gets it."""
-
-    event: Event
-    fates: Sequence[Fate]
-    reasons: Sequence[tuple[Subscriber, str | None]]
-    resent: Sequence[Resent] = ()
-    replayed: Sequence[Replayed] = ()
-    discarded: Sequence[Discarded] = ()
-
-    @property
-    def unreadable(self) -> bool:
-        """True when no daemon could read it, so that nobody gets it."""
-        return any(fate.state == "unreadable" for fate in self.fates)
 
 
 def explain(
@@ -80,7 +65,7 @@ def explain(
             labels = None if metadata is None else json_text("--metadata", metadata.encode(errors="surrogateescape"))
             made = _made_by_api(config) if files.api.listen else ()
             found = [_matched(supposed(type_ or "", tenant, labels), (), [*files.endpoints, *made])]
-        document = [_document(each) for each in found] if event_id else _document(found[0])
+        document = [documents.explained(each) for each in found] if event_id else documents.explained(found[0])
         lines = [line for each in found for line in _lines(each)]
         good = any(reason is None for each in found if not each.unreadable for _, reason in each.reasons)
     if as_json:
@@ -104,7 +89,7 @@ def _made_by_api(config: Path | None) -> Sequence[Subscriber]:
         return ()
 
 
-def _of_outbox(event_id: str, config: Path | None, files: Config) -> list[_Found]:
+def _of_outbox(event_id: str, config: Path | None, files: Config) -> list[Explained]:
     sees, made, found = ran(_ask(dsn_for(config), event_id))
     if files.empty and not made and not files.api.listen:
         raise ConfigError([files.empty])
@@ -129,51 +114,15 @@ async def _ask(
         return await reports.sees_metadata(), await reports.made_by_api(), found
 
 
-def _matched(event: Event, fates: Sequence[Fate], among: Iterable[Subscriber], sees: bool = True) -> _Found:
+def _matched(event: Event, fates: Sequence[Fate], among: Iterable[Subscriber], sees: bool = True) -> Explained:
     """Which of these get the event, of whose metadata nothing is known unless we `see` it."""
     reasons = [(endpoint, why_not(endpoint, event)) for endpoint in among]
     if not sees:
         reasons = [(each, UNKNOWN if why and why.startswith("filter:") else why) for each, why in reasons]
-    return _Found(event, fates, reasons)
+    return Explained(event, fates, reasons)
 
 
-def _document(found: _Found) -> dict[str, Any]:
-    event = found.event
-    document: dict[str, Any] = {
-        "type": event.type,
-        "tenant": event.tenant,
-        "endpoints": [
-            {
-                "endpoint": each.label,
-                "gets_it": None if why == UNKNOWN else not why and not found.unreadable,
-                "why_not": why,
-            }
-            for each, why in found.reasons
-        ],
-    }
-    if event.id:
-        document |= {
-            "event_id": event.event_id,
-            "created_at": event.created_at.isoformat(),
-            "status": [
-                {
-                    "endpoint": fate.endpoint,
-                    "state": fate.state,
-                    "attempts": fate.attempts,
-                    "last_code": fate.code,
-                    "last_error": fate.error,
-                    "next_try_seconds": fate.due_in,
-                }
-                for fate in found.fates
-            ],
-            "resent": [each._asdict() for each in found.resent],
-            "replayed": [each._asdict() for each in found.replayed],
-            "discarded": [each._asdict() for each in found.discarded],
-        }
-    return document
-
-
-def _lines(found: _Found) -> Iterator[str]:
+def _lines(found: Explained) -> Iterator[str]:
     event = found.event
     of = f" of tenant {event.tenant!r}" if event.tenant else ""
     if event.id:

@@ -18,7 +18,9 @@ from webhookd.cli.options import DEAD_AFTER, AsJson, ConfigFile, Dev, Usage, dsn
 from webhookd.cli.tables import BAR, Table, cell, inert, show, show_json, tell
 from webhookd.config.checks import type_mistake
 from webhookd.errors import ConfigError, WebhookdError
-from webhookd.policy.matching import ANY_TENANT, matches_type
+from webhookd.policy.examples import made_up, stand_in, subscribed
+from webhookd.policy.matching import ANY_TENANT
+from webhookd.store import documents
 from webhookd.store.database import Database
 from webhookd.store.listings import EndpointLine, Listings, Names, label_of
 from webhookd.store.reports import Reports
@@ -94,11 +96,8 @@ def send_example(
     if event is not None and (mistake := type_mistake(event)):
         raise Usage(f"--event: {mistake}")
     wishes, ended, started_at = ran(_test(dsn_for(config), endpoint, event, everything, _examples(config, dev)))
-    failed = sum(not each.ok for each in ended.values())
     if as_json:
-        tests = [_tested(wish, ended[wish.shot]) for wish in wishes]
-        counts = {"testsRun": len(tests), "testsSucceeded": len(tests) - failed, "testsFailed": failed}
-        show_json({"data": {"startedAt": started_at, **counts, "tests": tests}, "error": None})
+        show_json(documents.tested(started_at, [(wish.event, ended[wish.shot]) for wish in wishes]))
     else:
         rows = [(cell(wish.event, most=None), _answer(ended[wish.shot]), ended[wish.shot].ms) for wish in wishes]
         details = [line for wish in wishes for line in _details(wish, ended[wish.shot])] if verbose else []
@@ -184,7 +183,7 @@ def _types(row: EndpointLine, event: str | None, everything: bool, examples: Map
     if event is not None:
         return [event]
     patterns: Sequence[str] = orjson.loads(row.spec).get("events", ())
-    known = [type_ for type_ in examples if any(matches_type(pattern, type_) for pattern in patterns)]
+    known = subscribed(patterns, examples)
     if everything:
         if not known:
             raise WebhookdError(
@@ -195,10 +194,7 @@ def _types(row: EndpointLine, event: str | None, everything: bool, examples: Map
         if len(known) > MOST_TESTS:
             raise WebhookdError(f"{len(known)} examples are more than {MOST_TESTS}: choose with --event")
         return known
-    if known:
-        return known[:1]
-    first = patterns[0] if patterns else "*"
-    return ["webhookd.test" if first == "*" else first.removesuffix("*") + "test" if first.endswith("*") else first]
+    return known[:1] or [stand_in(patterns)]
 
 
 def _examples(config: Path | None, dev: bool) -> Mapping[str, object]:
@@ -212,10 +208,7 @@ def _examples(config: Path | None, dev: bool) -> Mapping[str, object]:
 
 def _payload(type_: str, examples: Mapping[str, object]) -> bytes:
     example = examples.get(type_)
-    if example is None:
-        why = f"[event_types] has no example of {type_}"
-        example = {"test": True, "message": f"This was made up by `webhookd test`: {why}."}
-    return orjson.dumps(example)
+    return orjson.dumps(made_up(type_, "[event_types]") if example is None else example)
 
 
 def _event_id() -> str:
@@ -266,17 +259,4 @@ def _resent(wish: Wish, ended: Ended) -> dict[str, Any]:
         "event_id": wish.event,
         "endpoint": wish.endpoint,
         **{key: getattr(ended, key) for key in ("ok", "code", "error", "ms")},
-    }
-
-
-def _tested(wish: Wish, ended: Ended) -> dict[str, Any]:
-    body = None if ended.response is None else ended.response.decode(errors="replace")
-    return {
-        "event": wish.event,
-        "ok": ended.ok,
-        "status": ended.code,
-        "latencyMs": ended.ms,
-        "error": ended.error,
-        "request": None if ended.request is None else orjson.loads(ended.request),
-        "response": None if ended.code is None else {"status": ended.code, "body": body},
     }

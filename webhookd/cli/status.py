@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.filesize import decimal
@@ -15,7 +15,9 @@ from webhookd.cli.watch import drawn, printed, watch
 from webhookd.engine.janitor import BEAT_SECONDS, DEAD_AFTER_BEATS
 from webhookd.model import label
 from webhookd.policy.endpoint_state import EndpointState
+from webhookd.store import documents
 from webhookd.store.database import Database
+from webhookd.store.documents import COUNTS
 from webhookd.store.listings import ASIDE, EndpointLine
 from webhookd.store.reports import Health, Owed, Reports, Status
 
@@ -35,7 +37,6 @@ STYLES = {
 NONE = "no endpoint is known yet: the first `webhookd run` makes those of the configuration known"
 NAMED = 3  # endpoints in a line about some
 DAEMONS = 10  # that have a line
-COUNTS = ("waiting", "retrying", "held", "parked", "exhausted", "rejected", "missed")  # of a backlog, and of the log
 HEADS = ("endpoint", "state", *(f">{each}" for each in ("behind", *COUNTS, "next try", "delivered/min", "failed/min")))
 LEAST = ("held", "missed", "rejected", "behind", "delivered/min", "exhausted", "failed/min")  # for a narrow terminal
 
@@ -54,7 +55,7 @@ def status(
         return
     found = ran(_once(dsn))
     if as_json:
-        return show_json(_document(found))
+        return show_json(documents.status(found, _problems(found)))
     return show(*map(_headline, _headlines(found)), _endpoints(found) if found.endpoints else Text(NONE))
 
 
@@ -65,66 +66,6 @@ async def _once(dsn: str) -> Status:
 
 async def _ask(database: Database) -> Status:
     return await Reports(database).status(BEAT_SECONDS * DEAD_AFTER_BEATS)
-
-
-def _differ(found: Status) -> bool:
-    return len({daemon.config_hash for daemon in found.daemons}) > 1
-
-
-def _document(found: Status) -> dict[str, Any]:
-    delivered, failed = _last_minute(found)
-    return {
-        "waiting": {"events": found.waiting.events, "oldest_seconds": found.waiting.seconds},
-        "scheduled": {"events": found.scheduled.events, "first_due_seconds": found.scheduled.seconds},
-        "open_batches": {
-            "batches": found.open.batches,
-            "events": found.open.events,
-            "oldest_seconds": found.open.seconds,
-        },
-        "database": {
-            "bytes": found.health.bytes,
-            "oldest_event_seconds": found.health.oldest_event,
-            "oldest_owed_seconds": found.health.owed,
-            "cursor_seconds": found.health.cursor,
-            "days_ahead": found.health.days_ahead,
-            "rows_in_default": found.health.rows_in_default,
-            "unreadable_events": found.health.unreadable,
-        },
-        "last_day": {"exhausted_deliveries": found.health.exhausted, "exhausted_ranges": found.health.missed},
-        "problems": list(_problems(found)),
-        "daemons": [
-            {
-                "id": daemon.id,
-                "host": daemon.host,
-                "version": daemon.version,
-                "config_hash": daemon.config_hash,
-                "config_problem": daemon.config_problem,
-                "problem": daemon.problem,
-                "beat_seconds": daemon.seconds,
-            }
-            for daemon in found.daemons
-        ],
-        "configurations_differ": _differ(found),
-        "endpoints": [
-            {
-                "tenant": owed.tenant,
-                "name": owed.name,
-                "state": owed.state,
-                "backlog": {key: getattr(owed, key) for key in COUNTS},
-                "undecided": owed.undecided,
-                "more": {key: getattr(owed, f"{key}_more") for key in ASIDE},
-                "next_try_seconds": owed.due_in,
-                "fed": "parked" if owed.has_cursor else "live",
-                "behind_seconds": owed.behind,
-                "last_minute": {"delivered": owed.delivered, "failed": owed.failed},
-            }
-            for owed in found.endpoints
-        ],
-        "last_minute": {
-            "delivered": delivered,
-            "failed": failed,
-        },
-    }
 
 
 def _endpoints(found: Status) -> Table:
@@ -141,7 +82,7 @@ def _headline(line: str) -> Text:
 
 
 def _line(found: Status) -> str:
-    delivered, failed = _last_minute(found)
+    delivered, failed = documents.last_minute(found)
     owed = sum(each.waiting + each.retrying + each.held + each.parked for each in found.endpoints)
     more = "+" if any(each.parked_more for each in found.endpoints) else ""
     return (
@@ -152,15 +93,11 @@ def _line(found: Status) -> str:
 
 
 def _json_line(found: Status) -> str:
-    return document(_document(found), indent=False)
-
-
-def _last_minute(found: Status) -> tuple[int, int]:
-    return sum(owed.delivered for owed in found.endpoints), sum(owed.failed for owed in found.endpoints)
+    return document(documents.status(found, _problems(found)), indent=False)
 
 
 def _problems(found: Status) -> Iterator[str]:
-    if _differ(found):
+    if documents.differ(found):
         yield "daemons run different configurations"
     for daemon in found.daemons:
         if daemon.problem is not None:
@@ -220,7 +157,7 @@ def _headlines(found: Status) -> Iterator[str]:
         f"{_since(', the oldest for ', batches.seconds)}"
     )
     yield from _tables(found.health)
-    delivered, failed = _last_minute(found)
+    delivered, failed = documents.last_minute(found)
     yield f"last minute  {delivered} delivered, {counted(failed, 'failed attempt')}"
     yield ""
 

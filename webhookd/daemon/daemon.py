@@ -78,6 +78,7 @@ def around(config: Config) -> Around:
         egress=tenants_egress(config),
         event_types={name: each.description for name, each in config.event_types.items() if re.fullmatch(WORD, name)},
         since=datetime.now(UTC),
+        examples={name: each.example for name, each in config.event_types.items() if each.example is not None},
     )
 
 

@@ -7,6 +7,7 @@ Nobody sends one twice: who claims one and dies has sent it, or not, and nobody 
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple, Protocol, TypeVar
@@ -25,6 +26,8 @@ from webhookd.tasks import Setbacks, wait_for
 
 LOOK_SECONDS: Final = 0.5
 AT_ONCE: Final = 50  # of one daemon, under way or waiting for a slot
+OF_ENDPOINT: Final = 5  # of these, to one endpoint
+OF_TENANT: Final = 25  # and to all of one tenant
 LEFT_TO_SENDER: Final = 1.0  # seconds, after which anybody takes one whose endpoint another daemon sends to
 LEASE_MARGIN: Final = 25.0  # seconds beyond the timeout, until nobody will say what came of it
 SETTLED_SECONDS: Final = 1.0  # after which what the recorder was just writing is in the database
@@ -156,6 +159,7 @@ class Shots:
         self._endpoints: dict[int, Endpoint] = {}
         self._delivery: Settings | None = None
         self._under_way = 0
+        self._to: Counter[int | str] = Counter()  # under way, by endpoint, and by tenant
         self._stopped = asyncio.Event()
         self.setbacks = Setbacks("shots")
 
@@ -197,11 +201,13 @@ class Shots:
         if (room := AT_ONCE - self._under_way) > 0 and wanted:
             for shot in await self._store.claim(wanted[:room]):
                 self._under_way += 1
-                group.create_task(self._shoot(shot, time.monotonic() + shot.left))
+                self._to.update(whose := self._whose(shot.endpoint_id))
+                group.create_task(self._shoot(shot, time.monotonic() + shot.left, whose))
 
     def _ours(self, found: Sequence[Open]) -> list[tuple[int, float]]:
         """Those that we may take, each with the seconds that it may last: of each endpoint what it has slots for."""
         left: dict[int, int] = {}
+        to: Counter[int | str] = Counter(self._to)
         ours = []
         for shot in found:
             endpoint = self._endpoints.get(shot.endpoint_id)
@@ -211,11 +217,16 @@ class Shots:
                 continue
             left.setdefault(endpoint.id, self._reservations.left(endpoint))
             left[endpoint.id] -= 1
-            if left[endpoint.id] >= 0:
+            if left[endpoint.id] >= 0 and to[endpoint.id] < OF_ENDPOINT and to[endpoint.tenant] < OF_TENANT:
+                to.update((endpoint.id, endpoint.tenant))
                 ours.append((shot.id, endpoint.timeout + LEASE_MARGIN))
         return ours
 
-    async def _shoot(self, shot: Claimed, until: float) -> None:
+    def _whose(self, endpoint_id: int) -> tuple[int | str, ...]:
+        endpoint = self._endpoints.get(endpoint_id)
+        return (endpoint_id,) if endpoint is None else (endpoint_id, endpoint.tenant)
+
+    async def _shoot(self, shot: Claimed, until: float, whose: Sequence[int | str]) -> None:
         try:
             end = await self._end_of(shot, until)
             if end is None:
@@ -228,6 +239,10 @@ class Shots:
             log.error("shot_broke", shot=shot.id, endpoint=shot.endpoint_id, exc_info=error)
         finally:
             self._under_way -= 1
+            self._to.subtract(whose)
+            for each in whose:
+                if self._to[each] <= 0:
+                    del self._to[each]
 
     async def _end_of(self, shot: Claimed, until: float) -> End | None:
         """What came of it; None when it was not sent, and others may."""

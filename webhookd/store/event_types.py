@@ -57,6 +57,12 @@ async def page(asking: Asking, wanted: Wanted) -> list[EventType]:
     return [EventType._make(row) for row in rows]
 
 
+async def fitting(asking: Asking, patterns: Sequence[str], flags: Sequence[str] | None, most: int) -> list[EventType]:
+    """Those that one of these patterns fits, by name, so many at most; with `flags` as in a page."""
+    rows = await asking.fetch(QUERIES["event_types_fitting"], patterns, flags, most)
+    return [EventType._make(row) for row in rows]
+
+
 async def unknown(asking: Asking, patterns: Sequence[str]) -> list[str]:
     """Those of these patterns that no type fits which is registered and not archived."""
     return [row[0] for row in await asking.fetch(QUERIES["event_types_unknown"], patterns)]

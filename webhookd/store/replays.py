@@ -2,12 +2,14 @@
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from webhookd.store.database import Database
 from webhookd.store.statements import QUERIES
+from webhookd.store.tenants import Asking
 
-State = Literal["exhausted", "rejected", "discarded", "missed", "all"]
+# `failed` is what was exhausted or rejected.
+State = Literal["exhausted", "rejected", "discarded", "missed", "all", "failed", "delivered"]
 
 
 class Wanted(NamedTuple):
@@ -17,6 +19,17 @@ class Wanted(NamedTuple):
     type: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+
+
+class Narrowed(NamedTuple):
+    """Of that only some: of these types, with labels that pass, last answered with a code of a class."""
+
+    types: Sequence[str] | None = None
+    labels: bytes | None = None  # JSON: label -> values, one of which is enough
+    code_class: int | None = None  # 400 for 400 to 499, 0 for no answer
+
+
+ALL_OF_IT: Final = Narrowed()
 
 
 class Replay(NamedTuple):
@@ -38,6 +51,21 @@ class Replay(NamedTuple):
     waits: str | None  # the state of its endpoint that keeps it waiting
 
 
+class Task(NamedTuple):
+    """A replay, as those see it who have begun it; `query` is JSON."""
+
+    id: int
+    tenant: str
+    endpoint: str
+    query: bytes
+    state: str  # running | done | cancelled
+    created_at: datetime
+    updated_at: datetime
+    sent: int
+    gone: int
+    part: float
+
+
 class Replayed(NamedTuple):
     """A replay that an event was of, for whom, and who wanted it."""
 
@@ -45,6 +73,34 @@ class Replayed(NamedTuple):
     at: datetime
     by: str
     endpoint: str
+
+
+async def begin(
+    asking: Asking, endpoint_ids: Sequence[int], wanted: Wanted, rate: float, who: str, narrowed: Narrowed = ALL_OF_IT
+) -> dict[int, int]:
+    """Begin one for each of these endpoints, but where one runs: endpoint id -> replay."""
+    rows = await asking.fetch(QUERIES["replay_begin"], list(endpoint_ids), *wanted, rate, who, *narrowed)
+    return {row[1]: row[0] for row in rows}
+
+
+async def task(asking: Asking, replay: int) -> Task | None:
+    """The one with this number."""
+    rows = await asking.fetch(QUERIES["replay_tasks"], None, replay, None, False, None, None, 1)
+    return Task._make(rows[0]) if rows else None
+
+
+async def tasks(
+    asking: Asking,
+    limit: int,
+    after: int | None,
+    *,
+    back: bool = False,
+    states: Sequence[str] | None = None,
+    of: Sequence[State] | None = None,
+) -> list[Task]:
+    """The newest first, or the oldest with `back`, behind a number; one more than asked for where there are more."""
+    rows = await asking.fetch(QUERIES["replay_tasks"], None, None, after, back, states, of, limit + 1)
+    return [Task._make(row) for row in rows]
 
 
 class Replays:
@@ -63,8 +119,7 @@ class Replays:
 
     async def begin(self, endpoint_ids: Sequence[int], wanted: Wanted, rate: float, who: str) -> dict[int, int]:
         """Begin one for each of these endpoints, but where one runs: endpoint id -> replay."""
-        rows = await self._database.fetch(QUERIES["replay_begin"], list(endpoint_ids), *wanted, rate, who)
-        return {row[1]: row[0] for row in rows}
+        return await begin(self._database, endpoint_ids, wanted, rate, who)
 
     async def count(self, endpoint_id: int, wanted: Wanted) -> AsyncIterator[int]:
         """How many deliveries one would have, a piece of the log at a time."""

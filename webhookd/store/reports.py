@@ -231,6 +231,10 @@ class Reports:
         """The endpoints that tenants have made, whether they are active or not."""
         return [_subscriber(*row) for row in await self._database.fetch(QUERIES["made_by_api"])]
 
+    async def of_tenant(self, tenant: str) -> list[Subscriber]:
+        """The endpoints that get events of a tenant, whether they are active or not."""
+        return [_subscriber(*row) for row in await self._database.fetch(QUERIES["subscribers_of"], tenant)]
+
     async def fates(self, event_id: str) -> list[tuple[Event, list[Fate]]]:
         """The events of this id, in order, usually one, and what became of each.
 

@@ -24,7 +24,7 @@ WRITTEN: Final[Mapping[str, str]] = {  # as sql/grants.sql has it; what is not h
     "lock_endpoints": "UPDATE",
 }
 READ: Final = ("schema_version", "lock_tables", "cipher", "statistic_hour", "statistic_summed")
-NOT_OURS: Final = ("emit", "event_status", "erase", "rebase")  # functions that no daemon calls
+NOT_OURS: Final = ("emit", "erase", "rebase")  # functions that no daemon calls
 MANY: Final = 10  # objects, so that nothing was granted at all, and these are but examples
 EXAMPLES: Final = 3
 

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from webhookd.model import Attempt
 from webhookd.store.database import Database
 from webhookd.store.statements import QUERIES
+from webhookd.store.tenants import Asking
 
 Kind = Literal["resend", "test"]
 
@@ -112,31 +113,86 @@ class Shots:
 class Wishes:
     """Writes them, for the person `who`; nobody takes one that is older than `seconds`."""
 
-    def __init__(self, database: Database, who: str, seconds: float) -> None:
-        self._database = database
+    def __init__(self, asking: Asking, who: str, seconds: float) -> None:
+        self._asking = asking
         self._who = who
         self._seconds = seconds
 
     async def takers(self, endpoint_ids: Sequence[int], dead_after: float) -> dict[int, Taker]:
         """Of these endpoints, by number, who could send to them."""
-        rows = await self._database.fetch(QUERIES["takers"], list(endpoint_ids), dead_after)
+        rows = await self._asking.fetch(QUERIES["takers"], list(endpoint_ids), dead_after)
         return {row[0]: Taker._make(row) for row in rows}
+
+    async def waiting(self, endpoint_id: int) -> int:
+        """How many of an endpoint have not ended."""
+        return int((await self._asking.fetch(QUERIES["shots_waiting"], endpoint_id))[0][0])
 
     async def resend(self, pairs: Sequence[tuple[int, int, datetime]]) -> list[tuple[int, int, int]]:
         """Want events again: (endpoint id, event, when that was inserted). (shot, endpoint id, event) of each."""
         endpoints, events, moments = zip(*pairs, strict=True)
-        rows = await self._database.fetch(QUERIES["resend"], endpoints, events, moments, self._who, self._seconds)
+        rows = await self._asking.fetch(QUERIES["resend"], endpoints, events, moments, self._who, self._seconds)
         return [(row[0], row[1], row[2]) for row in rows]
 
     async def test(self, endpoint_id: int, examples: Sequence[tuple[str, str, bytes]]) -> tuple[list[int], datetime]:
         """Want examples: (event_id, type, payload). The shots, in that order, and the moment."""
         ids, types, payloads = zip(*examples, strict=True)
-        rows = await self._database.fetch(QUERIES["test"], endpoint_id, ids, types, payloads, self._who, self._seconds)
+        rows = await self._asking.fetch(QUERIES["test"], endpoint_id, ids, types, payloads, self._who, self._seconds)
         return [row[0] for row in rows], rows[0][2]
 
     async def ended(self, shots: Sequence[int]) -> list[Ended]:
         """Those of these that have ended."""
-        return [Ended._make(row) for row in await self._database.fetch(QUERIES["ended_shots"], list(shots))]
+        return [Ended._make(row) for row in await self._asking.fetch(QUERIES["ended_shots"], list(shots))]
+
+
+class Example(NamedTuple):
+    """A test, as it is looked up like a message."""
+
+    event_id: str
+    type: str
+    created_at: datetime
+    payload: bytes
+
+
+class Wanted(NamedTuple):
+    """A resend, for whose endpoint, of which event, and what came of it; `ok` is None until it has ended."""
+
+    tenant: str
+    endpoint: str
+    event_id: str | None
+    at: datetime
+    ok: bool | None
+    code: int | None
+    error: str | None
+
+
+class Examples(NamedTuple):
+    """Tests that were wanted at once: when, of whose endpoint, and each shot with its type."""
+
+    at: datetime
+    tenant: str
+    endpoint: str
+    types: Sequence[tuple[int, str]]
+
+
+async def wanted(asking: Asking, shot: int) -> Wanted | None:
+    """The resend with this number."""
+    rows = await asking.fetch(QUERIES["resend_shot"], shot)
+    return Wanted._make(rows[0]) if rows else None
+
+
+async def example(asking: Asking, tenant: str, event_id: str) -> Example | None:
+    """The test of a tenant that has this id."""
+    rows = await asking.fetch(QUERIES["test_shot"], tenant, event_id)
+    return Example._make(rows[0]) if rows else None
+
+
+async def examples(asking: Asking, first: int) -> Examples | None:
+    """Those that were wanted at once with this shot, which is the first of them."""
+    rows = await asking.fetch(QUERIES["test_shots"], first)
+    if not rows:
+        return None
+    at, tenant, endpoint = tuple(rows[0])[2:]
+    return Examples(at, tenant, endpoint, [(row[0], row[1]) for row in rows])
 
 
 async def resent(database: Database, event: int) -> list[Resent]:

@@ -89,6 +89,11 @@ async def revoke(asking: Asking, id_: str, who: str) -> bool:
     return bool(await asking.fetch(QUERIES["token_revoke"], id_, who))
 
 
+async def expire_all(asking: Asking, tenant: str, seconds: float, who: str) -> None:
+    """Have those that let somebody into the portal of this tenant, by its id, count for so long at most."""
+    await asking.fetch(QUERIES["tokens_expire"], tenant, seconds, who)
+
+
 def _token(row: Any) -> Token:
     made = Token._make(row)
     return made._replace(capabilities=tuple(made.capabilities))

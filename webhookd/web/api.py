@@ -52,6 +52,7 @@ class Api:
         self._router = Router(OPERATIONS)
         self._callers = Recent[Caller]()  # by their tokens
         self._tenants = Recent[Tenant]()  # by their ids and uids
+        self._unasked = {each.query: each.query() for each in OPERATIONS if each.query is not None}  # without a query
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self.configure(around)
 
@@ -103,7 +104,10 @@ class Api:
         operation, parts = self._router.find(request.method, path)
         caller = NOBODY if operation.right is None else await self._caller(request)
         _expect_right(operation, caller)
-        query = _checked("query", operation.query, _texts(request))
+        query = None
+        if operation.query is not None:
+            said = request.rel_url.raw_query_string
+            query = _checked("query", operation.query, _texts(request)) if said else self._unasked[operation.query]
         call = Call(caller, self._database, parts, until, self._around, partial(self._reached_at, request), query)
         if operation.body is None:
             return _response(request, await self._done(request, operation, call))
@@ -112,23 +116,26 @@ class Api:
             call.raw = await body.read(request, upto)
             if operation.whole:
                 await body.expect_shallow(call.raw)
-                call.body = parsed(operation.body, call.raw)
+                call.body = parsed(operation.body, call.raw or b"{}")
             return _response(request, await self._done(request, operation, call))
 
     async def _done(self, request: web.BaseRequest, operation: Operation, call: Call) -> Answer:
         if operation.writes:
             try:
-                return await self._written(request, operation, call)
+                answer = await self._written(request, operation, call)
             finally:
+                call.connection = self._database
                 if operation.is_of_tenants:
                     self._tenants.clear()
+            return answer if operation.afterwards is None else await operation.afterwards(call, answer)
         named = call.path[TENANT] if operation.of_tenant and not operation.is_of_tenants else None
         kept = self._tenants.get(named) if named is not None else None
         if kept is not None and call.caller.tenant in (None, kept.id):
             call.tenant, named = kept, None
+        asked = self._tenants.cleared
         answer = await _done(operation, call)
         if named is not None and call.tenant is not None:
-            self._tenants.keep(named, call.tenant)
+            self._tenants.keep(named, call.tenant, asked)
         return answer
 
     def _expect_host(self, request: web.BaseRequest) -> None:
@@ -267,15 +274,11 @@ def _shown(request: web.BaseRequest) -> str:
 
 def _texts(request: web.BaseRequest) -> dict[str, str | list[str]]:
     """The query; what is there several times is a list."""
-    if not request.rel_url.raw_query_string:
-        return {}
     query = request.rel_url.query
     return {name: values[0] if len(values := query.getall(name)) == 1 else values for name in set(query)}
 
 
-def _checked(where: str, model: type[BaseModel] | None, value: object) -> Any:
-    if model is None:
-        return None
+def _checked(where: str, model: type[BaseModel], value: object) -> Any:
     try:
         return model.model_validate(value)
     except ValidationError as error:

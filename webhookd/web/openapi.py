@@ -53,6 +53,7 @@ _ERRORS: Final = {
     409: "It does not go with what is there.",
     413: "The body is too large.",
     421: "The API is reached by another host.",
+    429: "Too much of it is under way; try again after the seconds of Retry-After.",
     500: "A bug.",
     503: "The database is away; try again after the seconds of Retry-After.",
 }

@@ -49,6 +49,7 @@ class Around(NamedTuple):
     egress: Egress | None = Egress()  # what endpoints may reach that are made here; None for nothing
     event_types: Mapping[str, str] = MappingProxyType({})  # those of files, with what is said of them
     since: datetime = EPOCH  # when that was read
+    examples: Mapping[str, object] = MappingProxyType({})  # of their payloads, where they have one
 
 
 class Answer(NamedTuple):
@@ -93,6 +94,8 @@ class Call:
 Handler = Callable[[Call], Awaitable[Answer]]
 # (call, id of what was made, status) -> what was answered then, or as much of it as is still there
 Again = Callable[[Call, str | None, int], Awaitable[Answer]]
+# (call, what was done, which is committed) -> what is answered, after it was waited for
+Afterwards = Callable[[Call, Answer], Awaitable[Answer]]
 # (call, key of the request) -> the answer, or None when nothing was done
 AtOnce = Callable[[Call, bytes | None], Awaitable[Answer | None]]
 
@@ -103,7 +106,8 @@ class Operation:
 
     `right` is None where nobody has to say who he is. `answers`: status -> what the body is, None for no body.
     `again` answers a request that has been answered before; only what is written wants it. `at_once` does nearly always
-    what the handler does, with one statement, in which the request is noted.
+    what the handler does, with one statement, in which the request is noted. `afterwards` waits for what
+    has begun, once that is committed, without a connection.
     """
 
     method: str
@@ -117,6 +121,7 @@ class Operation:
     body: type[BaseModel] | None = None
     again: Again | None = None
     at_once: AtOnce | None = None
+    afterwards: Afterwards | None = None
     upto: int = 64 << 10  # bytes of the body
     whole: bool = (
         True  # the body is parsed as it stands; else the handler takes it apart, and it has room for a payload

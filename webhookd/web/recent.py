@@ -13,18 +13,22 @@ class Recent(Generic[T]):
 
     def __init__(self) -> None:
         self._kept: dict[str, tuple[float, T]] = {}
+        self.cleared = 0  # times
 
     def get(self, name: str) -> T | None:
         """The value, if it is not too old."""
         kept = self._kept.get(name)
         return kept[1] if kept is not None and time.monotonic() < kept[0] else None
 
-    def keep(self, name: str, value: T) -> None:
-        """Have it for a second."""
+    def keep(self, name: str, value: T, asked: int | None = None) -> None:
+        """Have it for a second; unless all was cleared since it was asked for, when `cleared` was this."""
+        if asked is not None and asked != self.cleared:
+            return
         if len(self._kept) >= MOST:
             self._kept.clear()
         self._kept[name] = time.monotonic() + SECONDS, value
 
     def clear(self) -> None:
         """Ask for everything again."""
+        self.cleared += 1
         self._kept.clear()

@@ -3,20 +3,29 @@
 Ids and paths are those of the Svix API where it has the operation, so that its client libraries work as they are.
 """
 
+import json
+import sys
 from typing import Final
 
 from webhookd.policy.access import Right
-from webhookd.web import applications, event_types, portal, tokens
+from webhookd.web import applications, event_types, openapi, operators, portal, tokens
+from webhookd.web.attempts import deliveries
+from webhookd.web.attempts import reading as attempts
+from webhookd.web.attempts import shapes as attempt
 from webhookd.web.endpoints import operations as endpoints
-from webhookd.web.endpoints import shapes, signing
+from webhookd.web.endpoints import shapes, signing, statistics
 from webhookd.web.messages import creation, reading
 from webhookd.web.messages import shapes as message
 from webhookd.web.operation import Answer, Call, Operation
+from webhookd.web.redoing import replaying, sending, tasks
+from webhookd.web.redoing import shapes as redo
 from webhookd.web.shapes import Ordered
 
 BASE: Final = "/api/v1"
 APP, ENDPOINT, TYPE, MESSAGE, TOKEN = ("Application",), ("Endpoint",), ("Event Type",), ("Message",), ("Token",)
+ATTEMPT, TASK, OPERATOR = ("Message Attempt",), ("Background Task",), ("Operator",)
 ONE: Final = "/app/{app_id}/endpoint/{endpoint_id}"
+MSG: Final = "/app/{app_id}/msg/{msg_id}"
 
 
 async def _healthy(call: Call) -> Answer:
@@ -88,7 +97,8 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     ),
     Operation(
         "POST", ONE + "/secret/rotate", "v1.endpoint.rotate-secret", "Rotate the secret of an endpoint",
-        Right.CHANGE_SECRETS, signing.rotate, {204: None}, body=shapes.RotationIn, tags=ENDPOINT
+        Right.CHANGE_SECRETS, signing.rotate, {200: shapes.SecretOut}, body=shapes.RotationIn, again=signing.rotated,
+        tags=ENDPOINT
     ),
     Operation(
         "GET", ONE + "/headers", "v1.endpoint.get-headers", "Get the headers of an endpoint", Right.LOOK,
@@ -101,6 +111,39 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     Operation(
         "PATCH", ONE + "/headers", "v1.endpoint.patch-headers", "Change headers of an endpoint", Right.ENDPOINTS,
         signing.patch_headers, {204: None}, body=shapes.HeadersPatch, tags=ENDPOINT
+    ),
+    Operation(
+        "GET", ONE + "/stats", "v1.endpoint.get-stats", "Get statistics of an endpoint", Right.LOOK, statistics.get,
+        {200: statistics.StatisticsOut}, query=statistics.StatisticsSpan, tags=ENDPOINT
+    ),
+    Operation(
+        "POST", ONE + "/send-example", "v1.endpoint.send-example", "Send an example to an endpoint", Right.ATTEMPT,
+        sending.send_example, {200: message.MessageOut}, body=redo.ExampleIn, again=sending.example_again, tags=ENDPOINT
+    ),
+    Operation(
+        "POST", ONE + "/test", "v1.endpoint.test", "Test an endpoint, and say what it answered", Right.ATTEMPT,
+        sending.test, {200: redo.TestOut, 202: redo.TaskOut}, body=redo.TestIn, again=sending.again,
+        afterwards=sending.tested, tags=ENDPOINT
+    ),
+    Operation(
+        "POST", ONE + "/recover", "v1.endpoint.recover", "Send again what failed", Right.ATTEMPT, replaying.recover,
+        {202: redo.BegunOut}, body=redo.SpanIn, again=replaying.again, tags=ENDPOINT
+    ),
+    Operation(
+        "POST", ONE + "/replay-missing", "v1.endpoint.replay-missing", "Send what was missed", Right.ATTEMPT,
+        replaying.replay_missing, {202: redo.BegunOut}, body=redo.SpanIn, again=replaying.again, tags=ENDPOINT
+    ),
+    Operation(
+        "POST", ONE + "/bulk-replay", "v1.endpoint.bulk-replay", "Send again what is chosen", Right.ATTEMPT,
+        replaying.bulk_replay, {202: redo.BegunOut}, body=redo.BulkReplayIn, again=replaying.again, tags=ENDPOINT
+    ),
+    Operation(
+        "POST", ONE + "/pause", "v1.endpoint.pause", "Pause an endpoint", Right.TENANTS, operators.pause, {204: None},
+        tags=ENDPOINT
+    ),
+    Operation(
+        "POST", ONE + "/resume", "v1.endpoint.resume", "Resume an endpoint", Right.TENANTS, operators.resume,
+        {204: None}, tags=ENDPOINT
     ),
     # Event types
     Operation(
@@ -148,11 +191,67 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         "DELETE", "/app/{app_id}/msg/{msg_id}/content", "v1.message.expunge-content", "Erase a message", Right.ERASE,
         reading.expunge, {204: None}, tags=MESSAGE
     ),
+    # Attempts
+    Operation(
+        "GET", "/app/{app_id}/attempt/endpoint/{endpoint_id}", "v1.message-attempt.list-by-endpoint",
+        "List attempts of an endpoint", Right.LOOK, attempts.of_endpoint, {200: attempt.AttemptPage},
+        query=attempt.AttemptListing, tags=ATTEMPT
+    ),
+    Operation(
+        "GET", "/app/{app_id}/attempt/msg/{msg_id}", "v1.message-attempt.list-by-msg", "List attempts of a message",
+        Right.LOOK, attempts.of_message, {200: attempt.AttemptPage}, query=attempt.AttemptListing, tags=ATTEMPT
+    ),
+    Operation(
+        "GET", ONE + "/msg", "v1.message-attempt.list-attempted-messages", "List messages of an endpoint", Right.LOOK,
+        deliveries.messages_of, {200: attempt.DeliveryPage}, query=attempt.DeliveryListing, tags=ATTEMPT
+    ),
+    Operation(
+        "GET", MSG + "/endpoint", "v1.message-attempt.list-attempted-destinations", "List endpoints of a message",
+        Right.LOOK, deliveries.endpoints_of, {200: attempt.DestinationPage}, query=attempt.DestinationListing,
+        tags=ATTEMPT
+    ),
+    Operation(
+        "GET", MSG + "/attempt/{attempt_id}", "v1.message-attempt.get", "Get an attempt", Right.LOOK, attempts.get,
+        {200: attempt.AttemptOut}, tags=ATTEMPT
+    ),
+    Operation(
+        "DELETE", MSG + "/attempt/{attempt_id}/content", "v1.message-attempt.expunge-content", "Erase an answer",
+        Right.ERASE, attempts.expunge, {204: None}, tags=ATTEMPT
+    ),
+    Operation(
+        "POST", MSG + "/endpoint/{endpoint_id}/resend", "v1.message-attempt.resend", "Resend a message", Right.ATTEMPT,
+        sending.resend, {202: redo.ResentOut}, again=sending.resent, tags=ATTEMPT
+    ),
+    # What goes on, and what an operator asks
+    Operation(
+        "GET", "/background-task", "v1.background-task.list", "List tasks", Right.LOOK, tasks.all_of,
+        {200: redo.TaskPage}, query=redo.TaskListing, tags=TASK
+    ),
+    Operation(
+        "GET", "/background-task/{task_id}", "v1.background-task.get", "Get a task", Right.LOOK, tasks.get,
+        {200: redo.TaskOut}, tags=TASK, for_all=True
+    ),
+    Operation(
+        "GET", MSG + "/explain", "v1.message.explain", "Explain who gets a message", Right.TENANTS, operators.explain,
+        {200: operators.Explanations}, tags=OPERATOR
+    ),
+    Operation(
+        "GET", "/status", "v1.status.get", "How things stand", Right.LOOK, operators.status, {200: operators.Document},
+        tags=OPERATOR
+    ),
+    Operation(
+        "GET", "/audit", "v1.audit.list", "Who has done what", Right.LOOK, operators.audit, {200: operators.DeedPage},
+        query=operators.Deeds, tags=OPERATOR
+    ),
     # Tokens
     Operation(
         "POST", "/auth/app-portal-access/{app_id}", "v1.authentication.app-portal-access",
         "Let somebody into the portal", Right.TOKENS, portal.access, {200: portal.AccessOut}, body=portal.AccessIn,
         again=portal.again, tags=("Authentication",), may_be_new=True
+    ),
+    Operation(
+        "POST", "/auth/app/{app_id}/expire-all", "v1.authentication.expire-all", "Let nobody into the portal any more",
+        Right.TOKENS, operators.expire_all, {204: None}, body=operators.ExpiryIn, tags=("Authentication",)
     ),
     Operation(
         "GET", "/token", "v1.token.list", "List tokens", Right.TOKENS, tokens.all_of, {200: tokens.TokenList},
@@ -168,3 +267,13 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     ),
 )
 # fmt: on
+
+
+def document() -> bytes:
+    """The OpenAPI document of all of them, as docs/openapi.json has it: `python -m webhookd.web.table`."""
+    found = json.loads(openapi.document(OPERATIONS, BASE))
+    return json.dumps(found, indent=1, sort_keys=True).encode() + b"\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(document())

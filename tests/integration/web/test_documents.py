@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import pytest
 from aiohttp import ClientSession
 
+from tests.integration.conftest import Sql
 from tests.integration.web.conftest import Client, a_token
 from tests.programs import said_by
 from webhookd.config.schema import Api as Settings
@@ -20,6 +21,7 @@ from webhookd.store.tokens import hash_of
 from webhookd.web import openapi
 from webhookd.web.api import Api
 from webhookd.web.operation import Around
+from webhookd.web.redoing import sending
 from webhookd.web.server import serve
 from webhookd.web.table import BASE, OPERATIONS
 
@@ -28,9 +30,9 @@ OTHERS: Final = Path(__file__).parents[2] / "vectors" / "svix.json"
 CHECKS: Final = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 METHODS: Final = ("get", "post", "put", "patch", "delete")
 # What of the parts of paths is to be there, so that more is asked for than what is not.
-THERE: Final = (
-    '[parameters]\n"path.app_id" = "default"\n"path.endpoint_id" = "mine"\n"path.event_type_name" = "order.created"\n'
-)
+THERE: Final = {"app_id": "default", "endpoint_id": "mine", "event_type_name": "order.created", "msg_id": "mine"}
+TRIED: Final = """INSERT INTO webhookd.attempt (outbox_id, endpoint_id, attempt, ok, code, ms, response)
+ SELECT o.id, e.id, 1, false, 500, 3, 'no' FROM webhookd.outbox o, webhookd.endpoint e"""
 
 pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="no schemathesis: .ci/run fetches it")
 
@@ -39,12 +41,14 @@ class Scene(NamedTuple):
     url: str
     tokens: Mapping[str, str]  # by role
     folder: Path
+    there: Mapping[str, str]
 
 
 @pytest.fixture
-async def scene(dsn: str, tmp_path: Path) -> AsyncIterator[Scene]:
+async def scene(dsn: str, sql: Sql, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
     """An API with a key to seal with, and something of each kind."""
     settings = Settings()
+    monkeypatch.setattr(sending, "TEST_SECONDS", 0.1)  # nobody sends here
     # Of a file, since what asks for everything also revokes tokens that it has seen.
     tokens = {role: f"of-a-file-{role}-0000000000" for role in ROLES if role != "portal"}
     object.__setattr__(settings, "tokens_file", {hash_of(token): role for role, token in tokens.items()})
@@ -58,15 +62,20 @@ async def scene(dsn: str, tmp_path: Path) -> AsyncIterator[Scene]:
         admin = Client(session, url, tokens["admin"])
         await admin("PUT", "/app/default/endpoint/mine", {"url": "https://hooks.example.com/"})
         await admin("POST", "/event-type", {"name": "order.created", "description": ""})
-        await admin("POST", "/app/default/msg", {"eventType": "order.created", "payload": {}})
-        yield Scene(url, tokens, tmp_path)
+        await admin("POST", "/app/default/msg", {"eventType": "order.created", "payload": {}, "eventId": "mine"})
+        await sql.execute(TRIED)
+        await sql.execute("INSERT INTO webhookd.daemon (id, beat_at) VALUES (1, now() + interval '1 hour')")
+        (tried,) = (await admin("GET", "/app/default/attempt/msg/mine")).body["data"]
+        task = await admin("POST", "/app/default/endpoint/mine/recover", {"since": "2020-01-01T00:00:00Z"})
+        there = {**THERE, "attempt_id": tried["id"], "task_id": task.body["id"]}
+        yield Scene(url, tokens, tmp_path, there)
 
 
 async def asked(scene: Scene, document: Mapping[str, Any], url: str, token: str, examples: int) -> str:
     """What it says of an API that is to be as this document has it; it asks so many times for each thing."""
     file, config = scene.folder / "document.json", scene.folder / "schemathesis.toml"
     file.write_text(json.dumps(document))
-    config.write_text(THERE)
+    config.write_text("[parameters]\n" + "".join(f'"path.{part}" = "{id_}"\n' for part, id_ in scene.there.items()))
     code, text = await said_by(
         PROGRAM, "--config-file", config, "run", file, "--url", url, "-H", f"Authorization: Bearer {token}",
         "--checks", CHECKS, "-n", str(examples), "--phases", "coverage,fuzzing", "--generation-deterministic",
@@ -99,10 +108,22 @@ def _more_is_refused(operation: dict[str, Any]) -> None:
         )
 
 
+def _what_is_forgotten_is_answered(operation: dict[str, Any]) -> None:
+    if not any(status.startswith("2") for status in operation["responses"]):
+        operation["responses"]["204"] = {"description": ""}
+
+
+def _who_rotates_is_told(operation: dict[str, Any]) -> None:
+    if operation["operationId"] == "v1.endpoint.rotate-secret":
+        operation["responses"]["200"] = {"description": "", "content": {"application/json": {"schema": {}}}}
+
+
 # What is meant to differ from their document, and why.
 DIFFERENCES: Final = {
     "problem documents (RFC 9457) have a type of their own, which client libraries read as JSON": _errors_are_problems,
     "requests that are no HTTP, too large, slow, or for another host are told so": _more_is_refused,
+    "the new secret is answered, as client libraries of now want it": _who_rotates_is_told,
+    "what expunges has no good answer in theirs, and client libraries take 204": _what_is_forgotten_is_answered,
 }
 
 

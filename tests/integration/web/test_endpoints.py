@@ -144,14 +144,15 @@ async def test_secrets_are_read_and_rotated(shop: Client, sql: Sql, receiver: Re
     path = f"/app/shop/endpoint/{made.body['id']}"
     old = (await shop("GET", f"{path}/secret")).body["key"]
     new = b64encode(b"x" * 32).decode()
-    assert (await shop("POST", f"{path}/secret/rotate", {"key": new})).status == 204
+    rotated = await shop("POST", f"{path}/secret/rotate", {"key": new})
+    assert (rotated.status, rotated.body) == (200, {"key": f"whsec_{new}"})
     assert await sql.fetchval("SELECT count(*) FROM webhookd.audit WHERE action = 'rotate secret'") == 1
     assert (await shop("GET", f"{path}/secret")).body["key"] == f"whsec_{new}"
     await shop("POST", "/app/shop/msg", {"eventType": "a", "payload": {}})
     await until(lambda: bool(receiver.got), "it")
     for secret in (old, new):
         svix.Webhook(secret).verify(receiver.got[0].body, dict(receiver.got[0].headers))
-    assert (await shop("POST", f"{path}/secret/rotate", {"gracePeriodSeconds": 0})).status == 204
+    assert (await shop("POST", f"{path}/secret/rotate", {"gracePeriodSeconds": 0})).status == 200
     await shop("POST", "/app/shop/msg", {"eventType": "a", "payload": {}})
     await until(lambda: len(receiver.got) == 2, "the next")
     for secret in (old, new):

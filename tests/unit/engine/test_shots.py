@@ -13,7 +13,7 @@ import pytest
 from tests.endpoints import HOOK
 from tests.waiting import HANGS, until
 from webhookd.engine.clock import Clock
-from webhookd.engine.shots import AT_ONCE, LEFT_TO_SENDER, Shots
+from webhookd.engine.shots import AT_ONCE, LEFT_TO_SENDER, OF_ENDPOINT, OF_TENANT, Shots
 from webhookd.errors import Moved, StoreRefused, StoreUnavailable
 from webhookd.model import Attempt, Endpoint, Event, Request, Response
 
@@ -67,8 +67,9 @@ class Store:
     async def claim(self, shots: Sequence[tuple[int, float]]) -> list[Claimed]:
         ids = [id_ for id_, _ in shots]
         self.claims += ids
+        found = [shot for shot in self.shots if shot.id in ids]
         self.shots = [shot for shot in self.shots if shot.id not in ids]
-        return [Claimed(id_) for id_ in ids]
+        return [Claimed(shot.id, endpoint_id=shot.endpoint_id) for shot in found]
 
     async def leave(self, shot: int) -> None:
         self.left.append(shot)
@@ -129,12 +130,12 @@ class Parts(NamedTuple):
 
 
 @asynccontextmanager
-async def running(store: Store, endpoint: Endpoint = HOOK) -> AsyncIterator[Parts]:
+async def running(store: Store, *endpoints: Endpoint) -> AsyncIterator[Parts]:
     reservations, network = Reservations(), Network()
     shots = Shots(
         store, cast(Any, Heads()), cast(Any, reservations), network, Clock(), user_agent="agent", look_seconds=0.01
     )
-    shots.configure([endpoint], cast(Any, DELIVERY))
+    shots.configure(endpoints or [HOOK], cast(Any, DELIVERY))
     async with asyncio.TaskGroup() as group:
         group.create_task(shots.run())
         yield Parts(shots, store, reservations, network)
@@ -188,7 +189,9 @@ async def test_a_database_that_moved_ends_the_life() -> None:
 
 
 async def test_no_more_than_some_at_once() -> None:
-    async with running(Store(*map(Open, range(1, 81)))) as parts:
+    """Of all, of one tenant, and of one endpoint; and all of them in the end."""
+    few = [replace(HOOK, id=n, tenant=f"t{n % 8}") for n in range(1, 81)]
+    async with running(Store(*(Open(n, endpoint_id=n) for n in range(1, 81))), *few) as parts:
         parts.network.gate.clear()
         await until(lambda: len(parts.network.sent) == AT_ONCE, "some of them")
         for _ in range(20):
@@ -196,6 +199,31 @@ async def test_no_more_than_some_at_once() -> None:
             assert len(parts.store.claims) == AT_ONCE
         parts.network.gate.set()
         await until(lambda: len(parts.store.written) == 80, "all of them")
+
+
+async def test_one_tenant_leaves_room_for_others() -> None:
+    hers = [replace(HOOK, id=n, tenant="a") for n in range(1, 41)]
+    other = replace(HOOK, id=99, tenant="b")
+    store = Store(*(Open(n, endpoint_id=n) for n in range(1, 41)))
+    async with running(store, *hers, other) as parts:
+        parts.network.gate.clear()
+        await until(lambda: len(parts.network.sent) == OF_TENANT, "hers")
+        store.shots.append(Open(100, endpoint_id=99))
+        await until(lambda: len(parts.network.sent) == OF_TENANT + 1, "that of another")
+        assert parts.store.claims[-1] == 100
+        parts.network.gate.set()
+        await until(lambda: len(parts.store.written) == 41, "all of them")
+
+
+async def test_of_one_endpoint_five_at_a_time() -> None:
+    async with running(Store(*map(Open, range(1, 21)))) as parts:
+        parts.network.gate.clear()
+        await until(lambda: len(parts.network.sent) == OF_ENDPOINT, "some of them")
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            assert len(parts.store.claims) == OF_ENDPOINT
+        parts.network.gate.set()
+        await until(lambda: len(parts.store.written) == 20, "all of them")
 
 
 async def test_whose_it_is() -> None:

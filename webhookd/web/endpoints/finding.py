@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from webhookd.message.sealing import Sealed, Unreadable
+from webhookd.policy.matching import ANY_TENANT
 from webhookd.store import endpoints, event_types, tenants
 from webhookd.store.endpoints import Made
 from webhookd.web.operation import Call
@@ -23,6 +24,17 @@ async def lock(call: Call) -> None:
 async def found(call: Call) -> Made:
     """The one of the path. Problem 404 where there is none."""
     made = await endpoints.find(call.connection, call.of.key, call.path["endpoint_id"])
+    if made is None:
+        raise not_found("endpoint")
+    return made
+
+
+async def seen(call: Call, name: str | None = None) -> Made:
+    """The same, or one that the operator has for all tenants, whom only he sees."""
+    name = call.path["endpoint_id"] if name is None else name
+    made = await endpoints.find(call.connection, call.of.key, name)
+    if made is None and call.caller.tenant is None:
+        made = await endpoints.find(call.connection, ANY_TENANT, name)
     if made is None:
         raise not_found("endpoint")
     return made

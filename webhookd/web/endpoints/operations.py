@@ -30,7 +30,7 @@ async def all_of(call: Call) -> Answer:
     wanted = Wanted(query.limit, at.after, (query.order == "descending") is not at.back)
     rows, more = lists.page(await endpoints.page(call.connection, call.of.key, wanted), query.limit, at)
     iterator, before, done = lists.iterators([each.name for each in rows], more, at)
-    data = [_shown(call, each) for each in rows]
+    data = [shown(call, each) for each in rows]
     return Answer(200, EndpointPage(data=data, iterator=iterator, prev_iterator=before, done=done))
 
 
@@ -42,7 +42,7 @@ async def create(call: Call) -> Answer:
 async def get(call: Call) -> Answer:
     """One."""
     found = await finding.found(call)
-    return Answer(200, _shown(call, found))
+    return Answer(200, shown(call, found))
 
 
 async def upsert(call: Call) -> Answer:
@@ -88,7 +88,7 @@ async def again(call: Call, made: str | None, status: int) -> Answer:
     """The one that was made."""
     if call.tenant is None or (found := await endpoints.find(call.connection, call.tenant.key, made or "")) is None:
         raise not_found("endpoint")
-    return Answer(status, _shown(call, found), made)
+    return Answer(status, shown(call, found), made)
 
 
 async def _made(call: Call, given: EndpointIn, uid: str | None) -> Answer:
@@ -141,7 +141,7 @@ async def _changed(
     if changed is None:
         raise not_found("endpoint")
     await endpoints.changed(call.connection, found.id)
-    return Answer(200, _shown(call, changed), changed.name)
+    return Answer(200, shown(call, changed), changed.name)
 
 
 async def _enable(call: Call, given: EndpointUpdate | EndpointPatch) -> None:
@@ -196,7 +196,8 @@ def _check_retry(call: Call, given: EndpointUpdate | EndpointPatch) -> None:
         raise Invalid([Wrong(("body", "retry", "giveUpAfter"), what)])
 
 
-def _shown(call: Call, found: Made) -> EndpointOut:
+def shown(call: Call, found: Made) -> EndpointOut:
+    """As its tenant sees it, with its whole URL where this daemon can open that."""
     url = specs.spec_of(found)["url"]
     if found.url_key is not None and found.url_sealed is not None:
         with suppress(Problem):  # a daemon without the key shows what everybody may see

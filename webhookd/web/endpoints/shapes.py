@@ -214,7 +214,7 @@ class EndpointPage(Page[EndpointOut]):
 
 
 class SecretOut(Shape):
-    """What its requests are signed with."""
+    """What its requests are signed with; empty for who may change it and not see it."""
 
     key: str
 

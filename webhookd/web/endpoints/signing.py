@@ -7,7 +7,9 @@ import orjson
 
 from webhookd.message.kept import HEADER, URL
 from webhookd.message.signing import new_secret
+from webhookd.policy.access import Right
 from webhookd.store import endpoints
+from webhookd.store.endpoints import Made
 from webhookd.web.endpoints import finding, specs
 from webhookd.web.endpoints.shapes import HeadersOut, RotationIn, SecretOut
 from webhookd.web.operation import Answer, Call
@@ -22,19 +24,30 @@ async def secret(call: Call) -> Answer:
     found = await finding.found(call)
     if found.source != "api":
         raise Problem(403, "forbidden", "The secrets of files are never shown.")
-    kept = await endpoints.secrets(call.connection, found.id)
-    return Answer(200, SecretOut(key=finding.opened(call, found, kept[0][0], "secret") if kept else ""))
+    return Answer(200, await _shown(call, found))
 
 
 async def rotate(call: Call) -> Answer:
-    """Sign with another secret, and for a while with the one before."""
+    """Sign with another secret, and for a while with the one before. Who may see secrets is told it."""
     given: RotationIn = call.body
     await finding.lock(call)
     found = await finding.own(call)
     new = finding.sealed(call, found.id, given.key or new_secret())
     await endpoints.rotate(call.connection, found.id, new, given.grace_period_seconds or 0)
     await endpoints.changed(call.connection, found.id)
-    return Answer(204, None, found.name)
+    return Answer(200, await _shown(call, found), found.name)
+
+
+async def rotated(call: Call, made: str | None, status: int) -> Answer:
+    """What it signs with now."""
+    return Answer(status, await _shown(call, await finding.found(call)), made)
+
+
+async def _shown(call: Call, found: Made) -> SecretOut:
+    kept = await endpoints.secrets(call.connection, found.id)
+    if not kept or Right.SEE_SECRETS not in call.caller.rights:
+        return SecretOut(key="")
+    return SecretOut(key=finding.opened(call, found, kept[0][0], "secret"))
 
 
 async def headers(call: Call) -> Answer:

@@ -5,8 +5,8 @@ from typing import Final
 
 from pydantic import AwareDatetime
 
-from webhookd.store import messages
-from webhookd.store.messages import Which
+from webhookd.store import messages, shots
+from webhookd.store.messages import Message, Which
 from webhookd.web import lists
 from webhookd.web.marks import Marks
 from webhookd.web.messages.shapes import Channel, Content, MessagePage, Tag, shown
@@ -37,8 +37,18 @@ async def get(call: Call) -> Answer:
     content = call.query.with_content
     found = await messages.find(call.connection, call.of.key, call.of.since, call.path["msg_id"], with_payload=content)
     if found is None:
+        found = await example(call, call.path["msg_id"])
+    if found is None:
         raise not_found("message")
     return Answer(200, shown(found, content=content))
+
+
+async def example(call: Call, event_id: str) -> Message | None:
+    """An example that was sent to an endpoint of the tenant, as a message."""
+    found = await shots.example(call.connection, call.of.key, event_id)
+    if found is None or (call.of.since is not None and found.created_at < call.of.since):
+        return None
+    return Message(found.event_id, found.type, found.created_at, None, None, None, found.payload)
 
 
 async def all_of(call: Call) -> Answer:

@@ -82,17 +82,23 @@ class MessagePage(Page[MessageOut]):
 
 def shown(message: Message, *, content: bool) -> MessageOut:
     """As its tenant sees it."""
-    labels = members(message.metadata) if message.metadata is not None else {}
+    channels, tags = labelled(message.metadata)
     return MessageOut(
         id=message.event_id,
         event_id=message.alias,
         event_type=message.type,
         payload=as_object(message.payload) if content and message.payload is not None else {},
-        channels=_words(labels, "channels"),
-        tags=_words(labels, "tags"),
+        channels=channels,
+        tags=tags,
         timestamp=message.created_at,
         deliver_at=message.deliver_after,
     )
+
+
+def labelled(metadata: bytes | None) -> tuple[list[str] | None, list[str] | None]:
+    """Its channels and its tags."""
+    labels = members(metadata) if metadata is not None else {}
+    return _words(labels, "channels"), _words(labels, "tags")
 
 
 def as_object(payload: bytes) -> orjson.Fragment:

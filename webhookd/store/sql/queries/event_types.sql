@@ -38,6 +38,12 @@ WITH ended AS (DELETE FROM webhookd.event_type WHERE name = $1 RETURNING *),
 noted AS (INSERT INTO webhookd.audit (action, subject, before) SELECT 'delete event type', e.name, to_json(e) FROM ended e)
 SELECT name FROM ended;
 
+-- name: event_types_fitting
+-- Those that patterns fit, and that somebody with such flags sees; the first of them.
+SELECT name, description, schemas, archived, deprecated, feature_flags, created_at, updated_at FROM webhookd.event_type t
+ WHERE NOT archived AND ($2::text[] IS NULL OR COALESCE(feature_flags, '{}') = '{}' OR feature_flags && $2)
+   AND EXISTS (SELECT FROM unnest($1::text[]) p WHERE p = '*' OR p = t.name OR p LIKE '%.*' AND starts_with(t.name, left(p, -1))) ORDER BY name LIMIT $3;
+
 -- name: event_types_unknown
 SELECT p FROM unnest($1::text[]) p
  WHERE NOT EXISTS (SELECT FROM webhookd.event_type t WHERE NOT t.archived AND CASE WHEN p LIKE '%.*' THEN starts_with(t.name, left(p, -1)) ELSE t.name = p END)

@@ -6,7 +6,8 @@ WITH log AS MATERIALIZED (
          (SELECT max(b.id) + 1 FROM webhookd.batch b) AS high),
 begun AS (
   INSERT INTO webhookd.replay (endpoint_id, query, rate, from_batch, next_batch, to_batch, by)
-  SELECT e.id, json_strip_nulls(json_build_object('state', $2::text, 'type', $3::text, 'since', $4::timestamptz, 'until', $5::timestamptz))::jsonb, $6,
+  SELECT e.id, json_strip_nulls(json_build_object('state', $2::text, 'type', $3::text, 'since', $4::timestamptz, 'until', $5::timestamptz,
+                                                           'types', $8::text[], 'labels', $9::jsonb, 'code_class', $10::int))::jsonb, $6,
          l.low, l.low, l.high, $7
     FROM webhookd.endpoint e CROSS JOIN log l WHERE e.id = ANY($1::int[]) AND e.removed_at IS NULL ORDER BY e.tenant, e.name
   ON CONFLICT (endpoint_id) WHERE state = 'running' DO NOTHING RETURNING *),
@@ -64,3 +65,13 @@ SELECT r.id, r.created_at, r.by, concat_ws('/', NULLIF(e.tenant, ''), e.name)
     OR EXISTS (SELECT FROM webhookd.attempt a WHERE a.outbox_id = $1 AND a.endpoint_id = r.endpoint_id AND a.trigger = 'replay'
                   AND r.id = (SELECT max(s.id) FROM webhookd.replay s WHERE s.endpoint_id = r.endpoint_id AND s.created_at <= a.at))
  ORDER BY r.id;
+
+-- name: replay_tasks
+-- Replays as those see them who began them: of a tenant or of all, one, or a page by their numbers; running or not, and of such states.
+SELECT r.id, e.tenant, e.name, r.query, r.state, r.created_at, LEAST(now(), COALESCE(r.ended_at, GREATEST(r.paced_at, r.created_at))), r.sent, r.gone,
+       CASE WHEN r.to_batch > r.from_batch THEN (r.next_batch - r.from_batch)::float8 / (r.to_batch - r.from_batch) ELSE 1 END
+  FROM webhookd.replay r JOIN webhookd.endpoint e ON e.id = r.endpoint_id
+ WHERE ($1::text IS NULL OR e.tenant = $1) AND ($2::bigint IS NULL OR r.id = $2)
+   AND ($3::bigint IS NULL OR CASE WHEN $4::boolean THEN r.id > $3 ELSE r.id < $3 END)
+   AND ($5::text[] IS NULL OR r.state = ANY ($5)) AND ($6::text[] IS NULL OR r.query ->> 'state' = ANY ($6))
+ ORDER BY CASE WHEN $4::boolean THEN r.id END, r.id DESC LIMIT $7;

@@ -84,6 +84,11 @@ SELECT tenant, name, spec FROM webhookd.endpoint WHERE source = 'file' AND remov
 SELECT tenant, name, spec -> 'events', spec -> 'filter', spec ->> 'active' IS DISTINCT FROM 'false' FROM webhookd.endpoint
  WHERE source = 'api' AND removed_at IS NULL ORDER BY tenant, name;
 
+-- name: subscribers_of
+-- What the endpoints subscribe to that get events of a tenant.
+SELECT tenant, name, spec -> 'events', spec -> 'filter', spec ->> 'active' IS DISTINCT FROM 'false' FROM webhookd.endpoint
+ WHERE tenant IN ($1, '*') AND removed_at IS NULL ORDER BY tenant, name;
+
 -- name: subscribers
 -- What the endpoints that are owed new events subscribe to; paused ones are owed them, too.
 SELECT tenant, name, spec -> 'events', spec -> 'filter' FROM webhookd.endpoint

@@ -47,8 +47,14 @@ SELECT s.created_at, s.by, concat_ws('/', NULLIF(e.tenant, ''), e.name), s.ok, s
 
 -- name: open_shots
 -- Those that have not ended, for how many seconds they have been there, whether somebody has them, and whether their time is over.
+-- Of one endpoint some at a time, so that many of one keep nobody else's from being looked at.
 SELECT id, endpoint_id, extract(epoch FROM now() - created_at)::float8, owner IS NOT NULL, COALESCE(ends_at, start_by) < now()
-  FROM webhookd.shot WHERE done_at IS NULL ORDER BY id LIMIT 1000;
+  FROM (SELECT *, row_number() OVER (PARTITION BY endpoint_id ORDER BY id) AS n FROM webhookd.shot WHERE done_at IS NULL) s
+ WHERE n <= 20 OR COALESCE(ends_at, start_by) < now() ORDER BY n, id LIMIT 1000;
+
+-- name: shots_waiting
+-- How many of an endpoint have not ended.
+SELECT count(*) FROM webhookd.shot WHERE done_at IS NULL AND endpoint_id = $1;
 
 -- name: end_shots
 -- Nobody took them in time, or whoever did has never said what came of it.
@@ -86,3 +92,20 @@ DELETE FROM webhookd.backlog b USING mine m WHERE m.kind = 'resend' AND $4 AND b
 -- A failure that was written while this was delivered brings nothing back.
 DELETE FROM webhookd.backlog b USING webhookd.shot s
  WHERE s.id = $1 AND s.kind = 'resend' AND s.ok AND b.endpoint_id = s.endpoint_id AND b.outbox_id = s.outbox_id AND b.replay IS NULL;
+
+-- name: test_shot
+-- A test of a tenant, by the id that its event has.
+SELECT event_id, type, created_at, payload FROM webhookd.shot WHERE event_id = $2 AND kind = 'test' AND tenant = $1 ORDER BY id DESC LIMIT 1;
+
+-- name: test_shots
+-- All tests that were wanted at once with this one, the first of them.
+SELECT s.id, s.type, f.created_at, e.tenant, e.name
+  FROM webhookd.shot f JOIN webhookd.endpoint e ON e.id = f.endpoint_id
+  JOIN webhookd.shot s ON s.id >= f.id AND s.id < f.id + 10000 AND s.endpoint_id = f.endpoint_id AND s.kind = f.kind AND s.created_at = f.created_at AND s.by = f.by
+ WHERE f.id = $1 AND f.kind = 'test' ORDER BY s.id;
+
+-- name: resend_shot
+-- A resend, and what came of it.
+SELECT CASE e.tenant WHEN '*' THEN o.tenant ELSE e.tenant END, e.name, o.event_id, COALESCE(s.done_at, s.created_at), s.ok, s.code, s.error
+  FROM webhookd.shot s JOIN webhookd.endpoint e ON e.id = s.endpoint_id LEFT JOIN webhookd.outbox o ON o.id = s.outbox_id AND o.created_at = s.outbox_at
+ WHERE s.id = $1 AND s.kind = 'resend';

@@ -27,3 +27,11 @@ noted AS (
   INSERT INTO webhookd.audit (who, action, subject, tenant, before)
   SELECT $2, 'revoke token', e.id, (SELECT t.key FROM webhookd.tenant t WHERE t.id = e.tenant), json_build_object('role', e.role, 'name', e.name) FROM ended e)
 SELECT id FROM ended;
+
+-- name: tokens_expire
+-- Those that let somebody into the portal of a tenant end, in so many seconds at the latest.
+WITH ended AS (
+  UPDATE webhookd.token t SET expires_at = now() + $2 * interval '1 s'
+   WHERE t.tenant = $1 AND t.role = 'portal' AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now() + $2 * interval '1 s') RETURNING t.id)
+INSERT INTO webhookd.audit (who, action, subject, tenant, after)
+SELECT $3, 'expire tokens', $1, (SELECT t.key FROM webhookd.tenant t WHERE t.id = $1), json_build_object('tokens', count(*), 'seconds', $2::float8) FROM ended HAVING count(*) > 0;

@@ -1,0 +1,1 @@
+"""Attempts and deliveries: whether it arrived, and why not."""
