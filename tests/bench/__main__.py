@@ -29,6 +29,7 @@ from tests.bench.ordered import ordered
 from tests.bench.outage import outage
 from tests.bench.parked import parked
 from tests.bench.producers import producers
+from tests.bench.reading import reading
 from tests.bench.redrive import redrive
 from tests.bench.reload import reload
 from tests.bench.restart import restart
@@ -51,7 +52,7 @@ BENCHES: dict[str, Bench] = {
     "flood": flood,
     "api": api,
 }
-LONG: dict[str, Bench] = {"held": partial(held, seconds=600.0), "redrive": redrive}
+LONG: dict[str, Bench] = {"held": partial(held, seconds=600.0), "redrive": redrive, "reading": reading}
 
 
 async def run(server: str, benches: Iterable[Bench], shows: bool) -> list[Line]:
@@ -77,7 +78,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHES)}; all without a name")
     parser.add_argument("--json", action="store_true", help="JSON instead of a table")
-    parser.add_argument("--long", action="store_true", help="minutes instead of seconds for held, and redrive")
+    parser.add_argument("--long", action="store_true", help="minutes instead of seconds for held, and redrive, reading")
     arguments = parser.parse_args()
     benches = BENCHES | LONG if arguments.long else BENCHES
     logging.configure("info", "console")  # as the service does: a line for each success would be measured, too

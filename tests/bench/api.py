@@ -6,7 +6,7 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,8 @@ from webhookd.web.endpoints.specs import NEW
 MESSAGES, WARM_UP = 2_000, 300
 CPU = 1.0  # ms for one client that waits for each answer; with several there is less to wake up for
 MIXED = 1.0  # ms
+CLIENTS, BUSY = 8, 0.4  # ms
+PATHS = ("/endpoint", "")
 INSERT = """INSERT INTO webhookd.outbox (type, payload) VALUES ('nobody.wants', to_json(repeat('x', 1000)))"""
 RATE = 500.0  # requests a second
 SECONDS, SLICES = 5.0, 9  # of asking, around a slice of deliveries
@@ -66,7 +68,8 @@ async def served(dsn: str, endpoints: dict[str, dict[str, Any]], key: str) -> As
 
 async def api(server: str) -> list[Line]:
     """Each in a database of its own."""
-    return [*await _messages(server), *await _beside(server), *await _changes(server), *await _index(server)]
+    found = [await part(server) for part in (_messages, _busy, _beside, _changes, _index)]
+    return [line for lines in found for line in lines]
 
 
 async def _messages(server: str) -> list[Line]:
@@ -91,6 +94,37 @@ async def _messages(server: str) -> list[Line]:
         Line("API: a message is made, p50", statistics.median(seconds) * 1000, "ms", 5.0),
         Line("API: CPU of the daemon for it, less that of an INSERT", (by_api - by_insert) * 1000, "ms", CPU),
     ]
+
+
+async def _busy(server: str) -> list[Line]:
+    """The CPU of a daemon for a request, of eight clients that ask as fast as they are answered."""
+    async with rig.database(server, "many") as (dsn, _), served(dsn, {}, new_key()) as daemon:
+        headers = {"authorization": f"Bearer {daemon.token}", "content-type": "application/json"}
+        base, message = f"http://{daemon.where}/api/v1/app", b'{"eventType": "nobody.wants", "payload": {"order": 42}}'
+        async with aiohttp.ClientSession(headers=headers) as session:
+            await session.post(base, data=b'{"name": "Shop", "uid": "shop"}')
+            for n in range(5):
+                given = {"url": f"https://example.com/{n}", "disabled": True}
+                await session.post(f"{base}/shop/endpoint", data=json.dumps(given).encode())
+
+            async def client(turns: Iterable[int]) -> None:
+                for n in turns:
+                    method, path, data = ("POST", "/msg", message) if n % 10 < 3 else ("GET", PATHS[n % 10 % 2], None)
+                    async with session.request(method, f"{base}/shop{path}", data=data) as response:
+                        assert response.status in (200, 202)
+                        await response.read()
+
+            async def all_of(many: int) -> float:
+                turns, before = iter(range(many)), rig.cpu(daemon.process)
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(CLIENTS):
+                        group.create_task(client(turns))
+                return (rig.cpu(daemon.process) - before) / many
+
+            await all_of(WARM_UP)
+            spent = [await all_of(MESSAGES) for _ in range(5)]
+    what = "API: CPU of the daemon per request, of a mix by eight clients that never rest"
+    return [Line(what, statistics.median(spent) * 1000, "ms", BUSY)]
 
 
 async def _timed(daemon: Served, act: Callable[[int], Awaitable[None]]) -> tuple[list[float], float]:
