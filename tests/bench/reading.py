@@ -34,6 +34,7 @@ READS = {
     "messages of an endpoint that gets few": "/app/t0/endpoint/ep_5000/msg",
     "messages of an endpoint, with a filter that nothing fits": "/app/t0/endpoint/ep_100/msg?event_types=none",
     "messages of an endpoint, that failed": "/app/t0/endpoint/ep_100/msg?status=2",
+    "messages of an endpoint, that were delivered, of one that never answers": "/app/t0/endpoint/ep_200/msg?status=0",
     "endpoints of a message": "/app/t0/msg/{event}/endpoint",
     "endpoints": "/app/t0/endpoint?limit=250",
 }

@@ -222,6 +222,26 @@ async def test_what_became_of_a_message_at_its_endpoints(shop: Client, sql: Sql,
     assert [each["uid"] for each in page["data"]] == ["works"]
 
 
+async def test_few_were_delivered_of_many_that_were_tried_often(shop: Client, sql: Sql) -> None:
+    """Only attempts tell what was delivered: a page looks at 500 events, and the next one goes on behind them."""
+    endpoint = await sql.fetchval("SELECT id FROM webhookd.endpoint WHERE uid = 'works'")
+    await sql.execute(
+        """WITH made AS (
+             INSERT INTO webhookd.outbox (type, payload, tenant)
+             SELECT 'never.wanted', '{}', 'shop' FROM generate_series(1, 501) RETURNING id)
+           INSERT INTO webhookd.attempt (at, outbox_id, endpoint_id, attempt, ok, code, ms)
+           SELECT now() + n * interval '1 s', id, $1, n, n = 3 AND id = (SELECT min(id) FROM made), 200, 1
+             FROM made CROSS JOIN generate_series(1, 3) n""",
+        endpoint,
+    )
+    path = "/app/shop/endpoint/works/msg?status=0"
+    first = (await shop("GET", path)).body
+    assert (first["data"], first["done"]) == ([], False)
+    then = (await shop("GET", f"{path}&iterator={first['iterator']}")).body
+    assert (len(then["data"]), then["done"]) == (1, True)
+    assert len((await shop("GET", "/app/shop/endpoint/works/msg?limit=250")).body["data"]) == 250
+
+
 async def test_what_an_operator_has_for_all_no_tenant_sees(
     dsn: str, sql: Sql, receiver: Receiver, shop: Client
 ) -> None:
