@@ -4,6 +4,7 @@ from collections import Counter
 
 from aiohttp import ClientSession
 
+from tests.fault import test_replay
 from tests.fault.fleet import Fleet
 from tests.fault.verdict import ROLES
 from tests.fault.writers import Connection
@@ -16,6 +17,7 @@ from webhookd.web.operation import Around
 from webhookd.web.server import serve
 
 EVENTS, KILLS = 60, 3
+GIVEN_UP = 200
 ENDED = "SELECT count(*) FROM webhookd.shot WHERE done_at IS NOT NULL"
 
 
@@ -68,3 +70,50 @@ async def test_resends_and_tests_while_daemons_are_killed(processes: Fleet, watc
     assert made >= wanted - KILLS * 2 * 4
     again = "SELECT count(*) FROM webhookd.attempt WHERE trigger = 'resend' AND ok"
     assert await watched.fetchval(again) == sum(row["ok"] and row["kind"] == "resend" for row in rows)
+
+
+async def test_what_failed_is_recovered_while_daemons_are_killed(
+    processes: Fleet, watched: Connection, dsn: str
+) -> None:
+    first, second = ROLES[:2]
+    processes.configure({"healthy": {"max_in_flight": 4}})
+    processes.receiver.heal()
+    await processes.start(first)
+    await processes.stop(first)
+    await watched.execute(test_replay.INSERT, GIVEN_UP)
+    while await watched.fetch("SELECT FROM webhookd.cut(10000, 500, 99, p_rest => 10000)"):
+        await watched.execute("UPDATE webhookd.batch SET done_at = now() WHERE done_at IS NULL")
+    ((endpoint, name),) = await watched.fetch("SELECT id, name FROM webhookd.endpoint")
+    await watched.execute(test_replay.GIVEN_UP, endpoint)
+    for role in (first, second):
+        await processes.start(role)
+    async with (
+        Database(dsn, size=4) as database,
+        serve(Api(database, Around(Settings())), "127.0.0.1:0", {}) as url,
+        ClientSession() as session,
+    ):
+        api = Client(session, url, await a_token(dsn, "admin"))
+        asked, since = f"/app/default/endpoint/{name}/recover", {"since": "2020-01-01T00:00:00Z"}
+        begun = await api("POST", asked, since, idempotency_key="once")
+        assert begun.status == 202, begun
+        task = f"/background-task/{begun.body['id']}"
+        for kill in range(KILLS):
+            part = GIVEN_UP * (kill + 1) // (KILLS + 1)
+
+            async def has_come_so_far(part: int = part) -> bool:
+                return bool((await api("GET", task)).body["data"]["messagesSent"] >= part)
+
+            await eventually(has_come_so_far, f"kill {kill}")
+            role = (first, second)[kill % 2]
+            await processes.daemons[role].kill()
+            await processes.launch(role)
+
+        async def is_over() -> bool:
+            return bool((await api("GET", task)).body["status"] == "finished")
+
+        await eventually(is_over, "the end of the task")
+        again = await api("POST", asked, since, idempotency_key="once")
+        assert again.body["id"] == begun.body["id"]
+        await eventually(lambda: watched.fetchval("SELECT NOT EXISTS (SELECT FROM webhookd.backlog)"), "the last one")
+        assert (await api("GET", task)).body["data"]["messagesSent"] == GIVEN_UP
+    assert await watched.fetchval(test_replay.DELIVERED) == GIVEN_UP

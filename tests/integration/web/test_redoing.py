@@ -193,6 +193,38 @@ async def test_what_was_missed_is_replayed(shop: Client, sql: Sql, receiver: Rec
     assert receiver.events("hook")[1] == missed
 
 
+async def test_what_was_missed_while_it_was_disabled_is_listed_and_replayed(
+    shop: Client, sql: Sql, receiver: Receiver
+) -> None:
+    receiver.answers("hook", *[410] * 3)
+    gone = {await emit(shop) for _ in range(3)}
+
+    async def told() -> bool:
+        return bool((await shop("GET", HOOK)).body["disabled"])
+
+    await eventually(told, "410 to disable it")
+    asked = len(receiver.got)
+    missed = await emit(shop)
+
+    async def listed() -> dict[str, tuple[str, str]]:
+        page = (await shop("GET", f"{HOOK}/msg?status=2")).body
+        return {each["id"]: (each["state"], each["reason"]) for each in page["data"]}
+
+    async def is_listed() -> bool:
+        return missed in await listed()
+
+    await eventually(is_listed, "it to be listed")
+    assert (await listed())[missed] == ("missed", "disabled")
+    assert set(await listed()) <= gone | {missed}
+    assert len(receiver.got) == asked
+    receiver.answers("hook", 200)
+    assert (await shop("PATCH", HOOK, {"disabled": False})).body["disabled"] is False
+    begun = await shop("POST", f"{HOOK}/replay-missing", SINCE)
+    assert (await ended(shop, begun.body["id"]))["data"]["messagesSent"] == 1
+    await until(lambda: len(receiver.got) == asked + 1, "what was missed")
+    assert receiver.events("hook")[-1] == missed
+
+
 async def test_what_is_chosen_is_replayed(shop: Client, sql: Sql, receiver: Receiver) -> None:
     async def script(got: Got) -> web.Response:
         return web.Response(status=410 if b'"no"' in got.body else 204)
