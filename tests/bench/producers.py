@@ -15,7 +15,7 @@ from tests.bench.line import Line
 from tests.bench.pairs import is_clear
 from tests.bench.pgbench import Transaction, pgbench
 
-SECONDS, TIMES_MOST = 45.0, 4  # of each case; again until it is clear whether the budget is kept
+SECONDS, TIMES_MOST = 15.0, 12  # of each case; again until it is clear whether the budget is kept
 SETTLE, SETTLE_PER_CLIENT = 0.01, 0.001  # seconds after a switch, as every session plans its INSERT anew
 INSERT = """INSERT INTO webhookd.outbox (type, payload) VALUES ('order.created', '{"order": 42}')"""
 EVERYTHING, NOTHING = ["*"], ["never.*"]
