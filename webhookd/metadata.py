@@ -34,6 +34,17 @@ def members(text: bytes) -> Mapping[str, bytes]:
     return found
 
 
+def member(text: bytes, path: str) -> bytes | None:
+    """The JSON text of the member with that name; without one, of what its parts lead to: `a.b` is `b` in `a`."""
+    found = members(text)
+    if path in found:
+        return found[path]
+    inner: bytes | None = text
+    for name in path.split("."):
+        inner = None if inner is None else members(inner).get(name)
+    return inner
+
+
 def parsed(metadata: bytes | None) -> Mapping[str, object] | None:
     """The metadata as an object of Python, or None if it is none. What Python cannot make of a member is its text."""
     if metadata is None:

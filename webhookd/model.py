@@ -60,8 +60,8 @@ class Key:
 
 # (event, payload text, CloudEvents source) -> body. The same arguments give the same bytes, on a retry too.
 Format = Callable[[Event, bytes, str], Body]
-# (keys, event_id, timestamp in whole seconds, content) -> headers that prove the request
-Scheme = Callable[[tuple[Key, ...], str, int, bytes], tuple[tuple[str, str], ...]]
+# (keys, the other headers, timestamp in whole seconds, content) -> headers that prove the request
+Scheme = Callable[[tuple[Key, ...], Mapping[str, str], int, bytes], tuple[tuple[str, str], ...]]
 # (event, payload text) -> value of a header
 HeaderValue = Callable[[Event, bytes], str]
 

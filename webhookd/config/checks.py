@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Sec
 from webhookd.config.mistakes import egress_mistake
 from webhookd.egress.guard import url_mistake
 from webhookd.message.formats import FORMATS, compile_template
+from webhookd.message.own_signature import headers_in
 from webhookd.message.signing import SCHEMES, parse_secret
 from webhookd.model import Egress, Format, Key, Network
 from webhookd.store import dsn
@@ -195,6 +196,10 @@ def _example(value: object) -> object:
     return value.isoformat() if isinstance(value, (date, time)) else value
 
 
+def _header_or_none(value: str) -> str:
+    return value and _header_name(value)
+
+
 def _one_of(known: Mapping[str, object], value: str, what: str) -> str:
     if value not in known:
         raise ValueError(f"{quoted(value)} is no {what}; write {' or '.join(quoted(k) for k in sorted(known))}")
@@ -219,6 +224,11 @@ def _header_name(value: str) -> str:
         raise ValueError("is no header name; use letters, digits and '-'")
     if _OURS.fullmatch(value):
         raise ValueError("is set by webhookd itself or changes how the body is read; remove it")
+    return value
+
+
+def _signed(value: str) -> str:
+    headers_in(_text(value))
     return value
 
 
@@ -283,6 +293,8 @@ Url = Annotated[str, AfterValidator(_url), Kind("URL", {"type": "string", "forma
 Pattern = Annotated[str, AfterValidator(_pattern)]
 Signature = Annotated[str, AfterValidator(_scheme), Kind(_words(_SIGNATURES), {"enum": sorted(_SIGNATURES)})]
 HeaderName = Annotated[str, AfterValidator(_header_name), Kind("header name", {"type": "string"})]
+Signed = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_signed), Kind("text", {"type": "string"})]
+HeaderOrNone = Annotated[str, AfterValidator(_header_or_none), Kind("header name", {"type": "string"})]
 FormatName = Annotated[
     str,
     AfterValidator(_format),

@@ -19,9 +19,9 @@ from webhookd.config.checks import Around, name_mistake, type_mistake
 from webhookd.config.endpoint import endpoint_of, endpoint_policy, retry_mistakes, retry_policy
 from webhookd.config.environment import overlay, variables_of
 from webhookd.config.mistakes import MOST_TOLD, UNTOLD, Lines, Mistake, Place, read, told, unknown
+from webhookd.config.named import NAMED, EventType, FormatTable
 from webhookd.config.reference import json_schema as json_schema
 from webhookd.config.schema import (
-    NAMED,
     SECTIONS,
     Api,
     Daemon,
@@ -30,8 +30,6 @@ from webhookd.config.schema import (
     EgressTable,
     Encryption,
     Endpoints,
-    EventType,
-    FormatTable,
     Log,
     Retention,
     Retry,

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import Any, Final
@@ -12,11 +12,13 @@ from pydantic import ValidationError
 
 from webhookd.config.checks import Around
 from webhookd.config.mistakes import Mistake, Place, read
-from webhookd.config.schema import SECRETS, Delivery, EndpointTable, Retry
+from webhookd.config.named import SECRETS, EndpointTable, Hmac
+from webhookd.config.schema import Delivery, Retry
 from webhookd.config.schema import DisableAfter as DisableAfterTable
 from webhookd.egress.tls import tls_context
-from webhookd.message.signing import ONE_SECRET, SCHEMES, hmac_of_body
-from webhookd.model import DisableAfter, Endpoint, Grant, RetryPolicy
+from webhookd.message import own_signature
+from webhookd.message.signing import ONE_SECRET, SCHEMES
+from webhookd.model import DisableAfter, Endpoint, Grant, RetryPolicy, Scheme
 from webhookd.units import quoted
 
 MADE: Final = "ep_"  # how the names of endpoints begin that the API makes
@@ -38,6 +40,8 @@ def endpoint_of(
     name = place.path[-1]
     if name.startswith(MADE):
         mistakes.append(place.mistake(f"names that begin with {MADE} are those of the API; choose another"))
+    if made.hmac:
+        mistakes += _hmac_mistakes(made.hmac, made.headers, place)
     tls = _tls(made, place, mistakes)
     endpoint = Endpoint(
         id=0,
@@ -46,8 +50,7 @@ def endpoint_of(
         url=made.url,
         events=made.events,
         format=around.formats[made.format],
-        # "hmac" without its table has been complained of.
-        signature=hmac_of_body(**made.hmac.model_dump()) if made.hmac else SCHEMES.get(made.signature, SCHEMES["none"]),
+        signature=_signature(made),
         secrets=made.keys,
         retry=retry,
         timeout=delivery.timeout if made.timeout is None else made.timeout,
@@ -84,6 +87,27 @@ def endpoint_of(
     if made.hmac:
         spec["hmac"] = made.hmac.model_dump()
     return endpoint, spec, _fingerprint(table, made)
+
+
+def _signature(made: EndpointTable) -> Scheme:
+    if made.hmac is None:
+        return SCHEMES.get(made.signature, SCHEMES["none"])  # "hmac" without its table has been complained of
+    return own_signature.own_hmac(**made.hmac.model_dump())
+
+
+def _hmac_mistakes(hmac: Hmac, headers: Iterable[str], place: Place) -> Iterator[Mistake]:
+    """What its keys say against each other, and against the headers of the endpoint."""
+    timed = hmac.timestamp_header.lower()
+    own = set(map(str.lower, headers))
+    for key, name in (("header", hmac.header.lower()), ("timestamp_header", timed)):
+        if name in own:
+            yield place.mistake("stands in headers, too; remove it there", "hmac", key)
+    if timed == hmac.header.lower():
+        yield place.mistake("is the header of the signature; name another", "hmac", "timestamp_header")
+    if not timed and hmac.timestamp != "seconds":
+        yield place.mistake("goes with timestamp_header, so that its receiver knows it", "hmac", "timestamp")
+    for name in sorted(own_signature.headers_in(hmac.signed) - own - own_signature.SENT - {timed}):
+        yield place.mistake(f"has $header.{name}, which is not sent; add it to headers", "hmac", "signed")
 
 
 def _slots(made: EndpointTable, delivery: Delivery) -> int:

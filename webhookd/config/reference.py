@@ -17,10 +17,11 @@ from pydantic.json_schema import models_json_schema
 from webhookd.config.checks import NAME, Kind
 from webhookd.config.environment import variable
 from webhookd.config.mistakes import LATER, table_in
-from webhookd.config.schema import NAMED, SECRETS, SECTIONS, DisableAfter, Retry, Shape
+from webhookd.config.named import NAMED, SECRETS
+from webhookd.config.schema import SECTIONS, DisableAfter, Retry, Shape
 
 _PAGE: Final = """\
-<!-- Made by `python -m webhookd.config.reference` from the models in webhookd/config/schema.py; change those. -->
+<!-- Made by `python -m webhookd.config.reference` from schema.py and named.py beside it; change those. -->
 
 # Configuration
 

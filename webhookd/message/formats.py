@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import orjson
 
-from webhookd.metadata import members
+from webhookd.metadata import member, members
 from webhookd.model import Body, Event, Format, HeaderValue
 
 # (event, payload) -> JSON text
@@ -41,10 +41,11 @@ _NOT_CLOUDEVENTS: Final = re.compile(
 )
 
 
-_WHOLE_METADATA: Final = re.compile(r"\$metadata\.([^\s$]+)")
+_WHOLE_METADATA: Final = re.compile(r"\$metadata\.([^\s$|]+(?:\|[^$]*)?)")
 _PLACEHOLDER: Final = re.compile(r"\$(\$|\{[^{}]*\}|metadata\.\w+(?:[.-]\w+)*|[^\W\d]\w*)")
 _KNOWN: Final = (
-    "$type, $event_id, $tenant, $timestamp, $timestamp_seconds, $data, $metadata, $metadata.KEY; $$ is a dollar sign"
+    "$type, $event_id, $tenant, $timestamp, $timestamp_seconds, $data, $metadata, $metadata.KEY, "
+    "${metadata.KEY|DEFAULT}, $event; $$ is a dollar sign"
 )
 
 
@@ -78,8 +79,9 @@ FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
 def compile_template(body: object) -> Format:
     """The format that a template of the configuration describes, with placeholders in its strings (not in its keys).
 
-    A string that is one placeholder becomes that JSON value; `$data` and `$metadata` come byte for byte as the
-    application wrote them. In a longer string a placeholder becomes text: nothing where the value is null or absent.
+    A string that is one placeholder becomes that JSON value; `$data` and `$metadata`, and what is in it, come byte for
+    byte as the application wrote them. In a longer string a placeholder becomes text: nothing where the value is null
+    or absent. `$event` is all of these in one object.
     Raises ValueError, one sentence, for a placeholder or a value that a template cannot hold.
     """
     values: list[_Value] = []
@@ -174,19 +176,41 @@ _VALUES: Final[Mapping[str, _Value]] = MappingProxyType(
         "timestamp_seconds": lambda event, payload: b"%d" % ((_when(event) - _EPOCH) // timedelta(seconds=1)),
         "data": lambda event, payload: payload,
         "metadata": lambda event, payload: event.metadata or b"null",
+        "event": lambda event, payload: _whole(event, payload),
     }
 )
+_WHOLES: Final = ("data", "metadata", "event")
+
+
+def _whole(event: Event, payload: bytes) -> bytes:
+    """Everything that the application has said of it, in one object."""
+    known = orjson.dumps({"id": event.event_id, "type": event.type, "tenant": event.tenant})[:-1]
+    return b'%b,"timestamp":%b,"metadata":%b,"data":%b}' % (known, _iso(event), event.metadata or b"null", payload)
 
 
 def _placeholder(name: str) -> _Placeholder:
-    kind, _, key = name.partition(".")
-    if kind == "metadata" and key:
-        return _Placeholder(
-            name, lambda event, payload: members(event.metadata).get(key, b"null") if event.metadata else b"null"
-        )
+    kind, _, rest = name.partition(".")
+    path, bar, given = rest.partition("|")
+    if kind == "metadata" and path:
+        default = _default(given) if bar else b"null"
+
+        def value(event: Event, payload: bytes) -> bytes:
+            found = member(event.metadata, path) if event.metadata else None
+            return default if found is None or found == b"null" else found
+
+        return _Placeholder(name, value)
     if name not in _VALUES:
         raise ValueError(f"unknown placeholder ${name}; known are {_KNOWN}")
     return _Placeholder(name, _VALUES[name])
+
+
+def _default(text: str) -> bytes:
+    """The JSON that it is, or else a JSON string of it."""
+    try:
+        orjson.loads(text)
+    except ValueError:
+        return orjson.dumps(text)
+    return text.strip().encode()
 
 
 def _parse(text: str) -> list[str | _Placeholder]:
@@ -205,7 +229,7 @@ def _parse(text: str) -> list[str | _Placeholder]:
 
 def _refuse_whole(parts: list[str | _Placeholder], place: str) -> None:
     for part in parts:
-        if isinstance(part, _Placeholder) and part.name in ("data", "metadata"):
+        if isinstance(part, _Placeholder) and part.name in _WHOLES:
             raise ValueError(f"${part.name} is a whole JSON value and cannot be part of {place}")
 
 

@@ -30,7 +30,7 @@ def build(delivery: Delivery, payload: bytes, timestamp: int, source: str, user_
     headers.update(body.headers)
     for name, value in endpoint.headers:
         headers[name.lower()] = value if isinstance(value, str) else value(event, payload)
-    headers.update(endpoint.signature(endpoint.secrets, event.event_id, timestamp, body.content))
+    headers.update(endpoint.signature(endpoint.secrets, headers, timestamp, body.content))
     return Request(
         endpoint.url,
         headers,

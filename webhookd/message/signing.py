@@ -90,44 +90,49 @@ def new_keypair() -> tuple[str, str]:
     return "whsk_" + _encode(private.private_bytes_raw() + public), "whpk_" + _encode(public)
 
 
-def standard(keys: tuple[Key, ...], event_id: str, timestamp: int, content: bytes) -> tuple[tuple[str, str], ...]:
+def standard(
+    keys: tuple[Key, ...], headers: Mapping[str, str], timestamp: int, content: bytes
+) -> tuple[tuple[str, str], ...]:
     """`webhook-signature` with one signature for each key, separated by exactly one space."""
-    signed = b"%b.%d.%b" % (event_id.encode(), timestamp, content)
+    signed = b"%b.%d.%b" % (headers["webhook-id"].encode(), timestamp, content)
     return (("webhook-signature", " ".join([_sign(key, signed) for key in keys if key.until > timestamp])),)
 
 
-def svix(keys: tuple[Key, ...], event_id: str, timestamp: int, content: bytes) -> tuple[tuple[str, str], ...]:
+def svix(
+    keys: tuple[Key, ...], headers: Mapping[str, str], timestamp: int, content: bytes
+) -> tuple[tuple[str, str], ...]:
     """`webhook-signature`, and the same once more under the names that Svix gives its three headers."""
-    ((name, signature),) = standard(keys, event_id, timestamp, content)
+    ((name, signature),) = standard(keys, headers, timestamp, content)
     moment = str(timestamp)
-    return (name, signature), ("svix-id", event_id), ("svix-timestamp", moment), ("svix-signature", signature)
+    return (
+        (name, signature),
+        ("svix-id", headers["webhook-id"]),
+        ("svix-timestamp", moment),
+        ("svix-signature", signature),
+    )
 
 
-def none(keys: tuple[Key, ...], event_id: str, timestamp: int, content: bytes) -> tuple[tuple[str, str], ...]:
+def none(
+    keys: tuple[Key, ...], headers: Mapping[str, str], timestamp: int, content: bytes
+) -> tuple[tuple[str, str], ...]:
     """No header: the receiver trusts the address, or a header of the endpoint."""
     return ()
 
 
-def github(keys: tuple[Key, ...], event_id: str, timestamp: int, content: bytes) -> tuple[tuple[str, str], ...]:
+def github(
+    keys: tuple[Key, ...], headers: Mapping[str, str], timestamp: int, content: bytes
+) -> tuple[tuple[str, str], ...]:
     """`x-hub-signature-256`, over the body alone."""
-    return (("x-hub-signature-256", "sha256=" + _hmac(_current(keys, timestamp), content).hex()),)
+    return (("x-hub-signature-256", "sha256=" + _hmac(current(keys, timestamp), content).hex()),)
 
 
-def stripe(keys: tuple[Key, ...], event_id: str, timestamp: int, content: bytes) -> tuple[tuple[str, str], ...]:
+def stripe(
+    keys: tuple[Key, ...], headers: Mapping[str, str], timestamp: int, content: bytes
+) -> tuple[tuple[str, str], ...]:
     """`stripe-signature`, with the moment and one `v1` for each key."""
     signed = b"%d.%b" % (timestamp, content)
     made = [f",v1={_hmac(key.raw, signed).hex()}" for key in keys if key.until > timestamp]
     return (("stripe-signature", f"t={timestamp}{''.join(made)}"),)
-
-
-def hmac_of_body(*, header: str, hash: str, encoding: str, prefix: str) -> Scheme:
-    """The scheme of a header that has an HMAC of the body alone: `hex` or `base64`, behind a prefix."""
-    encode: Callable[[bytes], str] = bytes.hex if encoding == "hex" else _encode
-
-    def sign(keys: tuple[Key, ...], event_id: str, timestamp: int, content: bytes) -> tuple[tuple[str, str], ...]:
-        return ((header.lower(), prefix + encode(hmac.digest(_current(keys, timestamp), content, hash))),)
-
-    return sign
 
 
 SCHEMES: Final[Mapping[str, Scheme]] = MappingProxyType(
@@ -171,8 +176,8 @@ def verify(
     return "no signature matches: another secret, or not the exact bytes that were sent"
 
 
-def _current(keys: tuple[Key, ...], timestamp: int) -> bytes:
-    """Where there is room for one signature, a key that ends is used to its end."""
+def current(keys: tuple[Key, ...], timestamp: int) -> bytes:
+    """The one that signs where there is room for one signature: a key that ends is used to its end."""
     return min((key for key in keys if key.until > timestamp), key=lambda key: key.until).raw
 
 

@@ -66,7 +66,7 @@ async def post(
 ) -> tuple[int, str]:
     now = int(time.time())
     headers = {"webhook-id": "evt_1", "webhook-timestamp": str(now), "webhook-attempt": "1", "x-own": "mine"}
-    headers |= dict(standard((parse_secret(secret),), "evt_1", now, body))
+    headers |= dict(standard((parse_secret(secret),), {"webhook-id": "evt_1"}, now, body))
     async with aiohttp.ClientSession() as session, session.post(url, data=body, headers=headers) as response:
         return response.status, await response.text()
 

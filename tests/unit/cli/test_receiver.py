@@ -18,7 +18,7 @@ BODY = b'{"n": 1.10}'
 
 def signed(body: bytes = BODY, event_id: str = "evt_1", at: float | None = None) -> dict[str, str]:
     timestamp = int(time.time() if at is None else at)
-    proof = standard((SECRET,), event_id, timestamp, body)
+    proof = standard((SECRET,), {"webhook-id": event_id}, timestamp, body)
     return {"webhook-id": event_id, "webhook-timestamp": str(timestamp), **dict(proof)}
 
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from tests.certificates import self_signed
 from webhookd.config.config import Config, build
+from webhookd.config.named import Auth, EndpointTable, Hmac, Tls
 from webhookd.config.positions import lines
-from webhookd.config.schema import SECTIONS, Auth, EndpointTable, Hmac, Retry, Tls
+from webhookd.config.schema import SECTIONS, Retry
 from webhookd.errors import ConfigError
 from webhookd.message.formats import FORMATS
 from webhookd.message.sealing import SealingKey
@@ -28,6 +29,12 @@ SECRET = "whsec_" + base64.b64encode(b"planted-secret-of-test-config").decode()
 OTHER = "whsec_" + base64.b64encode(b"another-planted-secret-of-test").decode()
 ORDERS: dict[str, Any] = {"url": "https://hooks.example.com/x?token=planted", "events": ["order.*"], "secret": SECRET}
 AUTH = {"token_url": "https://login.example.com/token", "client_id": "webhookd", "client_secret": "fake"}
+
+
+def _hmac(headers: dict[str, str] | None = None, **said: str) -> dict[str, Any]:
+    """What an endpoint with such an HMAC says."""
+    table = {"signature": "hmac", "secret": "a-fake-secret", "hmac": {"header": "x-a", **said}}
+    return table if headers is None else {**table, "headers": headers}
 
 
 def no_file(path: str, origin: str) -> str:
@@ -478,6 +485,18 @@ def test_a_mistake_in_a_section(document: dict[str, Any], expected: str) -> None
             'hmac.hash: wants "sha256", "sha512" or "sha1"',
         ),
         ({"signature": "hmac", "secret": "a-fake-secret", "hmac": {"header": "x-a", "prefix": "é"}}, "hmac.prefix: "),
+        (_hmac(signed="$bodies"), "hmac.signed: $bodies is no placeholder there; known are $body, $id, $timestamp and"),
+        (_hmac(signed=""), "hmac.signed: "),
+        (_hmac(signed="$header.x-time"), "hmac.signed: has $header.x-time, which is not sent; add it to headers"),
+        (_hmac(timestamp="iso"), "hmac.timestamp: goes with timestamp_header, so that its receiver knows it"),
+        (_hmac(timestamp="unix"), 'hmac.timestamp: wants "seconds", "iso" or "http"'),
+        (_hmac(timestamp_header="X-A"), "hmac.timestamp_header: is the header of the signature; name another"),
+        (_hmac(timestamp_header="host"), "hmac.timestamp_header: is set by webhookd itself or changes"),
+        (_hmac(headers={"X-A": "1"}), "hmac.header: stands in headers, too; remove it there"),
+        (
+            _hmac(headers={"date": "1"}, timestamp_header="Date"),
+            "hmac.timestamp_header: stands in headers, too; remove it there",
+        ),
         ({"format": "xml"}, 'format: "xml" is no format; write'),
         ({"headers": {"a b": "x"}}, "headers.a b: is no header name; use letters, digits and '-'"),
         (

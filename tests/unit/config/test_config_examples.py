@@ -11,7 +11,8 @@ import pytest
 
 from webhookd.config.config import Config
 from webhookd.config.loader import load
-from webhookd.config.schema import NAMED, SECTIONS
+from webhookd.config.named import NAMED
+from webhookd.config.schema import SECTIONS
 from webhookd.model import Event
 
 CONFIG = Path(__file__).parents[3] / "config"

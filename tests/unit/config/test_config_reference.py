@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from webhookd.config.named import NAMED
 from webhookd.config.reference import json_schema, page
-from webhookd.config.schema import NAMED, SECTIONS
+from webhookd.config.schema import SECTIONS
 
 REPOSITORY = Path(__file__).parents[3]
 SHIPPED = [REPOSITORY / "config" / "webhookd.toml", *sorted((REPOSITORY / "config").glob("*/*.toml"))]

@@ -883,9 +883,9 @@ async def test_what_is_offered_for_an_endpoint_as_it_was_goes_where_it_is_now() 
         for event_id, signature in signed.items():
             attempt = sent[event_id]
             assert attempt is not None
-            moments = (int(attempt.at) - 1, int(attempt.at), int(attempt.at) + 1)
+            moments, named = (int(attempt.at) - 1, int(attempt.at), int(attempt.at) + 1), {"webhook-id": event_id}
             assert ("webhook-signature", signature) in [
-                pair for moment in moments for pair in SCHEMES["standard"](moved.secrets, event_id, moment, b"\0\0")
+                pair for moment in moments for pair in SCHEMES["standard"](moved.secrets, named, moment, b"\0\0")
             ]
 
 

@@ -232,13 +232,38 @@ class TestTemplate:
             ("${metadata.two words}", b"true"),
             ("$metadata.missing", b"null"),
             ("$metadata.é", b"6"),
+            ("$metadata.in.n", b"1.10"),
+            ("${metadata.in.deeper.list}", b"[1, 2]"),
+            ("$metadata.in.a.b", b"null"),  # below the first level a name has no dots
+            ("$metadata.in.missing.n", b"null"),
+            ("$metadata.s.n", b"null"),
+            ("$metadata.missing|null", b"null"),
+            ("$metadata.missing|0", b"0"),
+            ("$metadata.missing|1.10", b"1.10"),
+            ("$metadata.missing| true ", b"true"),
+            ('$metadata.missing|"null"', b'"null"'),
+            ("$metadata.missing|a word", b'"a word"'),
+            ("${metadata.missing|}", b'""'),
+            ("${metadata.in.missing|[]}", b"[]"),
+            ("$metadata.missing|{}", b"{}"),
+            ("$metadata.null|0", b"0"),
+            ("$metadata.in.n|0", b"1.10"),
         ],
     )
     def test_whole_string_becomes_the_value(self, text: str, value: bytes) -> None:
         metadata = (
-            rb'{"n": 0, "n": 1.10,"s":"\u00e9\"", "a.b" :[ "]}" , {"n":2}] , "a/b":5,"two words":true,"\u00e9":6}'
+            rb'{"n": 0, "n": 1.10,"s":"\u00e9\"", "a.b" :[ "]}" , {"n":2}] , "a/b":5,"two words":true,"\u00e9":6,'
+            rb'"a":{"b":"not this one"},"in":{"n": 1.10 ,"a.b":7,"deeper":{"list": [1, 2]}},"null":null}'
         )
         assert body([text], event(tenant="acme", metadata=metadata), b'"payload"') == b"[" + value + b"]"
+
+    def test_the_whole_event(self) -> None:
+        of = event(tenant="acme", metadata=b'{"n": 1.10}')
+        assert body({"event": "$event"}, of, b'{"id": 2.50}') == (
+            b'{"event":{"id":"evt_1","type":"order.created","tenant":"acme","timestamp":"2021-01-27T16:23:09Z",'
+            b'"metadata":{"n": 1.10},"data":{"id": 2.50}}}'
+        )
+        assert json.loads(body("$event", event(), b"[]"))["metadata"] is None
 
     @pytest.mark.parametrize("text", ["$metadata", "$metadata.key"])
     def test_no_metadata_is_null(self, text: str) -> None:
@@ -260,6 +285,10 @@ class TestTemplate:
             ("$metadata.a.b and $metadata.n.", "dotted and 1.10."),
             ("$$type", "$type"),
             ("$$metadata.n", "$metadata.n"),
+            ("${metadata.missing|nobody} has ${metadata.n|2}", "nobody has 1.10"),
+            ('${metadata.null|"no one"}!', "no one!"),
+            ("$metadata.n|$type", "1.10|order.created"),
+            ("to $metadata.missing|nobody", "to |nobody"),  # a default of a part stands in braces
         ],
     )
     def test_longer_string_holds_text(self, text: str, value: str) -> None:
@@ -277,7 +306,7 @@ class TestTemplate:
 
     @given(members=objects, data=st.data())
     def test_metadata_value_is_verbatim(self, members: list[tuple[str, bytes]], data: st.DataObject) -> None:
-        usable = {key: value for key, value in members if key and not set(key) & set("{}")}
+        usable = {key: value for key, value in members if key and not set(key) & set("{}|")}
         of = event(metadata=written(members))
         for key, value in usable.items():
             assert body(f"${{metadata.{key}}}", of) == value.strip()
@@ -297,6 +326,8 @@ class TestTemplate:
             ("$", "a $ starts no placeholder in '$'; known are"),
             ("${type", "a $ starts no placeholder in '${type'; known are"),
             ("data: $data", "$data is a whole JSON value and cannot be part of a longer string"),
+            ("an $event", "$event is a whole JSON value and cannot be part of a longer string"),
+            ("${type|nothing}", "unknown placeholder $type|nothing; known are"),
             ("$metadata$type", "$metadata is a whole JSON value and cannot be part of a longer string"),
             ("$metadata.", "$metadata is a whole JSON value and cannot be part of a longer string"),
             ({"n": float("nan")}, "a template cannot hold nan, which JSON has no number for"),
@@ -346,12 +377,16 @@ class TestHeaderValue:
             ("n=$metadata.n $metadata.missing.", "n=1.10 ."),
             ("$metadata.list", '[1, "%C3%A9"]'),
             ("$metadata.evil", "a%0D%0AX-Admin: 1%00?"),
+            ("$metadata.in.shop", "berlin"),
+            ("$metadata.missing|none", "none"),
+            ("shop=${metadata.in.missing|caf\u00e9}", "shop=caf%C3%A9"),
         ],
     )
     def test_placeholders(self, text: str, value: str) -> None:
         metadata = (
-            r'{"traceparent":"00-ab-cd-01","n":1.10,"list":[1, "é"],"evil":"a\r\nX-Admin: 1\u0000\ud800"}'.encode()
-        )
+            r'{"traceparent":"00-ab-cd-01","n":1.10,"list":[1, "é"],"evil":"a\r\nX-Admin: 1\u0000\ud800",'
+            r'"in":{"shop":"berlin"}}'
+        ).encode()
         assert made(text, event(metadata=metadata)) == value
 
     @given(of=events, members=objects)
@@ -364,7 +399,7 @@ class TestHeaderValue:
     def test_is_readable_again(self, of: Event) -> None:
         assert unquote(made("$type", of._replace(type=of.type.replace("%", "")))) == of.type.replace("%", "")
 
-    @pytest.mark.parametrize("name", ["data", "metadata"])
+    @pytest.mark.parametrize("name", ["data", "metadata", "event"])
     @pytest.mark.parametrize("form", ["${}", "x ${}", "${{{}}}"])
     def test_refuses_whole_values(self, name: str, form: str) -> None:
         message = f"${name} is a whole JSON value and cannot be part of a header value"
