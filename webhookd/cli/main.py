@@ -3,12 +3,13 @@
 Each module is imported when its command is asked for: most commands need little of what the daemon needs.
 """
 
+import io
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Any, Final, TextIO, cast
 
 import typer
 from typer.core import TyperGroup
@@ -175,8 +176,22 @@ class _Defaults(Mapping[str, Any]):
         return len(self._below)
 
 
+def unclipped(stream: TextIO) -> TextIO:
+    """The same stream, of which nothing is lost when a terminal or a pipe takes a part of what is written at once.
+
+    With PYTHONUNBUFFERED, which images of containers like to set, Python forgets the rest.
+    """
+    if not isinstance(stream, io.TextIOWrapper) or not isinstance(stream.buffer, io.RawIOBase):
+        return stream
+    encoding, errors, raw = stream.encoding, stream.errors, stream.detach()
+    return io.TextIOWrapper(
+        io.BufferedWriter(cast(io.RawIOBase, raw)), encoding, errors, line_buffering=True, write_through=True
+    )
+
+
 def main() -> None:
     """Run the command line and exit."""
+    sys.stdout, sys.stderr = unclipped(sys.stdout), unclipped(sys.stderr)
     try:
         app()
     except WebhookdError as error:
