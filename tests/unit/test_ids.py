@@ -1,7 +1,10 @@
 """Ids that are made here."""
 
+import itertools
 import re
+import time
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +23,11 @@ def test_they_sort_by_the_millisecond_that_they_were_made_in(moments: list[int])
     assert [moment for _, moment in made] == sorted(set(moments))
 
 
-def test_no_two_are_the_same() -> None:
+def test_each_is_behind_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in one millisecond, and when the clock goes back."""
+    now = time.time() + 1_000
+    moments = itertools.chain([now] * 500, [now - 5] * 499, itertools.repeat(now + 0.001))
+    monkeypatch.setattr("webhookd.ids.time.time", lambda: next(moments))
     made = [new_id("msg_") for _ in range(1_000)]
-    assert len(set(made)) == len(made)
+    assert made == sorted(set(made))
     assert all(re.fullmatch(r"msg_[0-9A-Za-z]{27}", each) for each in made)
