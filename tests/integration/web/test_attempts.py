@@ -129,6 +129,7 @@ async def test_what_was_tried_at_an_endpoint_there_and_back(shop: Client, sql: S
     ]
     await emit(shop, "works")  # what comes meanwhile moves nothing
     await until(lambda: len(receiver.of("works")) == 8, "one more")
+    await finished(sql)
     back = (await shop("GET", f"/app/shop/{path}?limit=3&iterator={pages[2]['prevIterator']}")).body
     assert [each["id"] for each in back["data"]] == everything[3:6]
     back = (await shop("GET", f"/app/shop/{path}?limit=3&iterator={back['prevIterator']}")).body
