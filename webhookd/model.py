@@ -5,11 +5,11 @@ What is made once per delivery is a NamedTuple: it is frozen, and three times ch
 """
 
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 Network = IPv4Network | IPv6Network
 
@@ -101,6 +101,18 @@ class DisableAfter(NamedTuple):
     seconds: float
 
 
+Scalar = str | int | float | bool
+
+
+class Condition(NamedTuple):
+    """What a path of a payload has to lead to: one of these values, something or nothing, within these bounds."""
+
+    path: str
+    among: tuple[Scalar, ...] | None = None
+    exists: bool | None = None
+    bounds: tuple[tuple[str, Scalar], ...] = ()  # gt, gte, lt or lte, and of what
+
+
 def label(tenant: str, name: str) -> str:
     """`tenant/name`, as people see an endpoint; the name alone where there is no tenant."""
     return f"{tenant}/{name}" if tenant else name
@@ -124,6 +136,7 @@ class Endpoint:
     rate_limit: float = 0.0  # requests per second; 0 for no limit
     active: bool = True
     filter: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # metadata key -> values that pass
+    data_filter: tuple[Condition, ...] = ()  # what the payload has to say
     headers: tuple[tuple[str, str | HeaderValue], ...] = field(default=(), repr=False)
     tls: ssl.SSLContext | None = None  # None for the usual one
     grant: Grant | None = None  # its requests carry a token
@@ -159,25 +172,6 @@ class Batch:
     open: int = 1
     recorded: bool = False  # its end is in the database
     left_by: int | None = None  # the daemon it was adopted of; None when it was given back, or is new
-
-
-class Share(NamedTuple):
-    """What a cut may take: events of the log, and of the surplus of those that had more than their share."""
-
-    most: int  # events of one tenant; what it has beyond is surplus
-    read: int  # events of all
-    surplus: int  # events that become batches again; 0 for none
-    full: Sequence[str]  # tenants all of whose new events are surplus
-    busy: Sequence[str]  # tenants whose surplus waits
-    after: str | None  # the tenant whose surplus was drawn last: the next turn is the next one's
-
-
-class Cut(NamedTuple):
-    """New batches. `more`: the log has not been read to its end; `drawn`: whose surplus was drawn last."""
-
-    batches: Sequence[Batch] = ()
-    more: bool = False
-    drawn: str | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -338,7 +332,12 @@ class Ended(NamedTuple):
     reason: str
 
 
-Outcome = Delivered | Retry | Postponed | Held | Ended
+class Unwanted(NamedTuple):
+    """The endpoint is not owed it, as its payload tells: nothing is written, and what was is forgotten."""
+
+
+UNWANTED: Final = Unwanted()
+Outcome = Delivered | Unwanted | Retry | Postponed | Held | Ended
 
 
 class Result(NamedTuple):

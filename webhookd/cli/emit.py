@@ -95,7 +95,7 @@ def _count(event: NewEvent, among: Iterable[Subscriber] | None) -> int | None:
     """How many of these are owed the event; None when nobody knows of any."""
     if among is None:
         return None
-    about = supposed(event.type, event.tenant, event.metadata)
+    about = supposed(event.type, event.tenant, event.metadata, event.payload)
     return sum(why_not(each, about) is None for each in among)
 
 
@@ -109,9 +109,9 @@ def _files(config: Path | None, dev: bool) -> tuple["Config | None", bool]:
     return None, dev
 
 
-def supposed(type_: str, tenant: str, metadata: bytes | None) -> Event:
+def supposed(type_: str, tenant: str, metadata: bytes | None, payload: bytes | None) -> Event:
     """An event as matching sees it, whether it is in the outbox or not."""
-    return Event(0, "", datetime.now(UTC), type_, tenant, None, metadata, None, 0)
+    return Event(0, "", datetime.now(UTC), type_, tenant, None, metadata, None, len(payload or b""), 0, payload)
 
 
 async def _emit(dsn: str, event: NewEvent) -> tuple[str, list[reports.Subscriber] | None]:

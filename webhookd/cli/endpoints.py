@@ -1,5 +1,6 @@
 """`webhookd endpoints`: who receives, what they are owed, and what they answered last."""
 
+import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -130,6 +131,8 @@ def _facts(row: EndpointLine) -> Iterator[tuple[str, object]]:
     yield "events", ", ".join(spec.get("events", ()))
     for key, values in spec.get("filter", {}).items():
         yield f"filter {key}", ", ".join(values)
+    for path, wanted in spec.get("data_filter", {}).items():
+        yield f"filter data {path}", json.dumps(wanted)
     for key in ("format", "signature"):
         if spec.get(key):
             yield key, spec[key]

@@ -39,6 +39,7 @@ def explain(
     type_: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Or any event of this type.")] = None,
     tenant: Annotated[str, typer.Option(help="With --type: whose event it would be.")] = "",
     metadata: Annotated[str | None, typer.Option(metavar="JSON", help="With --type: its labels.")] = None,
+    payload: Annotated[str | None, typer.Option(metavar="JSON", help="With --type: what it says.")] = None,
     url: Annotated[str | None, typer.Option(metavar="URL", help="Or whether an endpoint may have this URL.")] = None,
     config: ConfigFile = None,
     dev: Dev = False,
@@ -52,8 +53,8 @@ def explain(
     """
     if [event_id, type_, url].count(None) != 2:
         raise Usage("name one thing to explain: EVENT_ID, --type TYPE or --url URL")
-    if type_ is None and (tenant or metadata is not None):
-        raise Usage("--tenant and --metadata go with --type: an EVENT_ID has its own")
+    if type_ is None and (tenant or metadata is not None or payload is not None):
+        raise Usage("--tenant, --metadata and --payload go with --type: an EVENT_ID has its own")
     document: Any
     if url is not None:
         document, lines, good = _url(url, _egress(config, dev))
@@ -62,9 +63,9 @@ def explain(
         if event_id is not None:
             found = _of_outbox(event_id, config, files)
         else:
-            labels = None if metadata is None else json_text("--metadata", metadata.encode(errors="surrogateescape"))
+            labels, content = _given("--metadata", metadata), _given("--payload", payload)
             made = _made_by_api(config) if files.api.listen else ()
-            found = [_matched(supposed(type_ or "", tenant, labels), (), [*files.endpoints, *made])]
+            found = [_matched(supposed(type_ or "", tenant, labels, content), (), [*files.endpoints, *made])]
         document = [documents.explained(each) for each in found] if event_id else documents.explained(found[0])
         lines = [line for each in found for line in _lines(each)]
         good = any(reason is None for each in found if not each.unreadable for _, reason in each.reasons)
@@ -73,6 +74,10 @@ def explain(
     else:
         tell("\n".join(lines))
     raise typer.Exit(0 if good else 1)
+
+
+def _given(option: str, text: str | None) -> bytes | None:
+    return None if text is None else json_text(option, text.encode(errors="surrogateescape"))
 
 
 def _made_by_api(config: Path | None) -> Sequence[Subscriber]:
@@ -90,7 +95,7 @@ def _made_by_api(config: Path | None) -> Sequence[Subscriber]:
 
 
 def _of_outbox(event_id: str, config: Path | None, files: Config) -> list[Explained]:
-    sees, made, found = ran(_ask(dsn_for(config), event_id))
+    sees, made, found = ran(_ask(dsn_for(config), event_id, files.endpoints))
     if files.empty and not made and not files.api.listen:
         raise ConfigError([files.empty])
     if not found:
@@ -99,19 +104,21 @@ def _of_outbox(event_id: str, config: Path | None, files: Config) -> list[Explai
 
 
 async def _ask(
-    dsn: str, event_id: str
+    dsn: str, event_id: str, among: Sequence[Subscriber]
 ) -> tuple[bool, Sequence[Subscriber], list[tuple[Event, list[Fate], dict[str, Any]]]]:
     """Whether we may see metadata, what tenants have made, and of each event what became of it and who did what."""
     async with Database(dsn or None, size=1) as database:
         reports, found = Reports(database), []
+        made = await reports.made_by_api()
         for event, fates in await reports.fates(event_id):
+            event = await reports.with_payload(event, [*among, *made])
             done = {
                 "resent": await resent(database, event.id),
                 "replayed": await Replays(database).of(event.id),
                 "discarded": await DiscardStore(database).of(event.id),
             }
             found.append((event, fates, done))
-        return await reports.sees_metadata(), await reports.made_by_api(), found
+        return await reports.sees_metadata(), made, found
 
 
 def _matched(event: Event, fates: Sequence[Fate], among: Iterable[Subscriber], sees: bool = True) -> Explained:

@@ -20,7 +20,8 @@ from webhookd.egress.guard import url_mistake
 from webhookd.message.formats import FORMATS, compile_template
 from webhookd.message.own_signature import headers_in
 from webhookd.message.signing import SCHEMES, parse_secret
-from webhookd.model import Egress, Format, Key, Network
+from webhookd.model import Condition, Egress, Format, Key, Network
+from webhookd.policy.payload_filter import compiled
 from webhookd.store import dsn
 from webhookd.units import DAY, MIB, MILLISECOND, MINUTE, duration, quoted, rate, size, written_duration, written_size
 
@@ -232,11 +233,23 @@ def _signed(value: str) -> str:
     return value
 
 
-def _passing(value: object) -> tuple[str, ...]:
+def _passing(value: object) -> tuple[str, ...] | tuple[Condition, ...]:
+    if isinstance(value, _OfPayloads):
+        return compiled(cast(dict[str, object], _example(value)))
     values = value if isinstance(value, list) else [value]
     if not values:
         raise ValueError("wants at least one value, as nothing would pass")
     return tuple(_compared(each) for each in values)
+
+
+class _OfPayloads(dict[str, Any]):
+    """The table `data` of a filter."""
+
+
+def _filter(value: object) -> object:
+    if isinstance(value, dict) and isinstance(value.get("data"), dict):
+        return {**value, "data": _OfPayloads(value["data"])}
+    return value
 
 
 def _compared(value: object) -> str:
@@ -265,6 +278,7 @@ _SIZE: Final = {
     "anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": "^[0-9]+(B|[kK]B|MB|GB|KiB|MiB|GiB)?$"}]
 }
 _SCALAR: Final = {"type": ["string", "number", "boolean"]}
+_PASSING: Final = [_SCALAR, {"type": "array", "items": _SCALAR, "minItems": 1}]
 
 Name = Annotated[str, AfterValidator(_name), Kind("name", _WORDS)]
 Many = Annotated[tuple[T, ...], BeforeValidator(_listed)]
@@ -302,12 +316,14 @@ FormatName = Annotated[
 ]
 Template = Annotated[Format, PlainValidator(compile_template), Kind("any value", {})]
 Filter = Annotated[
-    dict[Storable, Annotated[tuple[str, ...], PlainValidator(_passing)]],
+    dict[Storable, Annotated[Any, PlainValidator(_passing)]],
+    BeforeValidator(_filter),
     Kind(
         "table of values, or of lists of values",
         {
             "type": "object",
-            "additionalProperties": {"anyOf": [_SCALAR, {"type": "array", "items": _SCALAR, "minItems": 1}]},
+            "properties": {"data": {"anyOf": [*_PASSING, {"type": "object"}]}},
+            "additionalProperties": {"anyOf": _PASSING},
         },
     ),
 ]

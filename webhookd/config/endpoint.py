@@ -18,7 +18,8 @@ from webhookd.config.schema import DisableAfter as DisableAfterTable
 from webhookd.egress.tls import tls_context
 from webhookd.message import own_signature
 from webhookd.message.signing import ONE_SECRET, SCHEMES
-from webhookd.model import DisableAfter, Endpoint, Grant, RetryPolicy, Scheme
+from webhookd.model import Condition, DisableAfter, Endpoint, Grant, RetryPolicy, Scheme
+from webhookd.policy.payload_filter import spelled
 from webhookd.units import quoted
 
 MADE: Final = "ep_"  # how the names of endpoints begin that the API makes
@@ -43,6 +44,7 @@ def endpoint_of(
     if made.hmac:
         mistakes += _hmac_mistakes(made.hmac, made.headers, place)
     tls = _tls(made, place, mistakes)
+    labels, conditions = _split(made.filter)
     endpoint = Endpoint(
         id=0,
         tenant=made.tenant,
@@ -57,7 +59,8 @@ def endpoint_of(
         max_in_flight=_slots(made, delivery),
         rate_limit=made.rate_limit or 0.0,
         active=made.active,
-        filter=MappingProxyType(made.filter),
+        filter=MappingProxyType(labels),
+        data_filter=conditions,
         headers=tuple(made.headers.items()),
         tls=tls,
         grant=_grant(made),
@@ -78,15 +81,29 @@ def endpoint_of(
         "max_in_flight": endpoint.max_in_flight,
         "rate_limit": endpoint.rate_limit,
         "retry": {**{key: getattr(retry, key) for key in _POLICY}, "schedule": list(retry.schedule)},
-        "filter": {key: list(values) for key, values in made.filter.items()},
+        "filter": {key: list(values) for key, values in labels.items()},
         "disable_after": endpoint.disable_after and endpoint.disable_after._asdict(),
         "disable_on_request": made.disable_on_request,
         "ordered": made.ordered,
         "on_exhausted": made.on_exhausted,
     }
+    if conditions:
+        spec["data_filter"] = spelled(conditions)
     if made.hmac:
         spec["hmac"] = made.hmac.model_dump()
     return endpoint, spec, _fingerprint(table, made)
+
+
+def _split(
+    filter_: Mapping[str, tuple[str, ...] | tuple[Condition, ...]],
+) -> tuple[dict[str, tuple[str, ...]], tuple[Condition, ...]]:
+    """What is said of metadata, and of payloads."""
+    labels, conditions = dict[str, tuple[str, ...]](), list[Condition]()
+    for key, passing in filter_.items():
+        if texts := tuple(each for each in passing if isinstance(each, str)):
+            labels[key] = texts
+        conditions += [each for each in passing if isinstance(each, Condition)]
+    return labels, tuple(conditions)
 
 
 def _signature(made: EndpointTable) -> Scheme:

@@ -157,7 +157,7 @@ class EndpointTable(Shape):
     on_exhausted: Literal["skip", "hold"] = "skip"
     """With ordered, when the time of an event is over: go on without it, or wait until it is resent or discarded."""
     filter: Filter = Field(default={})
-    """Only events whose metadata has one of these values, or a list with one, under each of these keys."""
+    """Only events with one of these values under each of these keys of the metadata; data = { … } is of the payload."""
 
     @property
     def keys(self) -> Keys:

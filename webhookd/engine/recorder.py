@@ -16,7 +16,7 @@ import structlog
 
 from webhookd.engine.given_up import GivenUp
 from webhookd.errors import Moved, OtherPlace, SchemaMismatch, StoreRefused, StoreUnavailable
-from webhookd.model import Batch, Delivered, Delivery, Ended, Result, Retry, Window
+from webhookd.model import Batch, Delivered, Delivery, Ended, Result, Retry, Unwanted, Window
 from webhookd.tasks import Setbacks, wait_for
 
 FLUSH_RESULTS = 500
@@ -312,7 +312,7 @@ class Recorder:
             delivery, attempt = result.delivery, result.attempt
             why = outcome.reason if attempt is None or attempt.error is None else attempt.error
             self._given_up.add(outcome.state, delivery.endpoint.label, delivery.event.event_id, why)
-        else:
+        elif not isinstance(outcome, Unwanted):
             self.totals["spilled"] += 1
 
 

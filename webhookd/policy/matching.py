@@ -10,11 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Protocol
 
 from webhookd.metadata import parsed
-from webhookd.model import Endpoint, Event
+from webhookd.model import Condition, Endpoint, Event
+from webhookd.policy.payload_filter import MOST_BYTES, UNSEEN, mistake
 
 ANY_TENANT = "*"
 OWN_TYPES = "webhookd."
-WHY_NOT = ("tenant", "type", "filter", "itself", "inactive")  # in the order in which they are looked at
+WHY_NOT = ("tenant", "type", "filter", "itself", "inactive", "payload")  # in the order in which they are looked at
+NO_PAYLOAD = "payload: it is not known here, so that it may pass the filter or not"
 CACHED_BYTES = (
     8 * 1024 * 1024
 )  # event types come from applications, so neither their number nor size has a bound of its own
@@ -30,6 +32,8 @@ class Subscriber(Protocol):
     def events(self) -> tuple[str, ...]: ...
     @property
     def filter(self) -> Mapping[str, tuple[str, ...]]: ...
+    @property
+    def data_filter(self) -> tuple[Condition, ...]: ...
     @property
     def active(self) -> bool: ...
     @property
@@ -58,7 +62,10 @@ def passes_filter(endpoint: Subscriber, metadata: bytes | None) -> bool:
 
 
 def why_not(endpoint: Subscriber, event: Event) -> str | None:
-    """What keeps the event from the endpoint, as `kind: reason` with a kind of WHY_NOT, or None when it is owed it."""
+    """What keeps the event from the endpoint, as `kind: reason` with a kind of WHY_NOT, or None when it is owed it.
+
+    Of an endpoint that has a filter for payloads it is NO_PAYLOAD where the event has none with it.
+    """
     if endpoint.tenant not in (event.tenant, ANY_TENANT):
         return f"tenant: it gets those of {json.dumps(endpoint.tenant)}, the event is of {json.dumps(event.tenant)}"
     if not any(matches_type(pattern, event.type) for pattern in endpoint.events):
@@ -68,7 +75,14 @@ def why_not(endpoint: Subscriber, event: Event) -> str | None:
         return f"filter: {_filter_mistake(endpoint, event.metadata)}"
     if is_about(endpoint, event):
         return "itself: what we say about an endpoint never goes to that endpoint"
-    return None if endpoint.active else "inactive: it is switched off with active = false"
+    if not endpoint.active:
+        return "inactive: it is switched off with active = false"
+    if not endpoint.data_filter:
+        return None
+    if event.payload is None and event.size <= MOST_BYTES:
+        return NO_PAYLOAD
+    why = UNSEEN if event.payload is None else mistake(endpoint.data_filter, event.payload)
+    return None if why is None else f"payload: {why}"
 
 
 def is_about(endpoint: Subscriber, event: Event) -> bool:

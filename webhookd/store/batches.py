@@ -11,7 +11,8 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from webhookd.errors import StoreDamaged, StoreRefused, StoreUnavailable
-from webhookd.model import Batch, Cut, Event, Share
+from webhookd.model import Batch, Event
+from webhookd.policy.cutting import Cut, Share
 from webhookd.store.database import Database
 from webhookd.store.statements import QUERIES
 

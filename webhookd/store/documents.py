@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from webhookd.model import Event
-from webhookd.policy.matching import Subscriber
+from webhookd.policy.matching import NO_PAYLOAD, Subscriber
 from webhookd.store.audit import Deed
 from webhookd.store.discards import Discarded
 from webhookd.store.listings import ASIDE
@@ -111,7 +111,7 @@ def explained(found: Explained) -> dict[str, Any]:
         "endpoints": [
             {
                 "endpoint": each.label,
-                "gets_it": None if why == UNKNOWN else not why and not found.unreadable,
+                "gets_it": None if why in (UNKNOWN, NO_PAYLOAD) else not why and not found.unreadable,
                 "why_not": why,
             }
             for each, why in found.reasons

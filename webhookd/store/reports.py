@@ -1,14 +1,16 @@
 """What people ask of the database, and the events that they put into it."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 import orjson
 
 from webhookd.errors import StoreRefused
-from webhookd.model import Event, label
+from webhookd.model import Condition, Event, label
+from webhookd.policy import matching
 from webhookd.policy.endpoint_state import EndpointState
+from webhookd.policy.payload_filter import MOST_BYTES, compiled
 from webhookd.store.database import Database
 from webhookd.store.statements import QUERIES
 
@@ -50,6 +52,7 @@ class Subscriber(NamedTuple):
     name: str
     events: tuple[str, ...]
     filter: Mapping[str, tuple[str, ...]]
+    data_filter: tuple[Condition, ...] = ()
     active: bool = True
 
     @property
@@ -180,9 +183,12 @@ class Fate(NamedTuple):
     due_in: float | None
 
 
-def _subscriber(tenant: str, name: str, events: bytes, filter_: bytes, active: bool = True) -> Subscriber:
+def _subscriber(
+    tenant: str, name: str, events: bytes, filter_: bytes, data_filter: bytes | None, active: bool = True
+) -> Subscriber:
     wanted = {key: tuple(values) for key, values in orjson.loads(filter_).items()}
-    return Subscriber(tenant, name, tuple(orjson.loads(events)), wanted, active)
+    conditions = compiled(orjson.loads(data_filter)) if data_filter else ()
+    return Subscriber(tenant, name, tuple(orjson.loads(events)), wanted, conditions, active)
 
 
 def _owed(row: Any) -> Owed:
@@ -244,6 +250,16 @@ class Reports:
             return await self._fates("events_of" if await self.sees_metadata() else "events_without_metadata", event_id)
         except StoreRefused:
             return await self._fates("ids_of", event_id)
+
+    async def with_payload(self, event: Event, among: Iterable[matching.Subscriber]) -> Event:
+        """The event with its payload, where one of these asks for it and this role may read it."""
+        if not any(each.data_filter for each in among):
+            return event
+        try:
+            row = await self._database.fetch_row(QUERIES["payload_of"], event.id, MOST_BYTES)
+        except StoreRefused:
+            return event
+        return event._replace(payload=row[0])
 
     async def sees_metadata(self) -> bool:
         """True when this role may read the metadata of events."""

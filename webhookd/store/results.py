@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 
 from webhookd.errors import StoreConflict, StoreRefused, StoreUnavailable
-from webhookd.model import Batch, Delivered, Delivery, Ended, Held, Postponed, Result, Retry, Window
+from webhookd.model import Batch, Delivered, Delivery, Ended, Held, Postponed, Result, Retry, Unwanted, Window
 from webhookd.policy.matching import OWN_TYPES
 from webhookd.store.database import COMMITTED, CONFLICTS_MOST, Database
 from webhookd.store.statements import QUERIES
@@ -144,7 +144,7 @@ class _Flush:
             moment, trigger = datetime.fromtimestamp(at, UTC), delivery.trigger
             self._attempts.append((moment, event_id, endpoint_id, number, ok, code, ms, error, response, trigger))
         has_row = delivery.batch is None
-        if isinstance(outcome, Delivered):
+        if isinstance(outcome, (Delivered, Unwanted)):
             if has_row:
                 self._deletes.append((endpoint_id, event_id))
             return

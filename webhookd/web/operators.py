@@ -97,6 +97,7 @@ async def explain(call: Call) -> Answer:
     for event, fates in await reports.fates(name):
         if event.tenant != call.of.key:
             continue
+        event = await reports.with_payload(event, among)
         found.append(
             Explained(
                 event,

@@ -347,6 +347,19 @@ def test_explain_a_type(tmp_path: Path) -> None:
     assert json.loads(listed.stdout)["endpoints"][3:4] == [{"endpoint": "acme/other", "gets_it": True, "why_not": None}]
 
 
+def test_explain_a_filter_of_payloads(tmp_path: Path) -> None:
+    config = written(tmp_path, endpoint("large", filter={"data": {"amount": {"gte": 100}}}))
+    for payload, code, line in (
+        ({"amount": 100}, 0, "  large"),
+        ({"amount": 99}, 1, '  large  payload: "amount" of the payload is 99, it wants {"gte": 100}'),
+    ):
+        found = webhookd("explain", "--type", "a", "--payload", json.dumps(payload), "-c", config)
+        assert (found.returncode, found.stderr) == (code, "")
+        assert line in found.stdout.splitlines()
+    found = webhookd("explain", "--type", "a", "--json", "-c", config)
+    assert json.loads(found.stdout)["endpoints"][0]["gets_it"] is None
+
+
 def test_explain_says_no_with_1(tmp_path: Path) -> None:
     found = webhookd("explain", "--type", "a", "--tenant", "nobody", "-c", written(tmp_path, *SHOPS))
     assert (found.returncode, found.stderr) == (1, "")
@@ -358,7 +371,9 @@ def test_explain_says_no_with_1(tmp_path: Path) -> None:
     [
         ((), 2, "webhookd: name one thing to explain: EVENT_ID, --type TYPE or --url URL\n"),
         (("evt_1", "--type", "a"), 2, "webhookd: name one thing to explain: EVENT_ID, --type TYPE or --url URL\n"),
-        (("evt_1", "--tenant", "a"), 2, "webhookd: --tenant and --metadata go with --type: an EVENT_ID has its own\n"),
+        (("evt_1", "--tenant", "a"), 2, "webhookd: --tenant, --metadata and --payload go with --type: an EVENT_ID has"),
+        (("evt_1", "--payload", "1"), 2, "webhookd: --tenant, --metadata and --payload go with --type: an EVENT_ID"),
+        (("--type", "a", "--payload", "{"), 2, "webhookd: --payload is no JSON: "),
         (("--type", "a", "--metadata", "{"), 2, "webhookd: --metadata is no JSON: "),
         (("evt_1",), 69, "does not answer"),
     ],
@@ -377,6 +392,9 @@ async def test_explain_an_event_tells_what_became_of_it(
     config = written(tmp_path, *SHOPS, dsn=dsn)
     emitted = webhookd("emit", "-c", config, "order.created", "{}", "--event-id", "evt_1")
     assert (emitted.returncode, emitted.stderr) == (0, "")
+    written(tmp_path, endpoint("large", filter={"data": {"amount": 1}}), dsn=dsn)
+    assert '"amount" of the payload is missing, it wants' in webhookd("explain", "evt_1", "-c", config).stdout
+    written(tmp_path, *SHOPS, dsn=dsn)
     found = webhookd("explain", "evt_1", "-c", config)
     assert found.returncode == 0
     lines = found.stdout.splitlines()

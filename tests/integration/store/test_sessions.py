@@ -34,7 +34,7 @@ from tests.waiting import HANGS, until
 from webhookd.config.config import Config
 from webhookd.daemon.daemon import Daemon
 from webhookd.errors import StoreForbidden, StoreUnavailable
-from webhookd.model import Share
+from webhookd.policy.cutting import Share
 from webhookd.store.batches import Batches
 from webhookd.store.database import Database
 from webhookd.store.erasure import Erased, pieces

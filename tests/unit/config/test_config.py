@@ -22,7 +22,7 @@ from webhookd.errors import ConfigError
 from webhookd.message.formats import FORMATS
 from webhookd.message.sealing import SealingKey
 from webhookd.message.signing import SCHEMES, parse_secret
-from webhookd.model import Egress, Grant, Proxy
+from webhookd.model import Condition, Egress, Grant, Proxy
 from webhookd.units import duration, size, written_duration, written_size
 
 SECRET = "whsec_" + base64.b64encode(b"planted-secret-of-test-config").decode()
@@ -64,7 +64,7 @@ def test_an_endpoint_is_resolved() -> None:
     document = {
         **orders(
             tenant="acme",
-            filter={"region": "eu", "vip": True, "level": [1, 2.5]},
+            filter={"region": "eu", "vip": True, "level": [1, 2.5], "data": {"a.b": {"gte": 1}, "c": ["x"]}},
             retry={"give_up_after": "1d"},
             headers={"Authorization": "Bearer planted", "X-Event": "$type", "content-type": "application/json"},
             timeout="5s",
@@ -81,11 +81,13 @@ def test_an_endpoint_is_resolved() -> None:
     assert (endpoint.timeout, endpoint.max_in_flight) == (5.0, 3)
     assert (endpoint.retry.schedule, endpoint.retry.give_up_after) == ((5.0, 300.0), 86400.0)
     assert endpoint.filter == {"region": ("eu",), "vip": ("true",), "level": ("1", "2.5")}
+    assert endpoint.data_filter == (Condition("a.b", None, None, (("gte", 1),)), Condition("c", ("x",)))
     assert [name for name, _ in endpoint.headers] == ["Authorization", "X-Event", "content-type"]
     assert callable(endpoint.headers[1][1])
     spec = config.specs["acme", "orders"]
     assert json.loads(json.dumps(spec)) == spec
     assert spec["headers"] == ["Authorization", "X-Event", "content-type"]
+    assert spec["data_filter"] == {"a.b": {"gte": 1}, "c": {"in": ["x"]}}
     assert SECRET not in json.dumps(spec)
     assert "Bearer" not in json.dumps(spec)
     with pytest.raises(FrozenInstanceError):
@@ -498,6 +500,9 @@ def test_a_mistake_in_a_section(document: dict[str, Any], expected: str) -> None
             "hmac.timestamp_header: stands in headers, too; remove it there",
         ),
         ({"format": "xml"}, 'format: "xml" is no format; write'),
+        ({"filter": {"data": {"a": {"ge": 1}}}}, 'filter.data: "a" has "ge" that means nothing there; known are gt'),
+        ({"filter": {"data": {}}}, "filter.data: wants at least one path"),
+        ({"filter": {"region": {"in": ["eu"]}}}, "filter.region: wants a text, a number, true or false, or a list of"),
         ({"headers": {"a b": "x"}}, "headers.a b: is no header name; use letters, digits and '-'"),
         (
             {"headers": {"x-key": "planted\r\nx: y"}},

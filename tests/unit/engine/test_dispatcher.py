@@ -1201,7 +1201,7 @@ async def test_one_tenant_leaves_room_for_others() -> None:
         assert parts.dispatcher.room_for("a") == parts.dispatcher.room
 
 
-@pytest.mark.parametrize("where", ["_on_ready", "_on_gone", "_on_fed"])
+@pytest.mark.parametrize("where", ["_on_ready", "_on_ended", "_on_fed"])
 @pytest.mark.parametrize("behind", [False, True], ids=["first", "behind_a_fetch"])
 async def test_an_error_of_its_own_loses_the_feeder_no_delivery(
     monkeypatch: pytest.MonkeyPatch, where: str, behind: bool

@@ -19,7 +19,8 @@ from webhookd.engine.intake.outage import Outage
 from webhookd.engine.intake.reader import Reader
 from webhookd.engine.state import Heartbeat, Subscriptions
 from webhookd.errors import Moved, OtherPlace, SchemaMismatch, StoreForbidden, StoreRefused, StoreUnavailable
-from webhookd.model import Batch, Cut, Delivery, Endpoint, Event, Postponed, Result, Share, Window
+from webhookd.model import Batch, Delivery, Endpoint, Event, Postponed, Result, Window
+from webhookd.policy.cutting import Cut, Share
 from webhookd.store.wakeup import WakeUp as RealWakeUp
 
 DAY = datetime(2021, 1, 27, tzinfo=UTC)

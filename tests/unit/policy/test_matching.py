@@ -33,8 +33,14 @@ def endpoint(**changes: Any) -> Endpoint:
     return replace(plain, **changes)
 
 
-def event(type_: str = "order.created", tenant: str = "", metadata: bytes | None = None) -> Event:
-    return Event(1, "evt_1", datetime(2021, 1, 27, tzinfo=UTC), type_, tenant, None, metadata, None, 2)
+def event(
+    type_: str = "order.created",
+    tenant: str = "",
+    metadata: bytes | None = None,
+    size: int = 2,
+    payload: bytes | None = None,
+) -> Event:
+    return Event(1, "evt_1", datetime(2021, 1, 27, tzinfo=UTC), type_, tenant, None, metadata, None, size, 0, payload)
 
 
 def reached(endpoints: list[Endpoint], about: Event) -> list[str]:

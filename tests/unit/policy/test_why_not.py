@@ -7,7 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.policy.test_matching import endpoint, event
-from webhookd.policy.matching import WHY_NOT, Matcher, why_not
+from webhookd.policy.matching import NO_PAYLOAD, WHY_NOT, Matcher, why_not
+from webhookd.policy.payload_filter import UNSEEN, compiled
+
+LARGE = compiled({"amount": {"gte": 100}})
 
 
 @pytest.mark.parametrize(
@@ -35,6 +38,15 @@ from webhookd.policy.matching import WHY_NOT, Matcher, why_not
         ({"filter": {"region": ("eu",)}}, {}, 'filter: the event has no metadata, and "region" is asked for'),
         ({"filter": {"region": ("eu",)}}, {"metadata": b"[]"}, "filter: the metadata of the event is no JSON object"),
         ({"active": False}, {}, "inactive: it is switched off with active = false"),
+        ({"data_filter": LARGE}, {"payload": b'{"amount": 100}'}, None),
+        (
+            {"data_filter": LARGE},
+            {"payload": b'{"amount": 99}'},
+            'payload: "amount" of the payload is 99, it wants {"gte": 100}',
+        ),
+        ({"data_filter": LARGE}, {}, NO_PAYLOAD),
+        ({"data_filter": LARGE}, {"size": 1024 * 1024 + 1}, f"payload: {UNSEEN}"),
+        ({"data_filter": LARGE, "active": False}, {}, "inactive: it is switched off with active = false"),
         ({"events": ("\x1b.x",)}, {}, r'type: it subscribes to "\u001b.x"'),
     ],
 )

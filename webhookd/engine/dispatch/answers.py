@@ -9,7 +9,19 @@ import structlog
 
 from webhookd.engine.dispatch.queues import GONE_MOST, EndpointQueue, Flight
 from webhookd.engine.state import Heartbeat
-from webhookd.model import Attempt, Delivered, Delivery, Ended, NoResponse, Outcome, Postponed, Response, Result, Retry
+from webhookd.model import (
+    UNWANTED,
+    Attempt,
+    Delivered,
+    Delivery,
+    Ended,
+    NoResponse,
+    Outcome,
+    Postponed,
+    Response,
+    Result,
+    Retry,
+)
 from webhookd.policy import outcome
 from webhookd.policy.backoff import horizon
 
@@ -101,6 +113,10 @@ class Answers:
     def discard(self, delivery: Delivery) -> None:
         """Nobody wants it any longer."""
         self._recorder.put(Result(delivery, None, Ended("rejected", "discarded")))
+
+    def unwanted(self, delivery: Delivery) -> None:
+        """Its endpoint is not owed it, as its payload tells."""
+        self._recorder.put(Result(delivery, None, UNWANTED))
 
     def blame(self, delivery: Delivery, at: float) -> bool:
         """Count an attempt that is not made: too many daemons died with this delivery in hand. The next one is made.

@@ -28,7 +28,7 @@ from webhookd.engine.dispatch.scheduler import ASIDE_AFTER, EGRESS_DOWN_SECONDS,
 from webhookd.engine.dispatch.settings import Settings
 from webhookd.engine.dispatch.spills import Spills
 from webhookd.engine.state import Heartbeat
-from webhookd.model import Delivery, Ended, Endpoint, Postponed, Result
+from webhookd.model import Delivery, Ended, Endpoint, Postponed, Result, Unwanted
 from webhookd.policy.members import Shares
 from webhookd.tasks import in_slices, wait_for
 
@@ -86,7 +86,7 @@ class Dispatcher:
             self._queues.values(),
             delivery.max_payload,
             on_ready=self._ready,
-            on_gone=self._reject,
+            on_ended=self._end,
             on_fed=lambda: self._lanes.fill(),
         )
         self._room = Room(most_deliveries)
@@ -132,9 +132,9 @@ class Dispatcher:
     def claimable(self, endpoint_id: int) -> tuple[int, float]:
         """How many deliveries of the backlog this endpoint could start soon, and the lease they need, in seconds."""
         queue, now = self._queues.get(endpoint_id), time.monotonic()
-        if queue is None or self._lanes.takes_nothing or not self._scheduler.is_open(queue.standing):
+        if queue is None or self._lanes.takes_nothing or self._is_waiting_for_a_way_out(now):
             return 0, 0.0
-        if self._is_waiting_for_a_way_out(now):
+        if not self._scheduler.is_open(queue.standing):
             return 0, 0.0
         return queue.appetite(now, AHEAD), queue.endpoint.timeout + LEASE_MARGIN
 
@@ -144,8 +144,7 @@ class Dispatcher:
 
     def is_well(self, endpoint_id: int) -> bool:
         """True when this endpoint takes what it gets."""
-        queue = self._queues.get(endpoint_id)
-        return queue is not None and queue.is_well()
+        return (queue := self._queues.get(endpoint_id)) is not None and queue.is_well()
 
     def rests(self, endpoint_id: int) -> None:
         """Nothing waits for this endpoint but what it has been offered."""
@@ -204,6 +203,7 @@ class Dispatcher:
         self._limits.slots, self._limits.per_host = delivery.max_in_flight, delivery.max_in_flight_per_host
         self.feeder.max_payload = self._max_payload = delivery.max_payload
         self._lanes.source = delivery.source
+        self.feeder.paths = {condition.path for endpoint in endpoints for condition in endpoint.data_filter}
         self.answers.keep_response = delivery.response_body == "failures"
         self._let_go_of(self._queues.keys() - {endpoint.id for endpoint in endpoints})
         self._scheduler.forget_hosts()
@@ -311,9 +311,9 @@ class Dispatcher:
             self._spills.spill_all(queue)
         self.room_freed.set()
 
-    def _reject(self, delivery: Delivery, reason: str) -> None:
+    def _end(self, delivery: Delivery, outcome: Ended | Unwanted) -> None:
         queue = self._queues.get(delivery.endpoint.id)
-        self._spills.reject(queue, delivery, reason)
+        self._spills.end(queue, delivery, outcome)
         if queue is not None:
             self.feeder.ask(queue)
             self._scheduler.ask(queue)

@@ -1,6 +1,7 @@
 """Brings payloads to the deliveries that start next: late, many in one query, and within a byte budget."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
@@ -9,13 +10,14 @@ import structlog
 
 from webhookd.engine.dispatch.payloads import Payload, Payloads
 from webhookd.engine.dispatch.queues import EndpointQueue
-from webhookd.model import Delivery, Event
+from webhookd.model import UNWANTED, Delivery, Ended, Event, Unwanted
 from webhookd.policy.rotation import Rotation
 from webhookd.tasks import Setbacks
 
 AHEAD = 200  # deliveries of an endpoint whose payloads are at hand
 EVENTS_PER_FETCH = 500
 AWAY_SECONDS = 1.0
+LOOKING_SECONDS = 0.005  # into payloads, until others have their turn
 
 Chosen = list[tuple[EndpointQueue, Delivery]]
 
@@ -35,8 +37,8 @@ class Store(Protocol):
 class Feeder:
     """Moves deliveries from `waiting` to `ready`, queues in turns. `run` ends when it is cancelled.
 
-    `on_ready(queue)` is called when a queue has something ready, `on_gone(delivery, reason)` when a payload cannot be
-    had, and `on_fed()` after each round.
+    `on_ready(queue)` is called when a queue has something ready, `on_ended(delivery, outcome)` when a payload cannot be
+    had, or says that nobody wants it, and `on_fed()` after each round. `paths` are those that filters look for.
     """
 
     def __init__(
@@ -46,20 +48,23 @@ class Feeder:
         max_payload: int,
         *,
         on_ready: Callable[[EndpointQueue], None],
-        on_gone: Callable[[Delivery, str], None],
+        on_ended: Callable[[Delivery, Ended | Unwanted], None],
         on_fed: Callable[[], None],
     ) -> None:
         self._store = store
         self._queues = queues
         self.max_payload = max_payload
         self._on_ready = on_ready
-        self._on_gone = on_gone
+        self._on_ended = on_ended
         self._on_fed = on_fed
         self._payloads = Payloads()
         self._hungry: Rotation[EndpointQueue] = Rotation()
         self._wake = asyncio.Event()
         self.setbacks = Setbacks("feeder", AWAY_SECONDS)
         self._starved = False  # a payload had to wait for the budget
+        self.paths: set[str] = set()
+        self._looking_until = 0.0  # monotonic: until then payloads are looked into, and then others have their turn
+        self._has_more = False
 
     def ask(self, queue: EndpointQueue) -> None:
         """Feed this queue when it runs low."""
@@ -84,7 +89,7 @@ class Feeder:
             await self._wake.wait()
             self._wake.clear()
             try:
-                while chosen := self._choose():
+                while (chosen := self._choose()) or self._has_more:
                     await self._fetch(chosen)
                     self.setbacks.over()
                     self._on_fed()
@@ -99,9 +104,10 @@ class Feeder:
         """The next deliveries that need a fetch; those whose payload is at hand are ready at once."""
         chosen: Chosen = []
         new: set[int] = set()
-        whole = False
+        whole = self._has_more = False
+        self._looking_until = time.monotonic() + LOOKING_SECONDS
         try:
-            while len(new) < EVENTS_PER_FETCH and (queue := self._hungry.take()) is not None:
+            while len(new) < EVENTS_PER_FETCH and not self._has_more and (queue := self._hungry.take()) is not None:
                 self._feed(queue, chosen, new)
             self._on_fed()
             whole = True
@@ -114,6 +120,9 @@ class Feeder:
         room = AHEAD - len(queue.ready)
         skipped: list[Delivery] = []  # too large for now; what is behind them passes
         while room > 0 and queue.waiting and len(new) < EVENTS_PER_FETCH and len(skipped) < AHEAD:
+            if queue.endpoint.data_filter and time.monotonic() > self._looking_until:
+                self._has_more = True
+                break
             delivery = queue.waiting.popleft()
             event = delivery.event
             if delivery.gone:
@@ -132,49 +141,67 @@ class Feeder:
         if skipped:
             queue.waiting.extendleft(reversed(skipped))
             self._starved = True
+        if self._has_more:
+            self.ask(queue)
         if queue.ready:
             self._on_ready(queue)
 
     def _put(self, queue: EndpointQueue, delivery: Delivery, payload: Payload) -> None:
+        conditions = queue.endpoint.data_filter
         if delivery.gone:
             self.drop(delivery.event)
+        elif conditions and queue.order is None and not payload.passes(conditions, self.paths):
+            self.drop(delivery.event)
+            self._on_ended(delivery, UNWANTED)
         else:
             queue.has_fed(delivery, payload)
 
     async def _fetch(self, chosen: Chosen) -> None:
         """Fetch the payloads of these deliveries. What has not come to its place when anything fails waits again."""
+        if not chosen:
+            return await asyncio.sleep(0)
         reserved = {delivery.event.id: delivery.event for _, delivery in chosen}
-        left = deque(chosen)
+        left, here = deque(chosen), list[Event]()
         try:
-            large = [event for event in reserved.values() if event.unread]
-            metadata = await self._store.metadata(large) if large else {}
-            found = await self._store.payloads(list(reserved.values()), self.max_payload)
-            for event in list(reserved.values()):
-                content = found.setdefault(event.id, "event_missing")
-                if event.unread and event.id not in metadata and not isinstance(content, str):
-                    content = found[event.id] = "event_unreadable"
-                del reserved[event.id]
-                if isinstance(content, str):
-                    self._payloads.release(event)
-                    self._ask_the_starved()
-                else:
-                    self._payloads.keep(event, content, metadata.get(event.id))
+            gone = await self._bring(reserved, here)
             while left:
                 queue, delivery = left[0]
                 payload = self._payloads.use(delivery.event)
-                if payload is None and delivery.gone:
-                    left.popleft()
-                elif payload is None:
-                    self._on_gone(delivery, str(found[delivery.event.id]))
-                    left.popleft()
-                    self.ask(queue)
-                else:
+                if payload is not None:
                     self._put(queue, delivery, payload)
-                    left.popleft()
-                    self._on_ready(queue)
+                elif not delivery.gone:
+                    self._on_ended(delivery, Ended("rejected", gone[delivery.event.id]))
+                left.popleft()
+                self._on_ready(queue)
+                self.ask(queue)
+                if queue.endpoint.data_filter and time.monotonic() > self._looking_until:
+                    await asyncio.sleep(0)
+                    self._looking_until = time.monotonic() + LOOKING_SECONDS
         finally:
+            for event in here:
+                self.drop(event)
             if left:
                 self._put_back(left, reserved.values())
+
+    async def _bring(self, reserved: dict[int, Event], here: list[Event]) -> dict[int, str]:
+        """Have what is reserved at hand, and `here` which; of the others, why not."""
+        large = [event for event in reserved.values() if event.unread]
+        metadata = await self._store.metadata(large) if large else {}
+        found = await self._store.payloads(list(reserved.values()), self.max_payload)
+        gone: dict[int, str] = {}
+        for event in list(reserved.values()):
+            content = found.get(event.id, "event_missing")
+            if event.unread and event.id not in metadata and not isinstance(content, str):
+                content = "event_unreadable"
+            del reserved[event.id]
+            if isinstance(content, str):
+                gone[event.id] = content
+                self._payloads.release(event)
+                self._ask_the_starved()
+            else:
+                self._payloads.keep(event, content, metadata.get(event.id))
+                here.append(event)
+        return gone
 
     def _put_back(self, chosen: Sequence[tuple[EndpointQueue, Delivery]], events: Iterable[Event]) -> None:
         for event in events:

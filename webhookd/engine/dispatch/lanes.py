@@ -13,7 +13,7 @@ import structlog
 
 from webhookd.engine.clock import Clock
 from webhookd.engine.dispatch.answers import Answers
-from webhookd.engine.dispatch.feeder import Feeder
+from webhookd.engine.dispatch.feeder import LOOKING_SECONDS, Feeder
 from webhookd.engine.dispatch.payloads import Payload
 from webhookd.engine.dispatch.queues import EndpointQueue, Flight
 from webhookd.engine.dispatch.room import Room
@@ -131,14 +131,20 @@ class Lanes:
                     self._scheduler.ask(queue)
                     continue
             discarded = self._is_discarded(delivery)  # while its payload came
-            if delivery.start_by >= now and not discarded:
+            unwanted = bool(queue.endpoint.data_filter) and not payload.passes(queue.endpoint.data_filter, ())
+            if delivery.start_by >= now and not discarded and not unwanted:
                 return self._scheduler.start(queue, delivery, payload, now)
             self.let_go(delivery, payload)
             if discarded:
                 self._answers.discard(delivery)
+            elif unwanted:
+                self._answers.unwanted(delivery)
             # Else it is too late for its lease: whoever claims it next sends it.
-            self._on_left(queue, delivery, discarded)
+            self._on_left(queue, delivery, discarded or unwanted)
             self._scheduler.ask(queue)
+            if unwanted and time.monotonic() > now + LOOKING_SECONDS:
+                asyncio.get_running_loop().call_soon(self.fill)
+                return None
         if (upcoming := self._scheduler.upcoming) < self._alarm_at:
             self._set_alarm(upcoming)
         return None

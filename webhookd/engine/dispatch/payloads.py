@@ -1,6 +1,9 @@
 """The payloads in memory: shared by the deliveries that need them, and never more bytes than the budget."""
 
-from webhookd.model import Event
+from collections.abc import Collection, Sequence
+
+from webhookd.model import Condition, Event
+from webhookd.policy.payload_filter import Found, look_up, passes
 
 BUDGET = 32 * 1024 * 1024  # bytes
 
@@ -8,12 +11,19 @@ BUDGET = 32 * 1024 * 1024  # bytes
 class Payload:
     """The payload text of one event, metadata that is not kept with it, and how many deliveries need them now."""
 
-    __slots__ = ("content", "metadata", "users")
+    __slots__ = ("content", "found", "metadata", "users")
 
     def __init__(self, content: bytes, metadata: bytes | None = None) -> None:
         self.content = content
         self.metadata = metadata
         self.users = 0
+        self.found: Found | None = {}  # what paths lead to that were looked for; None when it cannot be looked into
+
+    def passes(self, conditions: Sequence[Condition], paths: Collection[str]) -> bool:
+        """True when the conditions hold of it. It is parsed for all these paths at once: others ask for them, too."""
+        if self.found is not None and any(condition.path not in self.found for condition in conditions):
+            self.found = look_up(self.content, {*paths, *(condition.path for condition in conditions)})
+        return passes(conditions, self.found)
 
 
 class Payloads:
@@ -54,8 +64,9 @@ class Payloads:
         return True
 
     def keep(self, event: Event, content: bytes, metadata: bytes | None = None) -> None:
-        """The payload that was reserved is here; nobody uses it yet."""
-        self._held[event.id] = Payload(content, metadata)
+        """The payload that was reserved is here, and in use until whoever has brought it drops it."""
+        self._held[event.id] = payload = Payload(content, metadata)
+        payload.users = 1
 
     def drop(self, event: Event) -> bool:
         """One delivery less needs it; True when its bytes are free again."""

@@ -175,8 +175,8 @@ class EndpointQueue:
             return True
         if self.standing is Standing.STUCK or self.limit == 0 or not self.breaker.is_closed:
             return queued + len(self.flying) >= self.limit
-        # Where the rate is known, so is what will not start in time: it holds no memory until then.
-        least = QUEUED if self.pace is None else min(QUEUED, 2 * patience * self.pace.rate)
+        # Where the rate is known, so is what will not start in time, unless it may be nothing that is wanted.
+        least = QUEUED if self.pace is None or self.endpoint.data_filter else min(QUEUED, 2 * patience * self.pace.rate)
         return queued >= least and self._expected_wait(now) > patience
 
     def _expected_wait(self, now: float) -> float:

@@ -9,7 +9,7 @@ from webhookd.engine.dispatch.feeds import Feed
 from webhookd.engine.dispatch.ordering import Ordering
 from webhookd.engine.dispatch.payloads import Payload
 from webhookd.engine.dispatch.queues import SPILLED_MOST, EndpointQueue, Standing
-from webhookd.model import Delivery, Ended, Postponed, Result
+from webhookd.model import Delivery, Ended, Postponed, Result, Unwanted
 
 
 class Recorder(Protocol):
@@ -74,10 +74,10 @@ class Spills:
         if queue is None or not self._ordering.hold(queue, delivery):
             self._recorder.put(Result(delivery, None, Postponed(0.0)))
 
-    def reject(self, queue: EndpointQueue | None, delivery: Delivery, reason: str) -> None:
-        """Its payload cannot be had, so it ends."""
+    def end(self, queue: EndpointQueue | None, delivery: Delivery, outcome: Ended | Unwanted) -> None:
+        """Its payload cannot be had, or nobody wants that, so it ends."""
         self._let_go(delivery, None)
-        self._recorder.put(Result(delivery, None, Ended("rejected", reason)))
+        self._recorder.put(Result(delivery, None, outcome))
         if queue is not None:
             self._ordering.ended(queue, delivery, over=True)
 

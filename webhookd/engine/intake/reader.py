@@ -28,7 +28,8 @@ from webhookd.engine.intake.outage import Outage
 from webhookd.engine.intake.polling import Polling, WakeUp
 from webhookd.engine.state import Heartbeat, Subscriptions
 from webhookd.errors import SchemaMismatch, StoreForbidden, StoreUnavailable
-from webhookd.model import Batch, Cut, Delivery, Endpoint, Event, Postponed, Result, Share
+from webhookd.model import Batch, Delivery, Endpoint, Event, Postponed, Result
+from webhookd.policy.cutting import Cut, Share
 from webhookd.tasks import Setbacks, wait_for
 
 MOST_PER_CUT = 1_000  # events of one tenant that become batches at a time; what it has beyond is surplus

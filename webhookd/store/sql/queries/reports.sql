@@ -81,17 +81,17 @@ SELECT tenant, name, spec FROM webhookd.endpoint WHERE source = 'file' AND remov
 
 -- name: made_by_api
 -- What the endpoints subscribe to that tenants have made.
-SELECT tenant, name, spec -> 'events', spec -> 'filter', spec ->> 'active' IS DISTINCT FROM 'false' FROM webhookd.endpoint
+SELECT tenant, name, spec -> 'events', spec -> 'filter', spec -> 'data_filter', spec ->> 'active' IS DISTINCT FROM 'false' FROM webhookd.endpoint
  WHERE source = 'api' AND removed_at IS NULL ORDER BY tenant, name;
 
 -- name: subscribers_of
 -- What the endpoints subscribe to that get events of a tenant.
-SELECT tenant, name, spec -> 'events', spec -> 'filter', spec ->> 'active' IS DISTINCT FROM 'false' FROM webhookd.endpoint
+SELECT tenant, name, spec -> 'events', spec -> 'filter', spec -> 'data_filter', spec ->> 'active' IS DISTINCT FROM 'false' FROM webhookd.endpoint
  WHERE tenant IN ($1, '*') AND removed_at IS NULL ORDER BY tenant, name;
 
 -- name: subscribers
 -- What the endpoints that are owed new events subscribe to; paused ones are owed them, too.
-SELECT tenant, name, spec -> 'events', spec -> 'filter' FROM webhookd.endpoint
+SELECT tenant, name, spec -> 'events', spec -> 'filter', spec -> 'data_filter' FROM webhookd.endpoint
  WHERE removed_at IS NULL AND disabled_at IS NULL AND spec ->> 'active' IS DISTINCT FROM 'false';
 
 -- name: events_of
@@ -100,6 +100,10 @@ SELECT tenant, name, spec -> 'events', spec -> 'filter' FROM webhookd.endpoint
 SELECT id, event_id, LEAST(GREATEST(created_at, '0001-01-02 00:00:00+00'), '9999-12-30 00:00:00+00'), type, tenant, ordering_key, metadata,
        LEAST(GREATEST(occurred_at, '0001-01-02 00:00:00+00'), '9999-12-30 00:00:00+00'), size, 0
   FROM webhookd.outbox WHERE event_id = $1 ORDER BY id;
+
+-- name: payload_of
+-- The payload of an event, unless it is too large to be looked into.
+SELECT (SELECT CASE WHEN size <= $2 THEN payload END FROM webhookd.outbox WHERE id = $1);
 
 -- name: sees_metadata
 -- Whether this role may read what filters look at.
