@@ -47,6 +47,7 @@ from webhookd.model import (
     RetryPolicy,
 )
 from webhookd.policy.members import Shares, alone
+from webhookd.policy.payload_filter import compiled
 from webhookd.tasks import Setbacks
 
 DAY = datetime(2021, 1, 27, tzinfo=UTC)
@@ -1226,6 +1227,39 @@ async def test_an_error_of_its_own_loses_the_feeder_no_delivery(
         assert sorted(parts.recorder.delivered) == [1, 2, 5, 6, 7, 8]
         await until(lambda: parts.empty, "memory to be empty")
     assert (fed._payloads._bytes, fed._payloads._held) == (0, {})
+
+
+async def test_who_does_not_want_a_payload_takes_it_from_nobody() -> None:
+    """The payload of an event comes once for all; nor does it stay in memory."""
+    async with running(hook(1, data_filter=compiled({"n": 1})), hook(2)) as parts:
+        for event in range(1, 41):
+            parts.offer(event, 1)
+            parts.offer(event, 2)
+        await until(lambda: len(parts.recorder.results) == 80, "all of them to come to an end")
+        ends = Counter((r.delivery.endpoint.id, type(r.outcome).__name__) for r in parts.recorder.results)
+        assert ends == {(2, "Delivered"): 40, (1, "Unwanted"): 40}
+        await until(lambda: parts.empty, "memory to be empty")
+        fed = parts.dispatcher.feeder
+        assert (fed._payloads._bytes, fed._payloads._held) == (0, {})
+
+
+async def test_to_look_into_payloads_stalls_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others have their turn between some of them, though each is quick."""
+    looked: list[int] = []
+
+    def slow(content: bytes, paths: Any) -> None:
+        looked.append(len(content))
+        time.sleep(0.002)
+
+    monkeypatch.setattr("webhookd.engine.dispatch.payloads.look_up", slow)
+    async with running(hook(1, data_filter=compiled({"n": 1}))) as parts:
+
+        def offer() -> None:
+            for event in range(1, 101):
+                parts.offer(event, 1)
+
+        assert await most_between_turns(looked, offer, lambda: len(looked) == 100) < 20
+        await until(lambda: len(parts.recorder.results) == 100, "all of them to come to an end")
 
 
 async def most_between_turns(calls: list[int], work: Callable[[], object], done: Callable[[], bool]) -> int:
