@@ -333,7 +333,7 @@ class Ended(NamedTuple):
 
 
 class Unwanted(NamedTuple):
-    """The endpoint is not owed it, as its payload tells: nothing is written, and what was is forgotten."""
+    """The endpoint is not owed it, as its payload tells: nothing is written where nothing was tried."""
 
 
 UNWANTED: Final = Unwanted()

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import ssl
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import Any, Final
@@ -42,7 +42,7 @@ def endpoint_of(
     if name.startswith(MADE):
         mistakes.append(place.mistake(f"names that begin with {MADE} are those of the API; choose another"))
     if made.hmac:
-        mistakes += _hmac_mistakes(made.hmac, made.headers, place)
+        mistakes += _hmac_mistakes(made.hmac, made, place)
     tls = _tls(made, place, mistakes)
     labels, conditions = _split(made.filter)
     endpoint = Endpoint(
@@ -112,13 +112,16 @@ def _signature(made: EndpointTable) -> Scheme:
     return own_signature.own_hmac(**made.hmac.model_dump())
 
 
-def _hmac_mistakes(hmac: Hmac, headers: Iterable[str], place: Place) -> Iterator[Mistake]:
+def _hmac_mistakes(hmac: Hmac, made: EndpointTable, place: Place) -> Iterator[Mistake]:
     """What its keys say against each other, and against the headers of the endpoint."""
     timed = hmac.timestamp_header.lower()
-    own = set(map(str.lower, headers))
+    own = set(map(str.lower, made.headers))
+    taken = own_signature.SENT | ({"authorization"} if made.auth else set())
     for key, name in (("header", hmac.header.lower()), ("timestamp_header", timed)):
         if name in own:
             yield place.mistake("stands in headers, too; remove it there", "hmac", key)
+        if name in taken:
+            yield place.mistake("has something else in it; name another", "hmac", key)
     if timed == hmac.header.lower():
         yield place.mistake("is the header of the signature; name another", "hmac", "timestamp_header")
     if not timed and hmac.timestamp != "seconds":

@@ -127,7 +127,10 @@ class Recorder:
 
     def put(self, result: Result) -> None:
         """Record `result` with the next flush; what is discarded is not tried again."""
-        if not isinstance(result.outcome, Delivered) and self._is_discarded(result.delivery):
+        if isinstance(result.outcome, Unwanted):
+            if result.delivery.attempts or result.delivery.replay:  # which would look as if it was to be tried again
+                result = result._replace(outcome=Ended("rejected", "unwanted"))
+        elif not isinstance(result.outcome, Delivered) and self._is_discarded(result.delivery):
             result = result._replace(outcome=Ended("rejected", "discarded"))
         self._leases.pop(result.delivery, None)  # the result itself says what becomes of it
         self._results.append(result)

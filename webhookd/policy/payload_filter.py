@@ -16,6 +16,7 @@ from webhookd.model import Condition, Scalar
 
 MOST_BYTES: Final = 1024 * 1024  # of a payload that is looked into; it takes some milliseconds
 UNSEEN: Final = f"the payload is larger than {MOST_BYTES // 1024} KiB, or too deep, so that it passes no filter"
+_DIGITS: Final = 400  # from which on a whole number is beyond a float
 MOST_FOUND: Final = 1_000  # values of a path, in lists
 COMPARED: Final[Mapping[str, Callable[[Any, Any], bool]]] = MappingProxyType({"gt": gt, "gte": ge, "lt": lt, "lte": le})
 
@@ -47,8 +48,8 @@ def look_up(payload: bytes, paths: Collection[str]) -> Found | None:
     if len(payload) > MOST_BYTES:
         return None
     try:
-        root = orjson.loads(payload)
-    except ValueError:  # deeper than orjson goes, as Postgres has checked the syntax
+        root = _parsed(payload)
+    except (ValueError, RecursionError):  # deeper than anybody goes, as Postgres has checked the syntax
         return None
     return {path: _at(root, path) for path in paths}
 
@@ -56,6 +57,11 @@ def look_up(payload: bytes, paths: Collection[str]) -> Found | None:
 def passes(conditions: Iterable[Condition], found: Found | None) -> bool:
     """True when all of them hold of what their paths lead to."""
     return found is not None and all(_holds(condition, *found[condition.path]) for condition in conditions)
+
+
+def weight(found: Found) -> int:
+    """The bytes of memory that these values take, about."""
+    return sum(64 + (len(value) if isinstance(value, str) else 0) for _, values in found.values() for value in values)
 
 
 def mistake(conditions: Iterable[Condition], payload: bytes) -> str | None:
@@ -71,6 +77,17 @@ def mistake(conditions: Iterable[Condition], payload: bytes) -> str | None:
             wants = json.dumps(spelled([condition])[condition.path])
             return f"{json.dumps(condition.path)} of the payload is {shown}, it wants {wants}"
     return None
+
+
+def _parsed(payload: bytes) -> object:
+    try:
+        return orjson.loads(payload)
+    except ValueError:  # halves of a surrogate pair, and numbers beyond a float, pass Postgres
+        return json.loads(payload, parse_int=_whole)
+
+
+def _whole(digits: str) -> int | float:
+    return int(digits) if len(digits) < _DIGITS else float(digits)
 
 
 def _condition(path: str, said: object) -> Condition:
@@ -104,6 +121,11 @@ def _among(path: str, value: object) -> tuple[Scalar, ...]:
 def _scalar(path: str, value: object) -> Scalar:
     if isinstance(value, str) and "\0" not in value:
         return value
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:  # beyond it, payloads have the nearest float
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{json.dumps(path)} has a number that is too large") from None
     if isinstance(value, (bool, int)) or (isinstance(value, float) and abs(value) != float("inf") and value == value):
         return value
     raise ValueError(f"{json.dumps(path)} wants a text, a number, true or false, or a list of them")

@@ -1,12 +1,13 @@
 """What people ask of the database, and the events that they put into it."""
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 import orjson
 
-from webhookd.errors import StoreRefused
+from webhookd.errors import StoreDamaged, StoreForbidden, StoreRefused
 from webhookd.model import Condition, Event, label
 from webhookd.policy import matching
 from webhookd.policy.endpoint_state import EndpointState
@@ -187,7 +188,10 @@ def _subscriber(
     tenant: str, name: str, events: bytes, filter_: bytes, data_filter: bytes | None, active: bool = True
 ) -> Subscriber:
     wanted = {key: tuple(values) for key, values in orjson.loads(filter_).items()}
-    conditions = compiled(orjson.loads(data_filter)) if data_filter else ()
+    conditions: tuple[Condition, ...] = ()
+    if data_filter:
+        with suppress(ValueError):  # of a newer version, while both run
+            conditions = compiled(orjson.loads(data_filter))
     return Subscriber(tenant, name, tuple(orjson.loads(events)), wanted, conditions, active)
 
 
@@ -257,7 +261,7 @@ class Reports:
             return event
         try:
             row = await self._database.fetch_row(QUERIES["payload_of"], event.id, MOST_BYTES)
-        except StoreRefused:
+        except (StoreRefused, StoreForbidden, StoreDamaged):
             return event
         return event._replace(payload=row[0])
 

@@ -14,6 +14,7 @@ from webhookd.store.parking import ParkingStore
 from webhookd.store.replays import Replays
 from webhookd.store.reports import Reports, Status
 from webhookd.store.shots import resent
+from webhookd.tasks import in_slices
 from webhookd.web import lists
 from webhookd.web.attempts.reading import called
 from webhookd.web.endpoints import finding
@@ -102,7 +103,7 @@ async def explain(call: Call) -> Answer:
             Explained(
                 event,
                 fates,
-                [(each, why_not(each, event)) for each in among],
+                [(each, why_not(each, event)) async for each in in_slices(among, 1)],
                 await resent(database, event.id),
                 await Replays(database).of(event.id),
                 await DiscardStore(database).of(event.id),

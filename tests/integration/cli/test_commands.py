@@ -422,7 +422,8 @@ async def test_a_reader_has_all_that_people_ask_with_nothing_of_what_application
     granted: "asyncpg.Connection[asyncpg.Record]", dsn: str, tmp_path: Path
 ) -> None:
     """Also of a parked endpoint with a filter, which event_status tries; explain says which filters it did not."""
-    config = written(tmp_path, *SHOPS, dsn=as_user(dsn, "webhookd_reader"))
+    large = endpoint("large", filter={"data": {"amount": 1}})
+    config = written(tmp_path, *SHOPS, large, dsn=as_user(dsn, "webhookd_reader"))
     await deploy(granted, load(config, {}))
     said = '{"said": "planted-payload"}', '{"region": "eu", "planted": "planted-metadata"}'
     await granted.execute("SELECT webhookd.park(array_agg(id), 'test') FROM webhookd.endpoint WHERE name = 'europe'")
@@ -432,10 +433,12 @@ async def test_a_reader_has_all_that_people_ask_with_nothing_of_what_application
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "  europe: parked (test)\n" in shown.stdout
     assert re.search(r"\n  europe +filter: this role may not read metadata, so that it may pass or not\n", shown.stdout)
+    assert re.search(r"\n  large +payload: it is not known here, so that it may pass the filter or not\n", shown.stdout)
     (listed,) = json.loads(webhookd("explain", "evt_1", "--json", "-c", config).stdout)
     assert {each["endpoint"]: each["gets_it"] for each in listed["endpoints"]} == {
         "orders": True,
         "bills": False,
+        "large": None,
         "europe": None,
         "acme/other": False,
         "off": False,

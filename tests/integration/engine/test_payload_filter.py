@@ -14,6 +14,8 @@ from tests.integration.conftest import (
     finished,
     insert,
     settled,
+    states,
+    status,
 )
 from tests.waiting import until
 
@@ -57,19 +59,19 @@ async def test_what_does_not_fit_is_not_sent_and_leaves_nothing(
     assert await rows(sql) == 3
 
 
-async def test_what_was_put_off_is_forgotten_when_it_does_not_fit(
-    sql: Sql, receiver: Receiver, daemon: Running
-) -> None:
-    """It failed once, and then its endpoint wants it no longer: the row goes, and no attempt is made."""
+async def test_what_was_tried_and_does_not_fit_any_longer_ends(sql: Sql, receiver: Receiver, daemon: Running) -> None:
+    """It failed once, and then its endpoint wants it no longer: it ends, and no attempt is made."""
     receiver.answers("some", 500)
     async with daemon(configuration({"some": {"url": receiver.url("some"), "retry": {"schedule": ["1h"]}}})):
         event = await insert(sql, NOT)
         await eventually(lambda: sql.fetchval("SELECT count(*) = 1 FROM webhookd.backlog"), "its retry")
     await sql.execute("UPDATE webhookd.backlog SET due = now()")
     async with daemon(hook(receiver)):
-        await eventually(lambda: sql.fetchval("SELECT NOT EXISTS (SELECT FROM webhookd.backlog)"), "it to be forgotten")
+        await eventually(lambda: sql.fetchval("SELECT state = 'rejected' FROM webhookd.backlog"), "its end")
         await finished(sql)
     assert receiver.events("some") == [event]
+    assert await states(sql, event) == {"some": "rejected"}
+    assert (await status(sql, event))["some"]["last_error"] == "unwanted"
 
 
 async def test_thousands_that_nobody_wants_keep_none_waiting(sql: Sql, receiver: Receiver, daemon: Running) -> None:

@@ -493,6 +493,11 @@ def test_a_mistake_in_a_section(document: dict[str, Any], expected: str) -> None
         (_hmac(timestamp="iso"), "hmac.timestamp: goes with timestamp_header, so that its receiver knows it"),
         (_hmac(timestamp="unix"), 'hmac.timestamp: wants "seconds", "iso" or "http"'),
         (_hmac(timestamp_header="X-A"), "hmac.timestamp_header: is the header of the signature; name another"),
+        (_hmac(timestamp_header="content-type"), "hmac.timestamp_header: has something else in it; name another"),
+        (
+            {**_hmac(header="authorization"), "auth": AUTH},
+            "hmac.header: has something else in it; name another",
+        ),
         (_hmac(timestamp_header="host"), "hmac.timestamp_header: is set by webhookd itself or changes"),
         (_hmac(headers={"X-A": "1"}), "hmac.header: stands in headers, too; remove it there"),
         (

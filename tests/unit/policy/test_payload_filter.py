@@ -87,6 +87,24 @@ def test_an_order(said: dict[str, Any], passing: bool) -> None:
     assert asks(said) is passing
 
 
+@pytest.mark.parametrize(
+    "other", [rb'"\ud83d"', b"1e400", b"-1e400", b"1" * 5000, b"12345678901234567890123", b'"\xf0\x9f\x98\xb1"']
+)
+def test_what_postgres_takes_for_json_is_looked_into(other: bytes) -> None:
+    for payload in (b'{"n":1,"x":' + other + b"}", b'{"x":[' + other + b'],"n":1}'):
+        assert passes(compiled({"n": 1}), look_up(payload, ["n"]))
+        assert mistake(compiled({"n": 2}), payload) == '"n" of the payload is 1, it wants {"in": [2]}'
+
+
+def test_a_number_beyond_64_bits_is_the_nearest_float_on_both_sides() -> None:
+    large = 12345678901234567890123
+    assert asks({"n": large}, {"n": large})
+    assert asks({"n": {"gte": large}}, {"n": large})
+    assert asks({"n": 2**64 - 1}, {"n": 2**64 - 1})
+    with pytest.raises(ValueError, match='"n" has a number that is too large'):
+        compiled({"n": 10**400})
+
+
 @pytest.mark.parametrize("payload", [[], "text", 7, None, [[{"n": 1}]]])
 def test_what_is_no_object_has_no_paths(payload: object) -> None:
     assert not asks({"n": 1}, payload)

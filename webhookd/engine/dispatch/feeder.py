@@ -150,7 +150,7 @@ class Feeder:
         conditions = queue.endpoint.data_filter
         if delivery.gone:
             self.drop(delivery.event)
-        elif conditions and queue.order is None and not payload.passes(conditions, self.paths):
+        elif conditions and not payload.passes(conditions, self.paths) and queue.order is None:  # else in its turn
             self.drop(delivery.event)
             self._on_ended(delivery, UNWANTED)
         else:

@@ -3,9 +3,10 @@
 from collections.abc import Collection, Sequence
 
 from webhookd.model import Condition, Event
-from webhookd.policy.payload_filter import Found, look_up, passes
+from webhookd.policy.payload_filter import Found, look_up, passes, weight
 
 BUDGET = 32 * 1024 * 1024  # bytes
+KEPT = 1024  # bytes more than a payload has, of what was found in it
 
 
 class Payload:
@@ -21,9 +22,12 @@ class Payload:
 
     def passes(self, conditions: Sequence[Condition], paths: Collection[str]) -> bool:
         """True when the conditions hold of it. It is parsed for all these paths at once: others ask for them, too."""
-        if self.found is not None and any(condition.path not in self.found for condition in conditions):
-            self.found = look_up(self.content, {*paths, *(condition.path for condition in conditions)})
-        return passes(conditions, self.found)
+        found = self.found
+        if found is not None and any(condition.path not in found for condition in conditions):
+            found = look_up(self.content, {*paths, *found, *(condition.path for condition in conditions)})
+            if found is None or weight(found) <= len(self.content) + KEPT:  # or it would outgrow the budget
+                self.found = found
+        return passes(conditions, found)
 
 
 class Payloads:
