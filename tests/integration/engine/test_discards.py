@@ -135,7 +135,11 @@ async def test_what_stands_before_a_cursor_costs_no_row(
         await sql.execute("SELECT webhookd.pause('{1}')")
         ids = await insert_many(sql, 1_000)
         await settled(sql, ids[-1], {"hook": "parked"})
-        assert await store.count(ALL) == (1_000, 0, 0, 1_000, False)
+
+        async def all_stand_before_it() -> bool:
+            return await store.count(ALL) == (1_000, 0, 0, 1_000, False)
+
+        await eventually(all_stand_before_it, "all to be read")
         await discarded(store)
         new = await insert(sql)
         await settled(sql, new, {"hook": "parked"})

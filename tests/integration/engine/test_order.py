@@ -282,6 +282,7 @@ async def test_it_changes_while_it_runs(sql: Sql, receiver: Receiver, daemon: Ru
     assert sorted(lines.got["a"]) == list(range(140))  # each once
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("ordered", [True, "key"])
 async def test_a_large_transaction_comes_before_what_began_after_it(
     sql: Sql, receiver: Receiver, daemon: Running, ordered: Any
@@ -298,7 +299,7 @@ async def test_a_large_transaction_comes_before_what_began_after_it(
         )
         for n in range(many + 1, many + 40):
             await lines.insert(sql, "a", range(n, n + 1))
-        await until(lambda: lines.has("a", range(many + 40)), "all of them", 120)
+        await until(lambda: lines.has("a", range(many + 40)), "all of them", 360)
         assert await sql.fetchval("SELECT bool_or(late) FROM webhookd.batch WHERE cardinality(outbox_ids) > 0")
     lines.is_exact()
 
