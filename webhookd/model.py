@@ -144,6 +144,7 @@ class Endpoint:
     disable_on_request: bool = False  # its receiver may say so
     ordered: Ordered = False
     sealed_by: frozenset[str] = frozenset()  # names of the keys that open it; of those alone that the API has made
+    polled: bool = False  # nothing is sent to it: who it is for fetches its events
     holds: bool = False  # where its order would go on without what its time has run out for, it waits for somebody
 
     @property

@@ -28,6 +28,7 @@ from tests.bench.memory import memory
 from tests.bench.ordered import ordered
 from tests.bench.outage import outage
 from tests.bench.parked import parked
+from tests.bench.polling import polling
 from tests.bench.producers import producers
 from tests.bench.reading import reading
 from tests.bench.redrive import redrive
@@ -51,6 +52,7 @@ BENCHES: dict[str, Bench] = {
     "outage": outage,
     "flood": flood,
     "api": api,
+    "polling": polling,
 }
 LONG: dict[str, Bench] = {"held": partial(held, seconds=600.0), "redrive": redrive, "reading": reading}
 

@@ -50,14 +50,20 @@ class Served(NamedTuple):
     token: str
 
 
+async def admin(dsn: str) -> str:
+    """A token of an administrator."""
+    token = tokens.new_token()
+    async with Database(dsn, size=1) as database:
+        await tokens.add(database, new_id("tok_"), token, tokens.New("admin", "bench", "bench"))
+    return token
+
+
 @asynccontextmanager
 async def served(dsn: str, endpoints: dict[str, dict[str, Any]], key: str) -> AsyncIterator[Served]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{free.getsockname()[1]}"
-    token = tokens.new_token()
-    async with Database(dsn, size=1) as database:
-        await tokens.add(database, new_id("tok_"), token, tokens.New("admin", "bench", "bench"))
+    token = await admin(dsn)
     with tempfile.TemporaryDirectory(prefix="webhookd-bench-") as folder:
         file = Path(folder) / "sealing.key"
         file.write_text(key)

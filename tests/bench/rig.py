@@ -92,6 +92,19 @@ async def receiver() -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{await line(child)}"
 
 
+def configuration(dsn: str, endpoints: dict[str, dict[str, Any]], also: str = "", **delivery: Any) -> str:
+    """A file with these endpoints; `also` is more of it."""
+    lines = [
+        f"[database]\ndsn = {json.dumps(dsn)}",
+        "[egress]\nallow_http = true",
+        'allow_networks = ["127.0.0.0/8"]',
+    ]
+    lines += ["[delivery]", *(f"{key} = {json.dumps(value)}" for key, value in delivery.items())]
+    for name, keys in endpoints.items():
+        lines += [f"[endpoint.{name}]", *(f"{k} = {json.dumps(v)}" for k, v in ({"secret": SECRET} | keys).items())]
+    return "\n".join([*lines, also]) + "\n"
+
+
 @asynccontextmanager
 async def daemon(
     dsn: str, endpoints: dict[str, dict[str, Any]], *, careless: bool = False, also: str = "", **delivery: Any
@@ -99,15 +112,7 @@ async def daemon(
     """A daemon process that delivers to these endpoints; `also` is more of its file."""
     with tempfile.TemporaryDirectory(prefix="webhookd-bench-") as directory:
         file = Path(directory) / "webhookd.toml"
-        lines = [
-            f"[database]\ndsn = {json.dumps(dsn)}",
-            "[egress]\nallow_http = true",
-            'allow_networks = ["127.0.0.0/8"]',
-        ]
-        lines += ["[delivery]", *(f"{key} = {json.dumps(value)}" for key, value in delivery.items())]
-        for name, keys in endpoints.items():
-            lines += [f"[endpoint.{name}]", *(f"{k} = {json.dumps(v)}" for k, v in ({"secret": SECRET} | keys).items())]
-        file.write_text("\n".join([*lines, also]) + "\n")
+        file.write_text(configuration(dsn, endpoints, also, **delivery))
         async with process("tests.bench.process", str(file), *(["--careless"] if careless else [])) as child:
             assert await line(child) == "ready"
             yield psutil.Process(child.pid)

@@ -135,7 +135,12 @@ class Fleet:
             "egress": {"allow_http": True, "allow_networks": ["127.0.0.0/8"]},
             **sections,
             "endpoint": {
-                path.replace("/", "-"): {"url": self.receiver.url(path), "events": ["*"], "secret": SECRET, **keys}
+                path.replace("/", "-"): {
+                    **({} if keys.get("kind") == "poll" else {"url": self.receiver.url(path)}),
+                    "events": ["*"],
+                    "secret": SECRET,
+                    **keys,
+                }
                 for path, keys in endpoints.items()
             },
         }

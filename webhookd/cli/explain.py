@@ -185,6 +185,8 @@ def _fate(fate: Fate) -> str:
             "unmatched": "unmatched: when it was handled, no endpoint was owed it",
             "unreadable": f"unreadable: {fate.error}",
         }.get(fate.state, fate.state)
+    if fate.state == "polled":
+        return f"{fate.endpoint}: polled, so that who asks for it has it"
     if fate.state in ASIDE:
         return f"{fate.endpoint}: {fate.state} ({fate.error})"
     last = f", last {fate.code or fate.error}" if fate.code or fate.error else ""

@@ -270,6 +270,15 @@ def chosen(names: Names, text: str) -> int:
     raise WebhookdError(f"there is no endpoint {quoted(text)}: `webhookd endpoints list` shows all")
 
 
+async def sent_to(database: Database, names: Names, numbers: Sequence[int]) -> list[int]:
+    """Those of these endpoints that are sent to, and not polled. WebhookdError when none is."""
+    polled = await Listings(database).polled(numbers)
+    if polled and polled.issuperset(numbers):
+        labels = ", ".join(sorted(inert(label_of(names, number)) for number in polled))
+        raise WebhookdError(f"nothing is sent to {labels}: who polls seeks instead, as docs/polling.md says")
+    return [number for number in numbers if number not in polled]
+
+
 def answer(code: int | None, error: str | None, *, ok: bool = False) -> Text:
     """The status that came, or why none did."""
     return cell(error if code is None else code, "green" if ok else "red" if error else "")

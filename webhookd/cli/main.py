@@ -46,6 +46,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "deliveries": ("listings", "deliveries"),
         "attempts": ("listings", "attempts"),
         "tail": ("tail", "tail"),
+        "poll": ("poll", "poll"),
         "audit": ("audit", "audit"),
         "resend": ("shots", "resend"),
         "test": ("shots", "send_example"),

@@ -9,7 +9,7 @@ import orjson
 import typer
 
 from webhookd.cli.completion import endpoint_names
-from webhookd.cli.listings import chosen
+from webhookd.cli.listings import chosen, sent_to
 from webhookd.cli.options import AsJson, ConfigFile, Usage, dsn_for, ran, who
 from webhookd.cli.tables import counted, inert, show_json, tell
 from webhookd.engine.dispatch.queues import host_of
@@ -130,6 +130,8 @@ async def _changed(
             rows = [row for row in rows if row.tenant == tenant]
         elif host is not None:
             rows = [row for row in rows if _is_at(row, host)]
+        sent = await sent_to(database, {row.id: (row.tenant, row.name) for row in rows}, [row.id for row in rows])
+        rows = [row for row in rows if row.id in sent]
         if not rows:
             raise WebhookdError("there is no such endpoint: `webhookd endpoints list` shows all")
         changed = set(await change(ParkingStore(database), [row.id for row in rows], who()))

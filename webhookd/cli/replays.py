@@ -11,7 +11,7 @@ import orjson
 import typer
 from rich.text import Text
 
-from webhookd.cli.listings import OfEndpoint, chosen, type_regex
+from webhookd.cli.listings import OfEndpoint, chosen, sent_to, type_regex
 from webhookd.cli.options import DEAD_AFTER, AsJson, ConfigFile, Usage, dsn_for, past, ran, who
 from webhookd.cli.tables import Table, cell, counted, inert, show, show_json, span, tell
 from webhookd.errors import WebhookdError
@@ -199,10 +199,11 @@ async def _endpoints(dsn: str, endpoint: str | None, tenant: str | None) -> tupl
         names = await Listings(database).names()
         wanted = {chosen(names, endpoint)} if endpoint is not None else set(names)
         takers = await Wishes(database, "", 0).takers(sorted(wanted), DEAD_AFTER)
-    if endpoint is not None and not all(taker.counts for taker in takers.values()):
-        raise WebhookdError(f"{inert(endpoint)} is removed: no live daemon's files have it")
-    there = [number for number in wanted if number in takers and takers[number].counts]
-    numbers = [number for number in there if endpoint is not None or names[number][0] == tenant]
+        if endpoint is not None and not all(taker.counts for taker in takers.values()):
+            raise WebhookdError(f"{inert(endpoint)} is removed: no live daemon's files have it")
+        there = [number for number in wanted if number in takers and takers[number].counts]
+        numbers = [number for number in there if endpoint is not None or names[number][0] == tenant]
+        numbers = await sent_to(database, names, numbers)
     if not numbers:
         raise WebhookdError("there is no such endpoint: `webhookd endpoints list` shows all")
     return sorted(numbers, key=lambda number: names[number]), names

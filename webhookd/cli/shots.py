@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 
 from webhookd.cli.completion import endpoint_names
-from webhookd.cli.listings import OfEndpoint, answer, chosen, response_lines
+from webhookd.cli.listings import OfEndpoint, answer, chosen, response_lines, sent_to
 from webhookd.cli.options import DEAD_AFTER, AsJson, ConfigFile, Dev, Usage, dsn_for, loaded, ran, who
 from webhookd.cli.tables import BAR, Table, cell, inert, show, show_json, tell
 from webhookd.config.checks import type_mistake
@@ -138,7 +138,9 @@ async def _resend(dsn: str, event_id: str, endpoint: str | None) -> tuple[list[W
                     f"nobody was owed {quoted(event_id)}: name an endpoint with --endpoint, "
                     f"or see `webhookd explain {event_id}`"
                 )
-        takers = await wishes.takers(sorted({number for number, *_ in pairs}), DEAD_AFTER)
+        sent = await sent_to(database, names, sorted({number for number, *_ in pairs}))
+        pairs = [pair for pair in pairs if pair[0] in sent]
+        takers = await wishes.takers(sent, DEAD_AFTER)
         able = [pair for pair in pairs if (taker := takers.get(pair[0])) and taker.counts and taker.daemons]
         if not able:
             raise WebhookdError(_nobody(names, [number for number, *_ in pairs]))
@@ -164,7 +166,7 @@ async def _test(
     async with Database(dsn or None, size=1) as database:
         listings = Listings(database)
         names = await listings.names()
-        number = chosen(names, name)
+        (number,) = await sent_to(database, names, [chosen(names, name)])
         (row,) = await listings.endpoints(number)
         types = _types(row, event, everything, examples)
         taker = (await Wishes(database, who(), SECONDS).takers([number], DEAD_AFTER))[number]

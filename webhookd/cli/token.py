@@ -11,9 +11,10 @@ from webhookd.cli.tables import Table, say, show, show_json
 from webhookd.errors import WebhookdError
 from webhookd.ids import new_id
 from webhookd.policy.access import CAPABILITIES, ROLES
-from webhookd.store import tenants
+from webhookd.store import endpoints, tenants
 from webhookd.store import tokens as store
 from webhookd.store.database import Database
+from webhookd.store.listings import Listings
 from webhookd.store.tokens import New, Token
 from webhookd.units import duration, quoted
 
@@ -27,6 +28,9 @@ def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What it is for.")],
     config: ConfigFile = None,
     tenant: Annotated[str | None, typer.Option(metavar="ID", help="See only this application: its uid or id.")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With the role poll: the endpoint that it polls.")
+    ] = None,
     capability: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="What a portal's may do; as often as you like.")
     ] = None,
@@ -40,9 +44,9 @@ def new(
     For example: `webhookd token new admin backend`. It is on standard output, and what it is on standard error.
     """
     capabilities = tuple(capability or ())
-    _check(role, name, tenant, capabilities)
+    _check(role, name, tenant, capabilities, endpoint)
     text, id_ = store.new_token(), new_id("tok_")
-    ran(_new(config, id_, text, New(role, name, who(), tenant, capabilities, _seconds(expires))))
+    ran(_new(config, id_, text, New(role, name, who(), tenant, capabilities, _seconds(expires)), endpoint))
     if as_json:
         show_json({"id": id_, "token": text})
         return
@@ -50,7 +54,7 @@ def new(
     say(f"{id_}: {role}, {name}; it is shown this once. `webhookd token revoke {id_}` ends it", err=True)
 
 
-def _check(role: str, name: str, tenant: str | None, capabilities: tuple[str, ...]) -> None:
+def _check(role: str, name: str, tenant: str | None, capabilities: tuple[str, ...], endpoint: str | None) -> None:
     if role not in ROLES:
         raise Usage(f"ROLE: {quoted(role)} is none; write one of {', '.join(ROLES)}")
     if not name.strip() or len(name) > 256 or "\0" in name:
@@ -59,6 +63,10 @@ def _check(role: str, name: str, tenant: str | None, capabilities: tuple[str, ..
         raise Usage(f"--capability: {quoted(unknown)} is none; write one of {', '.join(CAPABILITIES)}")
     if role == "portal" and tenant is None:
         raise Usage("--tenant is wanted with the role portal")
+    if role == "poll" and (tenant is None or endpoint is None):
+        raise Usage("--tenant and --endpoint are wanted with the role poll")
+    if role != "poll" and endpoint is not None:
+        raise Usage("--endpoint goes with the role poll")
     if role != "portal" and capabilities:
         raise Usage("--capability goes with the role portal")
 
@@ -72,13 +80,18 @@ def _seconds(text: str | None) -> float | None:
         raise Usage(f"--expires: {error}") from None
 
 
-async def _new(config: Path | None, id_: str, text: str, wanted: New) -> None:
+async def _new(config: Path | None, id_: str, text: str, wanted: New, endpoint: str | None) -> None:
     async with Database(dsn_for(config) or None, size=1) as database:
         if wanted.tenant is not None:
             found = await tenants.find(database, wanted.tenant)
             if found is None:
                 raise WebhookdError(f"there is no application {quoted(wanted.tenant)}: make it by the API first")
             wanted = wanted._replace(tenant=found.id)
+            if endpoint is not None:
+                its = await endpoints.find(database, found.key, endpoint)
+                if its is None or not await Listings(database).polled([its.id]):
+                    raise WebhookdError(f"the application has no endpoint {quoted(endpoint)} that is polled")
+                wanted = wanted._replace(endpoint=its.id)
         await store.add(database, id_, text, wanted)
 
 

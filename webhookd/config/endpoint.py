@@ -26,6 +26,22 @@ MADE: Final = "ep_"  # how the names of endpoints begin that the API makes
 _POLICY: Final = [field.name for field in fields(RetryPolicy)]
 _EXPONENTIAL: Final = ("first", "factor", "max_interval")
 
+# What only those have that are sent to.
+SENT_ALONE: Final = frozenset(
+    (
+        "url",
+        "tls",
+        "auth",
+        "timeout",
+        "max_in_flight",
+        "rate_limit",
+        "retry",
+        "disable_after",
+        "disable_on_request",
+        "ordered",
+    )
+)
+
 Document = Mapping[str, Any]
 
 
@@ -67,6 +83,7 @@ def endpoint_of(
         disable_after=disable_after(delivery.disable_after if made.disable_after is None else made.disable_after),
         disable_on_request=made.disable_on_request,
         ordered=made.ordered,
+        polled=made.kind == "poll",
         holds=bool(made.ordered) and made.on_exhausted == "hold",
     )
     spec = {
@@ -87,6 +104,8 @@ def endpoint_of(
         "ordered": made.ordered,
         "on_exhausted": made.on_exhausted,
     }
+    if endpoint.polled:
+        spec["kind"] = "poll"
     if conditions:
         spec["data_filter"] = spelled(conditions)
     if made.hmac:
@@ -160,6 +179,11 @@ def _grant(made: EndpointTable) -> Grant | None:
 
 def _pair_mistakes(table: Document, place: Place) -> Iterator[Mistake]:
     """What keys say against each other, of the table as it is written: it may have other mistakes beside these."""
+    if table.get("kind") == "poll":
+        for key in SENT_ALONE.intersection(table):
+            yield place.mistake('means nothing with kind = "poll", which is fetched; remove it', key)
+    elif "url" not in table:
+        yield place.mistake("is required", "url")
     tls, headers = table.get("tls"), table.get("headers")
     if isinstance(tls, Mapping) and tls.get("key_file") and not tls.get("certificate_file"):
         yield place.mistake("wants certificate_file beside it", "tls", "key_file")

@@ -27,7 +27,6 @@ LATER: Final = frozenset(
     {
         ("admin",),
         ("metrics",),
-        ("endpoint", "kind"),
     }
 )
 

@@ -108,8 +108,10 @@ class Auth(Shape):
 class EndpointTable(Shape):
     """A subscriber: where events go, which ones, and how they are signed."""
 
-    url: Url = Field(repr=False)
-    """Where the requests go."""
+    kind: Literal["push", "poll"] = "push"
+    """Whether its events are sent to it, or fetched by whom they are for, who cannot be reached: docs/polling.md."""
+    url: Url = Field(default="", repr=False)
+    """Where the requests go; one that is polled has none."""
     events: Annotated[Many[Pattern], Field(min_length=1)]
     """The types it gets: "order.created", "order.*" for one or more further words, or "*" for all."""
     tenant: Tenant = ""

@@ -19,7 +19,7 @@ from webhookd.config.checks import CONTROL, Around, HeaderName, Kind, Many, arou
 from webhookd.message.formats import compile_header_value
 from webhookd.message.sealing import SealingKey, parse_key
 from webhookd.model import HeaderValue, Key
-from webhookd.policy.access import ROLES
+from webhookd.policy.access import EVERYBODYS
 from webhookd.store.dsn import Located
 from webhookd.units import quoted
 
@@ -194,10 +194,8 @@ def _tokens_file(value: object, info: ValidationInfo) -> Mapping[bytes, str]:
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
-        if len(words) != 2 or words[0] not in ROLES or words[0] == "portal" or not _TOKEN.fullmatch(words[1]):
-            raise ValueError(
-                f"{place}line {number} wants a role and a token: {', '.join(sorted(set(ROLES) - {'portal'}))}"
-            )
+        if len(words) != 2 or words[0] not in EVERYBODYS or not _TOKEN.fullmatch(words[1]):
+            raise ValueError(f"{place}line {number} wants a role and a token: {', '.join(EVERYBODYS)}")
         found[hashlib.sha256(words[1].encode()).digest()] = words[0]
     return MappingProxyType(found)
 

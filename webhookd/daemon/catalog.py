@@ -5,6 +5,7 @@ one of 10,000 costs as much as one.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -14,8 +15,9 @@ from webhookd.message.formats import FORMATS
 from webhookd.message.kept import Defaults, Kept, endpoint_of_kept
 from webhookd.message.sealing import Keyring, Unreadable
 from webhookd.message.signing import SCHEMES
-from webhookd.model import Endpoint, RetryPolicy, label
+from webhookd.model import Condition, Endpoint, RetryPolicy, label
 from webhookd.policy.matching import Matcher
+from webhookd.policy.payload_filter import compiled
 from webhookd.units import DAY
 
 
@@ -111,17 +113,20 @@ class Catalog:
             try:
                 return Read(kept, endpoint_of_kept(kept, self._keyring, self._defaults))
             except Unreadable as why:
-                return Read(kept, _foreign(kept), f"{label(kept.tenant, kept.name)}: {why}")
-        return Read(kept, _foreign(kept))
+                return Read(kept, seen_from_outside(kept), f"{label(kept.tenant, kept.name)}: {why}")
+        return Read(kept, seen_from_outside(kept))
 
 
-def _foreign(known: Kept) -> Endpoint:
+def seen_from_outside(kept: Kept) -> Endpoint:
     """Enough of an endpoint to see what it is owed, nothing to send with."""
-    spec = known.spec
+    spec = kept.spec
+    conditions: tuple[Condition, ...] = ()
+    with suppress(ValueError):  # of a newer version, while both run
+        conditions = compiled(spec["data_filter"]) if "data_filter" in spec else ()
     return Endpoint(
-        id=known.id,
-        tenant=known.tenant,
-        name=known.name,
+        id=kept.id,
+        tenant=kept.tenant,
+        name=kept.name,
         url="",
         events=tuple(spec.get("events", ())),
         format=FORMATS["raw"],
@@ -132,4 +137,6 @@ def _foreign(known: Kept) -> Endpoint:
         max_in_flight=1,
         active=spec.get("active", True),
         filter={key: tuple(values) for key, values in spec.get("filter", {}).items()},
+        data_filter=conditions,
+        polled=spec.get("kind") == "poll",
     )

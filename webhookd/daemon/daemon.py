@@ -1,6 +1,7 @@
 """The composition root: builds an engine and what belongs to a service, runs them in one TaskGroup, and stops them."""
 
 import asyncio
+import gc
 import os
 import re
 import time
@@ -26,6 +27,7 @@ from webhookd.engine.engine import CLAIM_SECONDS, DRAIN_SECONDS, Engine, Interva
 from webhookd.engine.intake.outage import Outage
 from webhookd.engine.janitor import Janitor
 from webhookd.engine.neighbours import Neighbours
+from webhookd.engine.polled.polls import Polls
 from webhookd.errors import Moved
 from webhookd.message.kept import TIMEOUT_MOST
 from webhookd.message.sealing import Keyring
@@ -52,6 +54,9 @@ from webhookd.web.operation import Around
 from webhookd.web.server import serve
 from webhookd.web.shapes import WORD
 
+# Objects until garbage is looked for, by generation. Python does it after 700, again and again at all that is in hand:
+# some percent of the time, and more while pollers wait.
+COLLECTED = (10_000, 10, 10)
 MOST_OF_A_PROBLEM = 500  # characters
 API_CONNECTIONS = 4  # to the database, so that no question of a client takes one from the engine
 
@@ -68,7 +73,7 @@ def tenants_egress(config: Config) -> Egress | None:
     return Egress(config.api.allow_http, config.api.allow_networks, config.egress.proxy)
 
 
-def around(config: Config) -> Around:
+def around(config: Config, polls: Polls | None = None) -> Around:
     """What the API has to know of the configuration."""
     return Around(
         settings=config.api,
@@ -79,6 +84,7 @@ def around(config: Config) -> Around:
         event_types={name: each.description for name, each in config.event_types.items() if re.fullmatch(WORD, name)},
         since=datetime.now(UTC),
         examples={name: each.example for name, each in config.event_types.items() if each.example is not None},
+        polls=polls,
     )
 
 
@@ -116,6 +122,7 @@ class Daemon:
         self._refused = ""  # why the files were not taken, over all lives
         self._user_agent = f"webhookd/{__version__}"
         self._api: Api | None = None
+        self._api_database: Database | None = None
         self.api_url = ""  # where the API is served, once it is
 
     def stop(self) -> None:
@@ -131,6 +138,7 @@ class Daemon:
 
         SchemaMismatch when this binary can never use the database, OtherPlace when it may not.
         """
+        gc.set_threshold(*COLLECTED)
         # Around everything, also a database that is away and a slow stop. A TaskGroup would wrap what this raises.
         watchdog = asyncio.create_task(self._notifier.watchdog())
         try:
@@ -148,7 +156,7 @@ class Daemon:
             yield
             return
         async with Database(self._dsn, size=API_CONNECTIONS) as database:
-            self._api = Api(database, around(self._config))
+            self._api, self._api_database = Api(database, around(self._config)), database
             async with serve(self._api, settings.listen, os.environ) as where:
                 self.api_url = where
                 log.info("api_listening", where=where)
@@ -184,6 +192,16 @@ class Daemon:
                 unfinished = await self._deliver(joined, *parts)
                 await leave(joined.daemon_id, database, registry, unfinished)
 
+    @asynccontextmanager
+    async def _polled(self, polls: Polls) -> AsyncIterator[None]:
+        """However the block ends, nobody waits for what no longer comes."""
+        try:
+            yield
+        finally:
+            polls.stop()
+            if self._api is not None:
+                self._api.configure(around(self._config))
+
     def _longest_lease(self) -> float:
         timeouts = (endpoint.timeout for endpoint in self._config.endpoints)
         return max(self._config.delivery.timeout, TIMEOUT_MOST, *timeouts) + dispatcher.LEASE_MARGIN
@@ -213,16 +231,17 @@ class Daemon:
         async def apply(config: Config, catalog: Catalog, version: int) -> None:
             ours = catalog.own.values()
             # An inactive endpoint is sent nothing: it has no queue, and what it was owed stays in the backlog.
-            active = [endpoint for endpoint in ours if endpoint.active]
+            active = [endpoint for endpoint in ours if endpoint.active and not endpoint.polled]
             for _ in engine.prepare(active):
                 await asyncio.sleep(0)
             # From here on all at once, or a cursor would pass over what its endpoint is owed.
             self._config = config  # a new life goes on with it
             if self._api is not None:
-                self._api.configure(around(config))
+                self._api.configure(around(config, engine.polls))
             sender.configure(config.egress, tenants_egress(config))
             old = engine.configure(active, catalog.matcher, config.delivery, version)
-            engine.shots.configure(ours, config.delivery)
+            engine.shots.configure([endpoint for endpoint in ours if not endpoint.polled], config.delivery)
+            engine.polls.configure(ours, config.delivery)
             tokens.keep({endpoint.grant for endpoint in active if endpoint.grant})
             janitor.configure(config.retention)
             self._refused = reloader.refused
@@ -231,10 +250,12 @@ class Daemon:
             del old  # which takes a moment, too
 
         def change(changes: Changes, version: int) -> None:
-            active = [endpoint for endpoint in changes.ours if endpoint.active]
-            inactive = [endpoint.id for endpoint in changes.ours if not endpoint.active]
+            sent = [endpoint for endpoint in changes.ours if not endpoint.polled]
+            active = [endpoint for endpoint in sent if endpoint.active]
+            inactive = [endpoint.id for endpoint in sent if not endpoint.active]
             engine.change(active, [*changes.gone, *inactive], version)
-            engine.shots.change(changes.ours, changes.gone)
+            engine.shots.change(sent, changes.gone)
+            engine.polls.change(changes.ours, changes.gone)
             self._notifier.ready(self._status(len(engine.endpoints)))
 
         def problem() -> str:
@@ -258,6 +279,8 @@ class Daemon:
                 discards=DiscardStore(database),
                 order=OrderStore(database, daemon_id),
                 statistics=StatisticStore(database),
+                polled_log=ParkingStore(self._api_database or database),
+                polled=Batches(self._api_database or database),
             ),
             wakeup,
             outage,
@@ -301,7 +324,7 @@ class Daemon:
         with long_lived():
             await reloader.take_over(self._config, joined.endpoints)
 
-        async with asyncio.TaskGroup() as parts:
+        async with self._polled(engine.polls), asyncio.TaskGroup() as parts:
             parts.create_task(janitor.run())
             beside = [
                 parts.create_task(neighbours.run(daemon_id, engine.reader.rescue)),

@@ -14,7 +14,17 @@ from typing import Protocol
 
 import structlog
 
-from webhookd.engine import discards, janitor, neighbours, order_keeper, recorder, replays, retrier, shots, statistics
+from webhookd.engine import (
+    discards,
+    janitor,
+    neighbours,
+    order_keeper,
+    recorder,
+    replays,
+    retrier,
+    shots,
+    statistics,
+)
 from webhookd.engine.clock import Clock
 from webhookd.engine.discards import DiscardKeeper
 from webhookd.engine.dispatch import dispatcher, feeder, lanes
@@ -28,6 +38,8 @@ from webhookd.engine.order_keeper import OrderKeeper
 from webhookd.engine.parked import follower, log_pages
 from webhookd.engine.parked.follower import Follower
 from webhookd.engine.parked.log_pages import LogPages
+from webhookd.engine.polled import polls, reading
+from webhookd.engine.polled.polls import Polls
 from webhookd.engine.recorder import Recorder
 from webhookd.engine.replays import Replays
 from webhookd.engine.retrier import Retrier
@@ -95,6 +107,8 @@ class Stores:
     discards: discards.Store
     order: order_keeper.Store
     statistics: statistics.Store
+    polled_log: polls.Newest
+    polled: reading.Contents
 
 
 class Engine:
@@ -177,6 +191,7 @@ class Engine:
             user_agent=user_agent,
             look_seconds=intervals.look,
         )
+        self.polls = Polls(stores.polled_log, stores.polled, subscriptions, user_agent)
         self.discards = DiscardKeeper(stores.discards, self._discard, look_seconds=intervals.look)
         self.replays = Replays(stores.replays, self.dispatcher, subscriptions, look_seconds=intervals.look)
         self.reader = Reader(
@@ -208,6 +223,7 @@ class Engine:
         self._heartbeat.low = low
         self._heartbeat.downtimes = beat.downtimes
         self._heartbeat.members = beat.members
+        self.polls.share(len(beat.members))
 
     def beaten(self, beat: Beat, low: int, steady: bool) -> None:
         """Go on as a heartbeat says; `steady` when we may judge by beats who is dead."""
@@ -230,6 +246,7 @@ class Engine:
         """Owe nobody what these cover, of all that is read from now on."""
         self._subscriptions.discard(discards)
         self._pages.forget()
+        self.polls.forget()
 
     async def _discard(self, discards: Discards) -> None:
         self.discard(discards)
@@ -280,6 +297,7 @@ class Engine:
             self.replays,
             self.discards,
             self.statistics,
+            self.polls,
         )
         return [part.setbacks for part in parts]
 
@@ -292,11 +310,12 @@ class Engine:
         self._dispatching = parts.create_task(self.dispatcher.run())
         self._shooting = parts.create_task(self.shots.run())
         self._summing = parts.create_task(self.statistics.run())
+        self._polling = parts.create_task(self.polls.run())
         self._claiming = [parts.create_task(part.run()) for part in self._claimers]
 
     async def stop(self) -> None:
         """Claim nothing more, finish what is in flight, and write it down, in this order."""
-        for part in (*self._claimers, self.shots):
+        for part in (self.polls, *self._claimers, self.shots):
             part.stop()
         _, late = await asyncio.wait(self._claiming, timeout=CLAIM_SECONDS)
         for claim in late:
@@ -311,4 +330,4 @@ class Engine:
             log.error("results_not_recorded", results=self.recorder.pending)
             self._recording.cancel()
         self.statistics.stop()
-        await asyncio.wait([self._summing])
+        await asyncio.wait([self._summing, self._polling])

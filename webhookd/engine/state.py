@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from webhookd.model import Delivery, Endpoint, Event
+from webhookd.model import Batch, Delivery, Endpoint, Event
 from webhookd.policy.discards import Discards
 from webhookd.policy.members import Member, Shares, alone, shares
 
@@ -30,6 +30,7 @@ class Subscriptions:
         "endpoints",
         "endpoints_for",
         "me",
+        "pollers",
         "shares",
         "version",
     )
@@ -44,6 +45,9 @@ class Subscriptions:
         self._subscribers: Callable[[Event], tuple[Endpoint, ...]] = lambda event: ()
         self.endpoints_for: Callable[[Event], tuple[Endpoint, ...]] = self._subscribers
         self.shares: Shares = alone(me)  # who else has ours
+        self.pollers: Callable[[Batch, Sequence[Event]], Awaitable[None]] | None = (
+            None  # told what has come, while one waits
+        )
 
     async def catch_up(self, version: int) -> None:
         """Know at least the endpoints of that version: one may have been made a moment before its first event."""

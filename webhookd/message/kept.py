@@ -64,6 +64,7 @@ def endpoint_of_kept(kept: Kept, keyring: Keyring, defaults: Defaults) -> Endpoi
             filter=MappingProxyType({key: tuple(wanted) for key, wanted in spec["filter"].items()}),
             headers=tuple((name, values[HEADER + name]) for name in spec["headers"]),
             sealed_by=_same(frozenset(names)),
+            polled=spec.get("kind") == "poll",
         )
     except (KeyError, ValueError, TypeError) as error:
         raise Unreadable(f"it was made by another version of webhookd: {type(error).__name__}") from None

@@ -16,6 +16,7 @@ class Right(Enum):
     CHANGE_SECRETS = "change secrets"
     EMIT = "emit"
     ATTEMPT = "attempt"  # resend, test, replay
+    POLL = "poll"  # fetch what an endpoint is owed
     TOKENS = "tokens"
     ERASE = "erase"
 
@@ -26,9 +27,11 @@ ROLES: Final[Mapping[str, frozenset[Right]]] = MappingProxyType(
         "operator": frozenset(Right) - {Right.TOKENS, Right.SEE_SECRETS, Right.CHANGE_SECRETS, Right.ERASE},
         "read": frozenset({Right.LOOK}),
         "producer": frozenset({Right.EMIT}),
+        "poll": frozenset({Right.POLL}),  # of one endpoint
         "portal": frozenset(),  # what its capabilities say
     }
 )
+EVERYBODYS: Final = tuple(sorted(ROLES.keys() - {"portal", "poll"}))  # roles that are not of one tenant or endpoint
 OPERATORS: Final = frozenset({Right.TENANTS, Right.TOKENS, Right.ERASE})
 CAPABILITIES: Final[Mapping[str, Right]] = MappingProxyType(
     {
@@ -44,7 +47,8 @@ CAPABILITIES: Final[Mapping[str, Right]] = MappingProxyType(
 class Caller(NamedTuple):
     """Who asks. `tenant` is the id of the only one whose things these are to see, None for all.
 
-    A portal sees event types that have flags where one is among `feature_flags`.
+    A portal sees event types that have flags where one is among `feature_flags`. `endpoint` is the number of the only
+    one that it polls, None for all.
     """
 
     token: str  # its id
@@ -53,10 +57,13 @@ class Caller(NamedTuple):
     tenant: str | None = None
     capabilities: tuple[str, ...] = ()
     feature_flags: tuple[str, ...] = ()
+    endpoint: int | None = None
 
     @property
     def rights(self) -> frozenset[Right]:
         """What it may do; of one tenant nothing that is about tenants, its own included: that is the operator's."""
+        if self.role == "poll" and self.endpoint is None:
+            return frozenset()
         found = ROLES.get(self.role, frozenset()) | {
             CAPABILITIES[each] for each in self.capabilities if each in CAPABILITIES
         }

@@ -6,7 +6,7 @@ An event that cannot be read is found by halving, and gets a row in `webhookd.un
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import structlog
 
@@ -26,6 +26,15 @@ UNREADABLE: Final = "event_unreadable"  # why a delivery of it ends
 T = TypeVar("T")
 
 log = structlog.get_logger("webhookd.batches")
+
+
+class Content(NamedTuple):
+    """What an event says, with all of its metadata; and what whoever made it by the API calls it."""
+
+    payload: bytes
+    metadata: bytes | None
+    deliver_after: datetime | None
+    alias: str | None
 
 
 class Batches:
@@ -135,6 +144,17 @@ class Batches:
 
         parts, _ = await self._halved(read, [event.id for event in events])
         return {id_: text for part in parts for id_, text in part}
+
+    async def contents(self, events: Sequence[Event], most_bytes: int) -> dict[int, Content]:
+        """What these say, by event id; nothing for one that is gone, is larger than that, or cannot be read."""
+        lo = min(event.created_at for event in events)
+        hi = max(event.created_at for event in events)
+
+        async def read(ids: Sequence[int]) -> Sequence[Any]:
+            return await self._database.fetch(QUERIES["contents"], ids, lo, hi, most_bytes)
+
+        parts, _ = await self._halved(read, [event.id for event in events])
+        return {row[0]: Content(*row[1:]) for part in parts for row in part}
 
     async def whole(self, event: Event) -> Event:
         """The event with the metadata that `heads` has left out."""

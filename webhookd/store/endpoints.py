@@ -140,6 +140,15 @@ async def page_of_changes(
     return rows[0][0], kept, (found[-1][6], found[-1][1]) if len(found) == most else None
 
 
+async def kept(asking: Asking, id_: int) -> Kept | None:
+    """The endpoint of this number, without what is sealed of it."""
+    rows = await asking.fetch(QUERIES["endpoint_by_number"], id_)
+    if not rows:
+        return None
+    tenant, name, source, spec = rows[0]
+    return Kept(id_, tenant, name, source, False, json.loads(spec), (), {})
+
+
 def _kept(rows: Iterable[Any]) -> list[Kept]:
     found = []
     for _, id_, tenant, name, source, is_gone, _, spec, signing, secrets_, untils, names, value_keys, contents in rows:

@@ -175,6 +175,10 @@ class Listings:
             await connection.execute(_SETTINGS)
             yield connection
 
+    async def polled(self, ids: Sequence[int]) -> set[int]:
+        """Those of these endpoints that are polled."""
+        return {row[0] for row in await self._database.fetch(QUERIES["endpoints_polled"], list(ids))}
+
     async def names(self) -> Names:
         """Of each endpoint there was."""
         async with self._snapshot() as connection:

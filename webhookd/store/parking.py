@@ -22,6 +22,7 @@ class Page(NamedTuple):
     hi: datetime
     late: bool  # it was cut while something older was in no batch
     config: int = 0  # the version of the endpoints when it was read
+    nonce: int = 0
 
 
 class ParkingStore:

@@ -4,12 +4,12 @@ import asyncio
 import hashlib
 import json
 from array import array
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from webhookd.errors import OtherPlace, StoreUnavailable
+from webhookd.errors import OtherPlace, StoreRefused, StoreUnavailable
 from webhookd.message.kept import Kept
 from webhookd.policy.difference import Specs
 from webhookd.policy.liveness import Process
@@ -23,6 +23,7 @@ FIRST: tuple[int, int] | None = (-1, 0)  # a version and a number, before all
 FAR = 2**31 - 1  # behind every number of an endpoint
 MANY = 100  # endpoints that have changed, from which on all are read
 AGREED_WITHIN = 5  # tries
+USED_WITHIN = 7 * 86_400.0  # seconds: for whom nobody has asked since is missed by nobody
 DOWNTIME_AFTER = 60.0  # seconds without any daemon's heartbeat that deliveries get back
 
 
@@ -182,21 +183,27 @@ class Registry:
 
         `events` and `attempts` are the seconds for which they are kept. `large`: also what INSERTs wait for.
         """
+        try:
+            moved = [(row[0], row[1]) for row in await self._database.fetch(QUERIES["move_consumers"], events)]
+        except (StoreRefused, StoreUnavailable) as error:  # which retention must not wait for
+            moved = [("consumers", f"those that lag cannot be moved: {error}")]
         rows = await self._database.fetch(QUERIES["maintain"], events, attempts, large)
-        return [(row["done"], row["problem"]) for row in rows]
+        return [*moved, *((row["done"], row["problem"]) for row in rows)]
 
     async def sweep(self, events: float) -> int:
         """Delete rows that nothing refers to any longer, and forget daemons that stopped long ago; how many went."""
         await self._database.fetch(QUERIES["forget_daemons"])
         await self._database.fetch(QUERIES["forget_requests"])
+        await self._database.fetch(QUERIES["forget_consumers"])
         gone = int((await self._database.fetch_row(QUERIES["sweep"], events))[0])
         more = (await self._database.fetch_row(QUERIES["statistics_sum_up"], events))[0]
         return gone + int(more)
 
     async def lagging(self, seconds: float) -> dict[int, float]:
         """Numbers of the endpoints whose cursor is that far behind, and how far."""
-        rows = await self._database.fetch(QUERIES["lagging"], seconds)
-        return dict(rows)  # type: ignore[arg-type]  # a Record of two columns is a pair
+        cursors = await self._database.fetch(QUERIES["lagging"], seconds)
+        consumers = await self._database.fetch(QUERIES["consumers_lagging"], seconds, USED_WITHIN)
+        return {row[0]: row[1] for row in (*cursors, *consumers)}
 
     async def versions(self) -> tuple[int, int]:
         """How often endpoints have changed, and how often a reload was asked for."""
@@ -324,12 +331,16 @@ def _array(texts: Iterable[str]) -> str:
     return "{" + ",".join(f'"{text}"' for text in escaped) + "}"
 
 
+def _is_sent_to(spec: Mapping[str, Any]) -> bool:
+    return bool(spec["active"]) and spec.get("kind") != "poll"
+
+
 def _hash(ids: Sequence[int]) -> str:
     return hashlib.sha256(array("q", ids).tobytes()).hexdigest()[:32]
 
 
 def _own(specs: Specs, ids: Iterable[int]) -> tuple[list[int], list[int], str]:
-    """What a daemon tells the others of the endpoints of its files: those that are active, the others, and a hash."""
-    pairs = sorted(zip(ids, (bool(spec["active"]) for spec in specs.values()), strict=True))
+    """What a daemon tells the others of the endpoints of its files: those it sends to, the others, and a hash."""
+    pairs = sorted(zip(ids, map(_is_sent_to, specs.values()), strict=True))
     active = [id_ for id_, is_active in pairs if is_active]
     return active, [id_ for id_, is_active in pairs if not is_active], _hash(active)

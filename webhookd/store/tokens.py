@@ -39,6 +39,7 @@ class New(NamedTuple):
     capabilities: Sequence[str] = ()
     expires_in: float | None = None
     feature_flags: Sequence[str] = ()
+    endpoint: int | None = None  # the only one that it may poll
 
 
 class Known(NamedTuple):
@@ -50,6 +51,7 @@ class Known(NamedTuple):
     capabilities: tuple[str, ...]
     name: str
     feature_flags: tuple[str, ...] = ()
+    endpoint: int | None = None
 
 
 def new_token() -> str:
@@ -67,21 +69,32 @@ async def known(asking: Asking, token: str) -> Known | None:
     rows = await asking.fetch(QUERIES["token_known"], hash_of(token))
     if not rows:
         return None
-    id_, role, tenant, capabilities, name, flags = rows[0]
-    return Known(id_, role, tenant, tuple(capabilities), name, tuple(flags))
+    id_, role, tenant, capabilities, name, flags, endpoint = rows[0]
+    return Known(id_, role, tenant, tuple(capabilities), name, tuple(flags), endpoint)
 
 
 async def add(asking: Asking, id_: str, token: str, new: New) -> None:
     """Have it count."""
     await asking.fetch(
         QUERIES["token_add"], id_, hash_of(token), new.role, new.tenant, list(new.capabilities), new.name, new.by,
-        new.expires_in, list(new.feature_flags),
+        new.expires_in, list(new.feature_flags), new.endpoint,
     )  # fmt: skip
 
 
 async def all_of(asking: Asking, *, ended: bool = False) -> list[Token]:
     """Those that count, the newest first, and with `ended` the others; 1,000 at most."""
     return [_token(row) for row in await asking.fetch(QUERIES["tokens"], ended)]
+
+
+async def of_endpoint(asking: Asking, endpoint: int) -> Token | None:
+    """The newest of those that count and poll this endpoint."""
+    rows = await asking.fetch(QUERIES["token_of_endpoint"], endpoint)
+    return _token(rows[0]) if rows else None
+
+
+async def expire_of_endpoint(asking: Asking, endpoint: int, seconds: float, but: str) -> None:
+    """Have those that poll this endpoint, but for one, count for so long at most."""
+    await asking.fetch(QUERIES["tokens_expire_of_endpoint"], endpoint, seconds, but)
 
 
 async def revoke(asking: Asking, id_: str, who: str) -> bool:

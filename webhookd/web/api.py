@@ -38,6 +38,7 @@ LOOK_FIRST, LOOK_MOST = 0.05, 0.5  # seconds
 SECONDS: Final = 12.0  # for all of it; client libraries give up at 15
 LAST_SECONDS: Final = 1.0  # of these, for saying that the same is under way
 KEY_MOST: Final = 256  # characters of an idempotency key
+SMALL: Final = 1024  # bytes of an answer
 JSON: Final = {"content-type": "application/json"}
 NOBODY: Final = Caller("", "", "")
 
@@ -67,8 +68,8 @@ class Api:
     async def answer(self, request: web.BaseRequest) -> web.Response:
         """The answer, whatever the request is."""
         try:
-            async with asyncio.timeout(SECONDS):
-                response = await self._answer(request)
+            async with asyncio.timeout(SECONDS) as within:
+                response = await self._answer(request, within)
         except Problem as problem:
             response = _told(problem)
         except (StoreUnavailable, TimeoutError):
@@ -92,7 +93,7 @@ class Api:
         self._allow_origin(request, response)
         return response
 
-    async def _answer(self, request: web.BaseRequest) -> web.Response:
+    async def _answer(self, request: web.BaseRequest, within: asyncio.Timeout) -> web.Response:
         until = time.monotonic() + SECONDS
         self._expect_host(request)
         self._expect_origin(request)
@@ -104,6 +105,8 @@ class Api:
         operation, parts = self._router.find(request.method, path)
         caller = NOBODY if operation.right is None else await self._caller(request)
         _expect_right(operation, caller)
+        if operation.waits:
+            within.reschedule(None)
         query = None
         if operation.query is not None:
             said = request.rel_url.raw_query_string
@@ -292,6 +295,8 @@ def _response(request: web.BaseRequest, answer: Answer) -> web.Response:
     if older.is_strict(request.headers.get("user-agent", "")):
         value = older.known(value)
     content = orjson.dumps(value, option=orjson.OPT_UTC_Z)
+    if len(content) < SMALL:  # it lies in a buffer of 4 KiB, and a connection keeps the last that it has sent
+        content = bytes(memoryview(content))
     return web.Response(status=answer.status, body=content, headers=JSON)
 
 

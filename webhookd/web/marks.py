@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+from functools import lru_cache
 from typing import Final
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -13,6 +14,12 @@ _SHAPE: Final = struct.Struct(">BxxxxxxxQ")  # seven bytes of nothing, by which 
 _DIGITS: Final = {sign: digit for digit, sign in enumerate(ALPHABET)}
 WIDE: Final = 20  # bytes
 _ROUNDS: Final = range(6)
+
+
+@lru_cache(8)
+def marks(key: bytes) -> "Marks":
+    """Those of a key of 16 bytes."""
+    return Marks(key)
 
 
 class Marks:

@@ -10,7 +10,7 @@ _UNKNOWN: Final = frozenset(
     {
         *("throttleRate", "eventTypes", "featureFlags", "deliverAt", "statusText", "canceled"),  # names that came later
         *("readOnly", "signature", "format", "filter", "timeout", "retry", "webhookd"),  # ours
-        *("trigger", "error", "attempt", "state", "reason", "failedAttempts", "latency", "taskId"),
+        *("trigger", "error", "attempt", "state", "reason", "failedAttempts", "latency", "taskId", "missed"),
     }
 )
 

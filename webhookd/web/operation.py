@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from pydantic import BaseModel
 
+from webhookd.engine.polled.polls import Polls
 from webhookd.message.sealing import Keyring
 from webhookd.model import Egress
 from webhookd.policy.access import Caller, Right
@@ -50,6 +51,7 @@ class Around(NamedTuple):
     event_types: Mapping[str, str] = MappingProxyType({})  # those of files, with what is said of them
     since: datetime = EPOCH  # when that was read
     examples: Mapping[str, object] = MappingProxyType({})  # of their payloads, where they have one
+    polls: Polls | None = None  # None while the daemon has not joined, or leaves
 
 
 class Answer(NamedTuple):
@@ -127,6 +129,7 @@ class Operation:
         True  # the body is parsed as it stands; else the handler takes it apart, and it has room for a payload
     )
     may_be_new: bool = False  # the tenant of its path need not be there
+    waits: bool = False  # for what happens, and itself sees to it that it does not for too long
     for_all: bool = False  # not about a tenant, but for the tokens of tenants as well
     tags: tuple[str, ...] = ()
 

@@ -117,6 +117,7 @@ async def explain(call: Call) -> Answer:
 async def pause(call: Call) -> Answer:
     """Send nothing to an endpoint until it is resumed."""
     found = await finding.seen(call)
+    finding.expect_sent_to(found)
     await ParkingStore(call.connection).pause([found.id], call.caller.name)
     return Answer(204, None, found.name)
 

@@ -21,7 +21,7 @@ from webhookd.web.problem import Problem
 IDLE_SECONDS: Final = 75.0  # that a connection may be without a request, the first included
 UNREAD_SECONDS: Final = 30.0  # that an answer may wait for who does not read it
 SMALL: Final = 16 << 10  # bytes of an answer
-CONNECTIONS_MOST: Final = 1_000
+CONNECTIONS_MOST: Final = 4_000  # of which a poller that waits has one for long
 STOP_SECONDS: Final = 5.0  # for requests that are under way
 FIRST_FD: Final = 3  # of the sockets that systemd hands over (sd_listen_fds(3))
 

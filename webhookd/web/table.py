@@ -17,6 +17,9 @@ from webhookd.web.endpoints import shapes, signing, statistics
 from webhookd.web.messages import creation, reading
 from webhookd.web.messages import shapes as message
 from webhookd.web.operation import Answer, Call, Operation
+from webhookd.web.polling import access as pollers
+from webhookd.web.polling import reading as polling
+from webhookd.web.polling import shapes as poll
 from webhookd.web.redoing import replaying, sending, tasks
 from webhookd.web.redoing import shapes as redo
 from webhookd.web.shapes import Ordered
@@ -26,6 +29,8 @@ APP, ENDPOINT, TYPE, MESSAGE, TOKEN = ("Application",), ("Endpoint",), ("Event T
 ATTEMPT, TASK, OPERATOR = ("Message Attempt",), ("Background Task",), ("Operator",)
 ONE: Final = "/app/{app_id}/endpoint/{endpoint_id}"
 MSG: Final = "/app/{app_id}/msg/{msg_id}"
+POLLER: Final = "/app/{app_id}/poller/{endpoint_id}"
+CONSUMER: Final = POLLER + "/consumer/{consumer_id}"
 
 
 async def _healthy(call: Call) -> Answer:
@@ -191,6 +196,19 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         "DELETE", "/app/{app_id}/msg/{msg_id}/content", "v1.message.expunge-content", "Erase a message", Right.ERASE,
         reading.expunge, {204: None}, tags=MESSAGE
     ),
+    # Polling
+    Operation(
+        "GET", POLLER, "v1.message.poller.poll", "Poll an endpoint", Right.POLL, polling.poll, {200: poll.PolledOut},
+        query=poll.Polling, waits=True, tags=MESSAGE
+    ),
+    Operation(
+        "GET", CONSUMER, "v1.message.poller.consumer-poll", "Poll an endpoint as a consumer", Right.POLL,
+        polling.consume, {200: poll.PolledOut}, query=poll.Consuming, waits=True, tags=MESSAGE
+    ),
+    Operation(
+        "POST", CONSUMER + "/seek", "v1.message.poller.consumer-seek", "Let a consumer begin elsewhere", Right.POLL,
+        polling.seek, {200: poll.SeekOut}, body=poll.SeekIn, again=polling.sought, tags=MESSAGE
+    ),
     # Attempts
     Operation(
         "GET", "/app/{app_id}/attempt/endpoint/{endpoint_id}", "v1.message-attempt.list-by-endpoint",
@@ -242,6 +260,15 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     Operation(
         "GET", "/audit", "v1.audit.list", "Who has done what", Right.LOOK, operators.audit, {200: operators.DeedPage},
         query=operators.Deeds, tags=OPERATOR
+    ),
+    Operation(
+        "GET", "/auth" + POLLER + "/token", "v1.authentication.get-poller-token", "Get the token of a poller",
+        Right.TOKENS, pollers.get, {200: poll.PollerTokenOut}, tags=("Authentication",)
+    ),
+    Operation(
+        "POST", "/auth" + POLLER + "/token/rotate", "v1.authentication.rotate-poller-token",
+        "Give a poller another token", Right.TOKENS, pollers.rotate, {201: poll.PollerTokenOut},
+        body=poll.PollerTokenIn, again=pollers.again, tags=("Authentication",)
     ),
     # Tokens
     Operation(

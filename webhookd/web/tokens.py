@@ -111,7 +111,7 @@ async def again(call: Call, made: str | None, status: int) -> Answer:
 def caller_of(known: store.Known) -> Caller:
     """Who has a token that counts."""
     name = f"{known.name} ({known.id})"
-    return Caller(known.id, name, known.role, known.tenant, known.capabilities, known.feature_flags)
+    return Caller(known.id, name, known.role, known.tenant, known.capabilities, known.feature_flags, known.endpoint)
 
 
 def _shown(token: Token) -> TokenOut:

@@ -53,11 +53,15 @@ class Client:
             return Reply(response.status, json.loads(content) if content else None, response.headers)
 
 
-async def a_token(dsn: str, role: str, tenant: str | None = None, capabilities: tuple[str, ...] = ()) -> str:
+async def a_token(
+    dsn: str, role: str, tenant: str | None = None, capabilities: tuple[str, ...] = (), endpoint: int | None = None
+) -> str:
     """A token that counts."""
     token = tokens.new_token()
     async with Database(dsn, size=1) as database:
-        await tokens.add(database, new_id("tok_"), token, New(role, f"the {role}", "test", tenant, capabilities))
+        await tokens.add(
+            database, new_id("tok_"), token, New(role, f"the {role}", "test", tenant, capabilities, endpoint=endpoint)
+        )
     return token
 
 
@@ -72,11 +76,17 @@ async def api(dsn: str) -> AsyncIterator[Client]:
 
 @pytest.fixture
 async def as_role(dsn: str, api: Client) -> dict[str, Client]:
-    """As each role; a portal's is of the default application, and capable of all."""
+    """As each role; a portal's is of the default application and capable of all, a poller's of an endpoint."""
     tenant = "app_" + "0" * 27
     found = {}
     for role in ROLES:
         is_portal = role == "portal"
-        token = await a_token(dsn, role, tenant if is_portal else None, tuple(CAPABILITIES) if is_portal else ())
+        token = await a_token(
+            dsn,
+            role,
+            tenant if is_portal else None,
+            tuple(CAPABILITIES) if is_portal else (),
+            1 if role == "poll" else None,
+        )
         found[role] = api.with_token(token)
     return found

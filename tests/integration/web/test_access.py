@@ -34,6 +34,8 @@ BODIES = {
     "v1.endpoint.patch-headers": {"headers": {}},
     "v1.endpoint.send-example": {"eventType": "a"},
     "v1.endpoint.recover": {"since": "2020-01-01T00:00:00Z"},
+    "v1.message.poller.consumer-seek": {"after": "2020-01-01T00:00:00Z"},
+    "v1.authentication.rotate-poller-token": {},
     "v1.endpoint.replay-missing": {"since": "2020-01-01T00:00:00Z"},
     "v1.endpoint.bulk-replay": {"since": "2020-01-01T00:00:00Z"},
 }
@@ -50,7 +52,8 @@ async def test_each_operation_is_for_who_has_its_right(as_role: dict[str, Client
             "operator": operation.right.name not in ("TOKENS", "SEE_SECRETS", "CHANGE_SECRETS", "ERASE"),  # type: ignore[attr-defined]
             "read": operation.right.name == "LOOK",  # type: ignore[attr-defined]
             "producer": operation.right.name == "EMIT",  # type: ignore[attr-defined]
-            "portal": operation.right.name not in ("TENANTS", "TOKENS", "ERASE", "EMIT")  # type: ignore[attr-defined]
+            "poll": operation.right.name == "POLL",  # type: ignore[attr-defined]
+            "portal": operation.right.name not in ("TENANTS", "TOKENS", "ERASE", "EMIT", "POLL")  # type: ignore[attr-defined]
             and (operation.of_tenant or operation.for_all),  # type: ignore[attr-defined]
         }
         assert (reply.status != 403) == rights[role], (role, reply)

@@ -320,5 +320,6 @@ async def test_it_is_read_with_no_more_rights_than_a_daemon_has(dsn: str, sql: S
             if operation.method == "GET" and "{" not in operation.path.format_map(defaultdict(lambda: "{", parts)):
                 answered = await client("GET", operation.path.format(**parts))
                 wanted = {"v1.health.get": 204, "v1.endpoint.get-secret": 403}  # which files' are never shown
+                wanted |= {"v1.message.poller.poll": 409, "v1.authentication.get-poller-token": 409}  # it is sent to
                 assert answered.status == wanted.get(operation.id, 200), (operation.id, answered)
         assert (await client("DELETE", f"/app/default/msg/old/attempt/{old['id']}/content")).status == 204

@@ -15,7 +15,7 @@ from tests.integration.web.conftest import Client, a_token
 from tests.programs import said_by
 from webhookd.config.schema import Api as Settings
 from webhookd.message.sealing import Keyring, SealingKey, new_key, parse_key
-from webhookd.policy.access import CAPABILITIES, ROLES
+from webhookd.policy.access import CAPABILITIES, EVERYBODYS, ROLES
 from webhookd.store.database import Database
 from webhookd.store.tokens import hash_of
 from webhookd.web import openapi
@@ -30,7 +30,10 @@ OTHERS: Final = Path(__file__).parents[2] / "vectors" / "svix.json"
 CHECKS: Final = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 METHODS: Final = ("get", "post", "put", "patch", "delete")
 # What of the parts of paths is to be there, so that more is asked for than what is not.
-THERE: Final = {"app_id": "default", "endpoint_id": "mine", "event_type_name": "order.created", "msg_id": "mine"}
+THERE: Final = {
+    "app_id": "default", "endpoint_id": "mine", "event_type_name": "order.created", "msg_id": "mine",
+    "consumer_id": "one",
+}  # fmt: skip
 TRIED: Final = """INSERT INTO webhookd.attempt (outbox_id, endpoint_id, attempt, ok, code, ms, response)
  SELECT o.id, e.id, 1, false, 500, 3, 'no' FROM webhookd.outbox o, webhookd.endpoint e"""
 
@@ -50,8 +53,9 @@ async def scene(dsn: str, sql: Sql, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     settings = Settings()
     monkeypatch.setattr(sending, "TEST_SECONDS", 0.1)  # nobody sends here
     # Of a file, since what asks for everything also revokes tokens that it has seen.
-    tokens = {role: f"of-a-file-{role}-0000000000" for role in ROLES if role != "portal"}
+    tokens = {role: f"of-a-file-{role}-0000000000" for role in EVERYBODYS}
     object.__setattr__(settings, "tokens_file", {hash_of(token): role for role, token in tokens.items()})
+    tokens["poll"] = await a_token(dsn, "poll", endpoint=1)
     tokens["portal"] = await a_token(dsn, "portal", "app_" + "0" * 27, tuple(CAPABILITIES))
     keyring = Keyring([SealingKey("one", parse_key(new_key()))])
     async with (

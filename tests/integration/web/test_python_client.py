@@ -1,8 +1,10 @@
 """Svix' client library for Python, unmodified: a customer's whole way, and what it does when replies are lost."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from typing import NamedTuple, TypeVar
 
 import pytest
@@ -16,9 +18,11 @@ from svix.api import (
     EventTypeIn,
     MessageIn,
     MessageListOptions,
+    PollingEndpointConsumerSeekIn,
     Svix,
     SvixOptions,
 )
+from svix.api.message_poller import MessagePollerConsumerPollOptions, MessagePollerPollOptions
 from svix.exceptions import HttpError
 
 from tests.integration.conftest import Receiver, Running, Sql
@@ -50,6 +54,16 @@ def client(served: Served, url: str | None = None) -> Iterator[Svix]:
         yield api
     finally:
         api._httpx_client.close()  # which it leaves to the garbage collector
+
+
+async def polled(served: Served, app: str, uid: str = "polled") -> None:
+    """Make an endpoint that is polled, which is the operator's to say, and nothing that the library knows of."""
+    body = {"url": "", "uid": uid, "webhookd": {"kind": "poll"}}
+    async with (
+        ClientSession(headers={"authorization": f"Bearer {served.token}"}) as session,
+        session.post(f"{served.url}/api/v1/app/{app}/endpoint", json=body) as response,
+    ):
+        assert response.status == 201
 
 
 async def blocking(asked: Callable[[], T]) -> T:
@@ -151,3 +165,43 @@ async def test_a_reply_that_is_lost_makes_nothing_twice(served: Served, sql: Sql
     assert await sql.fetchval("SELECT array_agg(name) FROM webhookd.endpoint") == [endpoint.id]
     assert await sql.fetchval("SELECT array_agg(event_id) FROM webhookd.outbox") == [message.id]
     assert receiver.events("hook") == [message.id]
+
+
+async def test_polling_with_consumers_and_a_seek(served: Served) -> None:
+    with client(served) as api:
+        await blocking(lambda: api.application.create(ApplicationIn(name="Shop", uid="shop")))
+        await polled(served, "shop")
+        key = (await blocking(lambda: api.endpoint.get_secret("shop", "polled"))).key
+        began = datetime.now(UTC)
+        for n in range(7):
+            given = MessageIn(event_type="order.created", payload={"n": n}, event_id=f"order-{n}", channels=["eu"])
+            await blocking(lambda given=given: api.message.create("shop", given))  # type: ignore[misc]
+
+        async def all_of(iterator: str | None = None) -> list[int]:
+            found: list[int] = []
+            while len(found) < 7:
+                options = MessagePollerConsumerPollOptions(limit=3, iterator=iterator)
+                page = await blocking(
+                    lambda options=options: api.message.poller.consumer_poll("shop", "polled", "one", options)  # type: ignore[misc]
+                )
+                for each in page.data:
+                    body = json.dumps(each.payload, separators=(",", ":"))
+                    svix.Webhook(key).verify(body, each.headers or {})
+                    assert (each.event_type, each.channels) == ("order.created", ["eu"])
+                    assert each.event_id == f"order-{each.payload['n']}"
+                found += [each.payload["n"] for each in page.data]
+                iterator = page.iterator
+                assert not page.done  # it would sleep
+            return found
+
+        assert await all_of() == list(range(7))
+        sought = await blocking(
+            lambda: api.message.poller.consumer_seek(
+                "shop", "polled", "one", PollingEndpointConsumerSeekIn(after=began)
+            )
+        )
+        assert await all_of() == await all_of(sought.iterator) == list(range(7))
+        page = await blocking(
+            lambda: api.message.poller.poll("shop", "polled", MessagePollerPollOptions(channel="us", event_type="a"))
+        )
+        assert (page.data, page.done) == ([], False)  # after the ten seconds for which it is held

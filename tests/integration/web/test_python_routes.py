@@ -22,13 +22,14 @@ from svix.api import (
     EventTypePatch,
     EventTypeUpsertIn,
     MessageIn,
+    PollingEndpointConsumerSeekIn,
     RecoverIn,
     ReplayIn,
     Svix,
 )
 
 from tests.integration.conftest import Receiver, Sql, eventually, finished
-from tests.integration.web.test_python_client import Served, blocking, client, served
+from tests.integration.web.test_python_client import Served, blocking, client, polled, served
 from tests.waiting import until
 from webhookd.web.operation import Operation
 from webhookd.web.router import Router
@@ -37,6 +38,7 @@ from webhookd.web.table import OPERATIONS
 __all__ = ["served"]
 NONE = {  # for which it has no method
     "v1.health.get", "v1.endpoint.test", "v1.endpoint.pause", "v1.endpoint.resume", "v1.message.explain",
+    "v1.authentication.get-poller-token", "v1.authentication.rotate-poller-token",
     "v1.status.get", "v1.audit.list", "v1.token.list", "v1.token.create", "v1.token.revoke",
 }  # fmt: skip
 DAY = timedelta(days=1)
@@ -78,6 +80,11 @@ def calls(receiver: Receiver, ids: Mapping[str, str]) -> Calls:
         "message.create": lambda api: api.message.create("more", MessageIn(event_type="a", payload={})),
         "message.list": lambda api: api.message.list("shop"),
         "message.get": lambda api: api.message.get("shop", msg),
+        "message.poller.poll": lambda api: api.message.poller.poll("shop", "polled"),
+        "message.poller.consumer-poll": lambda api: api.message.poller.consumer_poll("shop", "polled", "one"),
+        "message.poller.consumer-seek": lambda api: api.message.poller.consumer_seek(
+            "shop", "polled", "one", PollingEndpointConsumerSeekIn(after=since)
+        ),
         "message-attempt.list-by-endpoint": lambda api: api.message_attempt.list_by_endpoint("shop", "hook"),
         "message-attempt.list-by-msg": lambda api: api.message_attempt.list_by_msg("shop", msg),
         "message-attempt.list-attempted-messages": lambda api: api.message_attempt.list_attempted_messages(
@@ -118,6 +125,7 @@ async def test_every_route_that_it_has_a_method_for(
             await blocking(lambda uid=uid: api.application.create(ApplicationIn(name=uid, uid=uid)))  # type: ignore[misc]
             given = EndpointIn(url=receiver.url("hook"), uid="hook")
             await blocking(lambda uid=uid, given=given: api.endpoint.create(uid, given))  # type: ignore[misc]
+        await polled(served, "shop")
         message = await blocking(lambda: api.message.create("shop", MessageIn(event_type="a", payload={"n": 1})))
         await until(lambda: bool(receiver.got), "it")
         await finished(sql)
@@ -134,6 +142,8 @@ async def test_every_route_that_it_has_a_method_for(
     assert answers["message-attempt.list-attempted-messages"].data[0].id == message.id
     assert answers["message-attempt.list-attempted-destinations"].data[0].status == 0
     assert answers["endpoint.get-stats"].pending == 0
+    assert [each.id for each in answers["message.poller.poll"].data] == [message.id]
+    assert answers["message.poller.consumer-poll"].data == answers["message.poller.poll"].data
     assert answers["background-task.get"].id == task.id
     await eventually(
         lambda: sql.fetchval("SELECT NOT EXISTS (SELECT FROM webhookd.shot WHERE done_at IS NULL)"), "the end"

@@ -35,7 +35,7 @@ def test_the_schema_is_written_as_toml_is() -> None:
     assert not re.search(delivery["timeout"]["pattern"], "20 sec")
     assert delivery["max_payload"]["default"] == "1MiB"
     endpoint = schema["$defs"]["EndpointTable"]
-    assert (endpoint["required"], endpoint["properties"]["events"]["minItems"]) == (["url", "events"], 1)
+    assert (endpoint["required"], endpoint["properties"]["events"]["minItems"]) == (["events"], 1)
     assert endpoint["properties"]["timeout"]["pattern"] == delivery["timeout"]["pattern"]
     assert endpoint["additionalProperties"] is False
     assert "null" not in json.dumps(schema)

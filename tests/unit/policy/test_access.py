@@ -22,6 +22,8 @@ def test_who_is_nobody_may_do_nothing() -> None:
     assert not Caller("", "", "").rights
     assert not Caller("t", "n", "portal", "app", ("Unheard",)).rights
     assert not Caller("t", "n", "of another version").rights
+    assert not Caller("t", "n", "poll").rights  # of which endpoint?
+    assert Caller("t", "n", "poll", "app", endpoint=1).rights == {Right.POLL}
 
 
 @pytest.mark.parametrize("role", ROLES)

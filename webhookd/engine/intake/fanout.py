@@ -67,6 +67,8 @@ class FanOut:
         await self._subscriptions.catch_up(batch.config)
         along = SMALL if next_up and len(batch.event_ids) <= FEW else -1
         events = await self._store.heads(batch.event_ids, batch.lo, batch.hi, along) if batch.event_ids else []
+        if (pollers := self._subscriptions.pollers) is not None:
+            await pollers(batch, events)
         whole = {event.id: self._matched(await self._store.whole(event)) for event in events if event.unread}
         await self._parking.catch_up(batch.parked)
         by_tenant: dict[str, list[Event]] = {}
@@ -82,7 +84,7 @@ class FanOut:
         known: Set[tuple[int, int]],
         by_cursor: Set[int],
     ) -> Pairs:
-        """Whom the events are owed to, but for what is settled or read with a cursor; whole ones are matched."""
+        """Whom the events are sent to, but for what is settled or read with a cursor; whole ones are matched."""
         looked_at, spent = 0, 0.0
         for event in events:
             began = time.monotonic()
@@ -90,7 +92,7 @@ class FanOut:
             lean = event.lean()
             spent += time.monotonic() - began
             for endpoint in endpoints:
-                if endpoint.id not in by_cursor and (event.id, endpoint.id) not in known:
+                if not endpoint.polled and endpoint.id not in by_cursor and (event.id, endpoint.id) not in known:
                     yield lean, endpoint
                 elif (looked_at := looked_at + 1) % LOOKED_AT == 0:
                     yield None

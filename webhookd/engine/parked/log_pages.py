@@ -40,6 +40,8 @@ class Page(Protocol):
     def late(self) -> bool: ...
     @property
     def config(self) -> int: ...
+    @property
+    def nonce(self) -> int: ...
 
 
 class Store(Protocol):
@@ -76,11 +78,12 @@ class Heads(Protocol):
         """The event with what `heads` has left out of it."""
 
 
-class _Opened:
+class Opened:
     """A page: its events by those that they are owed to, as most have that in common; and what that takes of memory."""
 
     def __init__(self, page: Page) -> None:
         self.id = page.id
+        self.nonce = page.nonce
         self.cut_at = page.cut_at
         self.late = page.late
         self.size = len(page.event_ids)  # events, and endpoints of each of their sets
@@ -93,6 +96,11 @@ class _Opened:
             self._owed[key] = endpoints, frozenset(endpoint.id for endpoint in endpoints), []
             self.size += len(endpoints)
         self._owed[key][2].append((at, event))
+
+    @property
+    def endpoints(self) -> set[int]:
+        """All that are owed something of it."""
+        return set().union(*(ids for _, ids, _ in self._owed.values()))
 
     def owed(self, endpoint_id: int) -> list[tuple[int, Event]]:
         """What this endpoint is owed, and where it stands, in order."""
@@ -121,7 +129,7 @@ class LogPages:
     def __init__(self, store: Store, heads: Heads, subscriptions: Subscriptions) -> None:
         self._store = store
         self._heads = heads
-        self._pages: OrderedDict[int, _Opened] = OrderedDict()
+        self._pages: OrderedDict[int, Opened] = OrderedDict()
         self._subscriptions = subscriptions
 
     def forget(self) -> None:
@@ -136,7 +144,7 @@ class LogPages:
         deliveries: list[tuple[Event, float]] = []
         batch, pos = cursor.batch, cursor.pos
         for _ in range(PER_STEP):
-            page = await self._page(batch)
+            page = await self.page(batch)
             if page is None or (in_order and page.late):
                 break
             if cursor.to_batch is not None and page.id >= cursor.to_batch:
@@ -158,7 +166,7 @@ class LogPages:
         A large transaction enters several batches, and one that began after its commit may be cut between them. Where
         that may be, all of these batches are read at once, by number, as far as nothing lower may still come.
         """
-        page = await self._page(cursor.batch)
+        page = await self.page(cursor.batch)
         if page is None or not page.late:
             return await self.read(cursor, room, in_order=True)
         first, pos, after, seen = cursor.place
@@ -190,7 +198,7 @@ class LogPages:
     def _since(cursor: Cursor, page: Page) -> float:
         return max(page.cut_at, cursor.resumed_at)
 
-    async def _page(self, batch: int) -> _Opened | None:
+    async def page(self, batch: int) -> Opened | None:
         """The first batch from there on; None at the end of the log."""
         pages = self._pages
         if batch in pages:
@@ -202,8 +210,8 @@ class LogPages:
             pages.popitem(last=False)
         return opened[0] if opened else None  # not `batch` itself where ids have a gap, since a copy was taken over
 
-    async def _opened(self, page: Page) -> _Opened:
-        opened = _Opened(page)
+    async def _opened(self, page: Page) -> Opened:
+        opened = Opened(page)
         await self._subscriptions.catch_up(page.config)
         if page.event_ids:
             events = {event.id: event for event in await self._heads.heads(page.event_ids, page.lo, page.hi)}

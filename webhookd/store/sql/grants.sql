@@ -16,9 +16,9 @@ REVOKE SELECT ON ALL TABLES IN SCHEMA webhookd FROM webhookd_reader;
 GRANT SELECT (id, created_at, xid, event_id, type, tenant, ordering_key, occurred_at, deliver_after, size, own) ON webhookd.outbox TO webhookd_reader;
 GRANT SELECT (id, kind, endpoint_id, outbox_id, outbox_at, event_id, type, tenant, by, created_at, start_by, owner, ends_at, done_at, ok, at, code, ms, error)
       ON webhookd.shot TO webhookd_reader;
-GRANT SELECT (id, role, tenant, capabilities, feature_flags, name, by, created_at, expires_at, revoked_at, used_at) ON webhookd.token TO webhookd_reader;
+GRANT SELECT (id, role, tenant, capabilities, feature_flags, name, by, created_at, expires_at, revoked_at, used_at, endpoint_id) ON webhookd.token TO webhookd_reader;
 GRANT SELECT ON webhookd.schema_version, webhookd.audit, webhookd.discard, webhookd.batch, webhookd.remainder, webhookd.surplus, webhookd.scheduled, webhookd.backlog, webhookd.attempt,
-      webhookd.binding, webhookd.endpoint, webhookd.config_version, webhookd.consent, webhookd.parked, webhookd.missed, webhookd.replay, webhookd.daemon,
+      webhookd.binding, webhookd.endpoint, webhookd.config_version, webhookd.consent, webhookd.parked, webhookd.missed, webhookd.consumer, webhookd.replay, webhookd.daemon,
       webhookd.downtime, webhookd.unreadable, webhookd.tenant, webhookd.event_type, webhookd.event_alias, webhookd.request, webhookd.statistic, webhookd.statistic_hour, webhookd.statistic_summed, webhookd.health, webhookd.lock_log, webhookd.lock_tables, webhookd.lock_endpoints TO webhookd_reader;
 GRANT EXECUTE ON FUNCTION webhookd.event_status(text), webhookd.aside(bigint[], timestamptz, timestamptz, int), webhookd.count_aside(int, int),
       webhookd.passes(jsonb, json), webhookd.place() TO webhookd_reader;
@@ -27,7 +27,7 @@ GRANT EXECUTE ON FUNCTION webhookd.event_status(text), webhookd.aside(bigint[], 
 GRANT SELECT ON ALL TABLES IN SCHEMA webhookd TO webhookd_daemon;
 GRANT INSERT ON webhookd.outbox, webhookd.attempt, webhookd.audit, webhookd.statistic TO webhookd_daemon;
 GRANT INSERT, UPDATE, DELETE ON webhookd.batch, webhookd.remainder, webhookd.surplus, webhookd.scheduled, webhookd.backlog, webhookd.binding, webhookd.endpoint,
-      webhookd.parked, webhookd.missed, webhookd.replay, webhookd.daemon, webhookd.downtime, webhookd.secret, webhookd.sealed, webhookd.unreadable
+      webhookd.parked, webhookd.missed, webhookd.consumer, webhookd.replay, webhookd.daemon, webhookd.downtime, webhookd.secret, webhookd.sealed, webhookd.unreadable
       TO webhookd_daemon;
 GRANT INSERT, UPDATE ON webhookd.shot, webhookd.discard, webhookd.tenant, webhookd.token, webhookd.request, webhookd.event_alias TO webhookd_daemon;
 GRANT INSERT, UPDATE, DELETE ON webhookd.event_type TO webhookd_daemon;

@@ -4,6 +4,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+import orjson
+
 from webhookd.message.sealing import Sealed, Unreadable
 from webhookd.policy.matching import ANY_TENANT
 from webhookd.store import endpoints, event_types, tenants
@@ -51,6 +53,18 @@ def expect_own(made: Made) -> None:
     """Raise Problem 409 for one of a file."""
     if made.source != "api":
         raise conflict("This endpoint is defined in a file of the operator's, and is changed there.", "read_only")
+
+
+def expect_polled(made: Made) -> None:
+    """Raise Problem 409 for one that is sent to."""
+    if not orjson.loads(made.spec).get("kind") == "poll":
+        raise conflict("The endpoint is sent to; one that is polled has kind poll.", "not_polled")
+
+
+def expect_sent_to(made: Made) -> None:
+    """Raise Problem 409 for one that is polled."""
+    if orjson.loads(made.spec).get("kind") == "poll":
+        raise conflict("The endpoint is polled, and nothing is sent to it: its consumers seek instead.", "polled")
 
 
 def expect_key(call: Call) -> None:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 import orjson
+from pydantic.alias_generators import to_camel
 
 from webhookd.egress.guard import url_mistake
 from webhookd.ids import new_id
@@ -93,9 +94,9 @@ async def again(call: Call, made: str | None, status: int) -> Answer:
 
 async def _made(call: Call, given: EndpointIn, uid: str | None) -> Answer:
     finding.expect_key(call)
-    _check_url(call, given.url)
     _check_retry(call, given)
     said = specs.said(given)
+    _check_kind(call, said, given.url)
     await finding.check_types(call, said["events"])
     await finding.lock(call)
     if await endpoints.count(call.connection, call.of.key) >= call.around.settings.endpoints_per_tenant:
@@ -127,11 +128,14 @@ async def _changed(
     call: Call, found: Made, uid: str | None, spec: dict[str, Any], metadata: Mapping[str, str], *, url: str | None
 ) -> Answer:
     finding.expect_own(found)
+    before = specs.spec_of(found)
+    if specs.is_polled(before) is not specs.is_polled(spec):
+        raise conflict("An endpoint stays sent to, or polled; make another one.", "kind_stays")
     await _expect_free(call, uid, found.id)
-    if spec["events"] != specs.spec_of(found)["events"]:
+    if spec["events"] != before["events"]:
         await finding.check_types(call, spec["events"])
+    _check_kind(call, spec, url)
     if url is not None:
-        _check_url(call, url)
         spec["url"] = specs.place_of(url)
         kept = [HEADER + name for name in spec["headers"]]
         hidden = [(key, finding.sealed(call, found.id, text, key)) for key, text in specs.hidden(url).items()]
@@ -177,6 +181,20 @@ def _uid_of_path(call: Call, uid: str | None) -> str:
 
 def _taken(uid: str | None) -> Problem:
     return conflict(f"The uid {uid} is another endpoint's of this application; choose another.")
+
+
+def _check_kind(call: Call, spec: Mapping[str, Any], url: str | None) -> None:
+    """Raise Invalid where the endpoint is sent to and cannot be, or is polled and says how it is sent to."""
+    if not specs.is_polled(spec):
+        return None if url is None else _check_url(call, url)
+    said = {
+        "url": url,
+        **{name: spec.get(name) for name in ("rate_limit", "timeout", "retry", "max_in_flight", "disable_after")},
+    }
+    wrong = [to_camel(name) for name, value in said.items() if value]
+    if wrong:
+        raise Invalid([Wrong(("body", name), "means nothing for an endpoint that is polled") for name in wrong])
+    return None
 
 
 def _check_url(call: Call, url: str) -> None:

@@ -55,7 +55,7 @@ Channels = Annotated[list[Annotated[Word, Field(max_length=128)]], Field(min_len
 Type = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[a-zA-Z0-9\-_.]+(\.\*)?$")]
 Types = Annotated[list[Type], Field(min_length=1, max_length=1_000)]
 Description = Annotated[Text, Field(max_length=1_000)]
-Link = Annotated[Text, Field(min_length=1, max_length=2_048)]
+Link = Annotated[Text, Field(max_length=2_048)]
 Name = Annotated[str, AfterValidator(_header_name)]
 Value = Annotated[str, Field(max_length=4_096), AfterValidator(_header_value)]
 Filter = Annotated[
@@ -104,6 +104,8 @@ class DisableIn(Given):
 class OperatorsIn(Given):
     """What an operator says of an endpoint, and no portal."""
 
+    kind: Literal["push", "poll"] | None = None
+    """poll: its events are fetched, and it has no url. It stays what it was made as."""
     max_in_flight: Annotated[int, Field(ge=1, le=1_000)] | None = None
     """Requests at one time, at most; as [delivery] has it without."""
     disable_after: DisableIn | None = None
@@ -114,7 +116,7 @@ class EndpointUpdate(Given):
     """What an endpoint is to be like."""
 
     url: Link
-    """Where its events go: https, and a public address."""
+    """Where its events go: https, and a public address; empty for one that is polled."""
     description: Description = ""
     """What it is for."""
     uid: Own | None = None

@@ -38,6 +38,8 @@ def said(given: EndpointUpdate | EndpointPatch) -> dict[str, Any]:
     if "webhookd" in named:
         said = given.webhookd or OperatorsIn()
         found["max_in_flight"] = said.max_in_flight
+        if said.kind is not None:
+            found["kind"] = said.kind
         found["disable_after"] = said.disable_after.model_dump() if said.disable_after is not None else None
     return found | _filtered(given, whole=whole)
 
@@ -69,6 +71,11 @@ def spec_of(found: Made) -> dict[str, Any]:
     return spec
 
 
+def is_polled(spec: Mapping[str, Any]) -> bool:
+    """True for one whose events are fetched."""
+    return spec.get("kind") == "poll"
+
+
 def place_of(url: str) -> str:
     """What of a URL everybody may see: no query."""
     return url.partition("?")[0]
@@ -98,6 +105,7 @@ def _told(found: Made, spec: Mapping[str, Any]) -> dict[str, Any]:
     if found.source != "api":
         return {"timeout": None, "retry": None, "webhookd": None}
     own = {"maxInFlight": spec["max_in_flight"], "disableAfter": spec["disable_after"]}
+    own["kind"] = "poll" if is_polled(spec) else None
     retry = spec["retry"] and {to_camel(key): value for key, value in spec["retry"].items()}
     own = {key: value for key, value in own.items() if value is not None}
     return {"timeout": spec["timeout"], "retry": retry, "webhookd": own or None}

@@ -47,6 +47,7 @@ async def again(call: Call, made: str | None, status: int) -> Answer:
 
 async def _begin(call: Call, state: State, given: SpanIn, narrowed: Narrowed) -> Answer:
     found = await finding.found(call)
+    finding.expect_sent_to(found)
     since = given.since if call.of.since is None else max(given.since, call.of.since)
     wanted = Wanted(state, None, since, given.until)
     begun = await replays.begin(call.connection, [found.id], wanted, RATE, call.caller.name, narrowed)

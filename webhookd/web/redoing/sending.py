@@ -111,6 +111,7 @@ async def tested(call: Call, answer: Answer) -> Answer:
 
 async def _wishes(call: Call, found: Made) -> Wishes:
     """For wanting something of an endpoint. Problem 409 where nobody could send it."""
+    finding.expect_sent_to(found)
     wishes = Wishes(call.connection, call.caller.name, SECONDS)
     taker = (await wishes.takers([found.id], DEAD_AFTER)).get(found.id)
     if taker is None or not taker.counts or not taker.daemons:

@@ -21,6 +21,12 @@ SELECT id, metadata FROM webhookd.outbox WHERE id = ANY($1::bigint[]) AND create
 SELECT id, CASE WHEN size <= $4 THEN payload END
   FROM webhookd.outbox WHERE id = ANY($1::bigint[]) AND created_at BETWEEN $2 AND $3;
 
+-- name: contents
+-- The same for who fetches them, with all of the metadata, and what they are called by who made them.
+SELECT o.id, o.payload, o.metadata, o.deliver_after,
+       (SELECT l.alias FROM webhookd.event_alias l WHERE l.event_id = o.event_id AND l.tenant = o.tenant LIMIT 1)
+  FROM webhookd.outbox o WHERE o.id = ANY($1::bigint[]) AND o.created_at BETWEEN $2 AND $3 AND o.size <= $4;
+
 -- name: set_aside
 -- Events that cannot be read, and why: no delivery of them is owed any longer. Those that were not known.
 WITH aside AS MATERIALIZED (SELECT u.id, u.why FROM unnest($1::bigint[], $2::text[]) u(id, why)),

@@ -78,6 +78,12 @@ ON CONFLICT (endpoint_id, name) DO UPDATE SET key_id = EXCLUDED.key_id, content 
 -- name: sealed_values
 SELECT endpoint_id, name, key_id, content FROM webhookd.sealed WHERE endpoint_id = ANY ($1::int[]);
 
+-- name: endpoint_by_number
+SELECT tenant, name, source, spec FROM webhookd.endpoint WHERE id = $1 AND removed_at IS NULL;
+
+-- name: endpoints_polled
+SELECT id FROM webhookd.endpoint WHERE id = ANY($1::int[]) AND spec ->> 'kind' = 'poll';
+
 -- name: endpoint_changed
 -- All daemons look at it: who reads an event that is committed later knows of this.
 WITH raised AS (UPDATE webhookd.config_version SET version = version + 1 RETURNING version)

@@ -112,7 +112,7 @@ SELECT u.id FROM unnest($1::int[]) u(id) CROSS JOIN LATERAL (
 -- The log as a cursor reads it.
 SELECT b.id, b.cut_at, b.outbox_ids,
        CASE WHEN b.lo < '0001-01-02 00:00:00+00' THEN '-infinity' ELSE LEAST(b.lo, '9999-12-30 00:00:00+00') END,
-       CASE WHEN b.hi > '9999-12-30 00:00:00+00' THEN 'infinity' ELSE GREATEST(b.hi, '0001-01-02 00:00:00+00') END, b.late, webhookd.config_now()
+       CASE WHEN b.hi > '9999-12-30 00:00:00+00' THEN 'infinity' ELSE GREATEST(b.hi, '0001-01-02 00:00:00+00') END, b.late, webhookd.config_now(), b.nonce
   FROM webhookd.batch b WHERE b.id >= $1 ORDER BY b.id LIMIT $2;
 
 -- name: newest_batch

@@ -111,6 +111,13 @@ SELECT webhookd.sweep($1 * interval '1 s');
 SELECT p.endpoint_id, extract(epoch FROM now() - b.cut_at)::float8
   FROM webhookd.parked p JOIN webhookd.batch b ON b.id = p.next_batch WHERE b.cut_at < now() - $1 * interval '1 s';
 
+-- name: consumers_lagging
+-- The same of who polls, of endpoints where somebody still does.
+SELECT c.endpoint_id, max(extract(epoch FROM now() - b.cut_at))::float8
+  FROM webhookd.consumer c JOIN webhookd.endpoint e ON e.id = c.endpoint_id
+ CROSS JOIN LATERAL (SELECT b.cut_at FROM webhookd.batch b WHERE b.id >= c.batch AND (b.id > c.batch OR c.pos < cardinality(b.outbox_ids)) ORDER BY b.id LIMIT 1) b
+ WHERE e.removed_at IS NULL AND e.spec ->> 'kind' = 'poll' AND c.used_at > now() - $2 * interval '1 s' AND b.cut_at < now() - $1 * interval '1 s' GROUP BY c.endpoint_id;
+
 -- name: sync_lock
 -- One configuration is written at a time.
 SELECT webhookd.lock_endpoints();

@@ -1,0 +1,1 @@
+"""Polling: endpoints whose events are fetched, by whom nobody can reach."""
