@@ -62,6 +62,7 @@ class Config:
     api: Api
     log: Log
     event_types: Mapping[str, EventType]
+    formats: Mapping[str, Format]  # those of its own, and those that are built in
     endpoints: tuple[Endpoint, ...]
     specs: Mapping[tuple[str, str], dict[str, Any]] = field(
         repr=False
@@ -139,6 +140,7 @@ def build(
         api=_get(sections, Api),
         log=_get(sections, Log),
         event_types=MappingProxyType(event_types),
+        formats=MappingProxyType(formats),
         endpoints=endpoints,
         specs=MappingProxyType({(endpoint.tenant, endpoint.name): spec for endpoint, spec, _ in found}),
         config_hash=_hash(

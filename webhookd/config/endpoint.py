@@ -133,20 +133,11 @@ def _signature(made: EndpointTable) -> Scheme:
 
 def _hmac_mistakes(hmac: Hmac, made: EndpointTable, place: Place) -> Iterator[Mistake]:
     """What its keys say against each other, and against the headers of the endpoint."""
-    timed = hmac.timestamp_header.lower()
     own = set(map(str.lower, made.headers))
-    taken = own_signature.SENT | ({"authorization"} if made.auth else set())
-    for key, name in (("header", hmac.header.lower()), ("timestamp_header", timed)):
-        if name in own:
-            yield place.mistake("stands in headers, too; remove it there", "hmac", key)
-        if name in taken:
-            yield place.mistake("has something else in it; name another", "hmac", key)
-    if timed == hmac.header.lower():
-        yield place.mistake("is the header of the signature; name another", "hmac", "timestamp_header")
-    if not timed and hmac.timestamp != "seconds":
-        yield place.mistake("goes with timestamp_header, so that its receiver knows it", "hmac", "timestamp")
-    for name in sorted(own_signature.headers_in(hmac.signed) - own - own_signature.SENT - {timed}):
-        yield place.mistake(f"has $header.{name}, which is not sent; add it to headers", "hmac", "signed")
+    taken = {"authorization"} if made.auth else set[str]()
+    said = hmac.header, hmac.timestamp_header, hmac.timestamp, hmac.signed
+    for key, sentence in own_signature.conflicts(*said, own, taken):
+        yield place.mistake(sentence, "hmac", key)
 
 
 def _slots(made: EndpointTable, delivery: Delivery) -> int:

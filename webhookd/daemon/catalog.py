@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from webhookd.config.config import Config
 from webhookd.config.endpoint import disable_after
 from webhookd.message.formats import FORMATS
-from webhookd.message.kept import Defaults, Kept, endpoint_of_kept
+from webhookd.message.kept import Defaults, Kept, endpoint_of_kept, own_formats
 from webhookd.message.sealing import Keyring, Unreadable
 from webhookd.message.signing import SCHEMES
 from webhookd.model import Condition, Endpoint, RetryPolicy, label
@@ -52,6 +52,11 @@ class Changes(NamedTuple):
     gone: Sequence[int]
 
 
+def opens(config: Config) -> list[str]:
+    """The names of what endpoints of the API may want of a daemon: its keys, and the formats of its files."""
+    return [*Keyring(config.encryption.keys).ids, *own_formats(config.formats)]
+
+
 class Catalog:
     """All endpoints, as one configuration has them and the database.
 
@@ -64,7 +69,7 @@ class Catalog:
         delivery = config.delivery
         slots, ends = delivery.max_in_flight_per_endpoint, disable_after(delivery.disable_after)
         longest = config.retention.events - DAY
-        self._defaults = Defaults(delivery.timeout, slots, config.retry, ends, longest)
+        self._defaults = Defaults(delivery.timeout, slots, config.retry, ends, longest, config.formats)
         self._keyring = Keyring(config.encryption.keys)
         self._files = frozenset(known.ids)
         self._strangers: set[int] = set()  # of others' files
@@ -111,7 +116,8 @@ class Catalog:
     def _read(self, kept: Kept) -> Read:
         if kept.source == "api" and not kept.is_gone:
             try:
-                return Read(kept, endpoint_of_kept(kept, self._keyring, self._defaults))
+                made = endpoint_of_kept(kept, self._keyring, self._defaults)
+                return Read(kept, replace(made, data_filter=_conditions(kept)) if "data_filter" in kept.spec else made)
             except Unreadable as why:
                 return Read(kept, seen_from_outside(kept), f"{label(kept.tenant, kept.name)}: {why}")
         return Read(kept, seen_from_outside(kept))
@@ -120,9 +126,6 @@ class Catalog:
 def seen_from_outside(kept: Kept) -> Endpoint:
     """Enough of an endpoint to see what it is owed, nothing to send with."""
     spec = kept.spec
-    conditions: tuple[Condition, ...] = ()
-    with suppress(ValueError):  # of a newer version, while both run
-        conditions = compiled(spec["data_filter"]) if "data_filter" in spec else ()
     return Endpoint(
         id=kept.id,
         tenant=kept.tenant,
@@ -137,6 +140,12 @@ def seen_from_outside(kept: Kept) -> Endpoint:
         max_in_flight=1,
         active=spec.get("active", True),
         filter={key: tuple(values) for key, values in spec.get("filter", {}).items()},
-        data_filter=conditions,
+        data_filter=_conditions(kept),
         polled=spec.get("kind") == "poll",
     )
+
+
+def _conditions(kept: Kept) -> tuple[Condition, ...]:
+    with suppress(ValueError):  # of a newer version, while both run
+        return compiled(kept.spec["data_filter"]) if "data_filter" in kept.spec else ()
+    return ()

@@ -14,7 +14,7 @@ import structlog
 
 from webhookd import __version__
 from webhookd.config.config import Config
-from webhookd.daemon.catalog import Catalog, Changes
+from webhookd.daemon.catalog import Catalog, Changes, opens
 from webhookd.daemon.joining import Joined, join, leave
 from webhookd.daemon.notify import Notifier
 from webhookd.daemon.processes import ourselves, see
@@ -84,6 +84,7 @@ def around(config: Config, polls: Polls | None = None) -> Around:
         event_types={name: each.description for name, each in config.event_types.items() if re.fullmatch(WORD, name)},
         since=datetime.now(UTC),
         examples={name: each.example for name, each in config.event_types.items() if each.example is not None},
+        formats=tuple(config.formats),
         polls=polls,
     )
 
@@ -182,7 +183,7 @@ class Daemon:
             Ways(self._config.egress, tenants_egress(self._config), self._user_agent) as sender,
         ):
             registry = Registry(database)
-            registry.keys = Keyring(self._config.encryption.keys).ids
+            registry.keys = opens(self._config)
             look = self._intervals.neighbours
             neighbours = Neighbours(registry, ourselves(), see, self._longest_lease, look_seconds=look)
             joining = join(self._config, database, registry, neighbours, self._intervals, self._notifier.ready)

@@ -17,10 +17,9 @@ from typing import Any, Protocol
 import structlog
 
 from webhookd.config.config import Config
-from webhookd.daemon.catalog import Catalog, Changes, Known
+from webhookd.daemon.catalog import Catalog, Changes, Known, opens
 from webhookd.errors import ConfigError, SchemaMismatch, StoreRefused, StoreUnavailable, WebhookdError
 from webhookd.message.kept import Kept
-from webhookd.message.sealing import Keyring
 from webhookd.policy.difference import ACCEPT, difference, refusal
 from webhookd.tasks import Setbacks, wait_for
 
@@ -220,7 +219,7 @@ class Reloader:
             raise ConfigError(["a bug of webhookd keeps it from reading these files; the log has more"]) from None
 
     async def _write(self, config: Config) -> None:
-        before, self._store.keys = self._store.keys, Keyring(config.encryption.keys).ids
+        before, self._store.keys = self._store.keys, opens(config)
         try:
             known = await self._store.sync_endpoints(self._daemon, config.specs, config.config_hash, self._dead_after)
         except BaseException:

@@ -1,15 +1,16 @@
 """Endpoints as the database has them: what a daemon sends to, of those that the API has made."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from webhookd.message.formats import FORMATS
+from webhookd.message.own_signature import own_hmac
 from webhookd.message.sealing import Keyring, Sealed, Unreadable
 from webhookd.message.signing import SCHEMES, parse_secret
-from webhookd.model import DisableAfter, Endpoint, Key, RetryPolicy
+from webhookd.model import DisableAfter, Endpoint, Format, Key, RetryPolicy
 
 TIMEOUT_MOST = 30.0  # seconds that the API lets an endpoint have
 URL, HEADER = "url", "header "  # names of what is sealed; a header's follows
@@ -36,6 +37,15 @@ class Defaults(NamedTuple):
     retry: RetryPolicy
     disable_after: DisableAfter | None = None
     give_up_most: float = float("inf")  # whatever it says
+    formats: Mapping[str, Format] = FORMATS
+
+
+def own_formats(formats: Iterable[str]) -> Iterator[str]:
+    """The formats among these that are of files, each by a name that stands beside those of keys.
+
+    Without either an endpoint cannot be sent to, and daemons tell each other what they have of both.
+    """
+    return (f"format {name}" for name in formats if name not in FORMATS)
 
 
 def endpoint_of_kept(kept: Kept, keyring: Keyring, defaults: Defaults) -> Endpoint:
@@ -43,17 +53,20 @@ def endpoint_of_kept(kept: Kept, keyring: Keyring, defaults: Defaults) -> Endpoi
     names = {sealed.key_id for sealed, _ in kept.secrets} | {sealed.key_id for sealed in kept.values.values()}
     if not names:  # it would be taken for one of a file, which is guarded otherwise
         raise Unreadable("it has no secret")
+    if kept.spec.get("format") not in defaults.formats:
+        raise Unreadable(f"this daemon's files have no format {kept.spec.get('format')}")
     spec, values = kept.spec, {name: keyring.open(kept.id, sealed, name) for name, sealed in kept.values.items()}
     try:
-        keys = tuple(_key(keyring.open(kept.id, sealed), until) for sealed, until in kept.secrets)
+        own = "hmac" in spec  # in the place of its signature
+        keys = tuple(_key(keyring.open(kept.id, sealed), until, as_text=own) for sealed, until in kept.secrets)
         return Endpoint(
             id=kept.id,
             tenant=kept.tenant,
             name=kept.name,
             url=values.get(URL, spec["url"]),
             events=tuple(spec["events"]),
-            format=FORMATS[spec["format"]],
-            signature=SCHEMES[spec["signature"]],
+            format=defaults.formats[spec["format"]],
+            signature=own_hmac(**spec["hmac"]) if own else SCHEMES[spec["signature"]],
             secrets=keys,
             retry=_retry(spec["retry"] or {}, defaults),
             timeout=spec["timeout"] or defaults.timeout,
@@ -63,7 +76,7 @@ def endpoint_of_kept(kept: Kept, keyring: Keyring, defaults: Defaults) -> Endpoi
             active=spec["active"],
             filter=MappingProxyType({key: tuple(wanted) for key, wanted in spec["filter"].items()}),
             headers=tuple((name, values[HEADER + name]) for name in spec["headers"]),
-            sealed_by=_same(frozenset(names)),
+            sealed_by=_same(frozenset(names | set(own_formats([spec["format"]])))),
             polled=spec.get("kind") == "poll",
         )
     except (KeyError, ValueError, TypeError) as error:
@@ -85,6 +98,6 @@ def _same(names: frozenset[str]) -> frozenset[str]:
     return names  # which thousands of endpoints have: one object for all
 
 
-def _key(secret: str, until: float | None) -> Key:
-    key = parse_secret(secret)
+def _key(secret: str, until: float | None, *, as_text: bool) -> Key:
+    key = Key("text", secret.encode()) if as_text else parse_secret(secret)
     return key if until is None else Key(key.kind, key.raw, until)

@@ -3,7 +3,7 @@
 import hmac
 import re
 from binascii import b2a_base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from datetime import UTC, datetime
 from email.utils import formatdate
 from types import MappingProxyType
@@ -53,6 +53,27 @@ def own_hmac(
         return (*told, (name, prefix + encode(hmac.digest(current(keys, timestamp), text, hash))))
 
     return sign
+
+
+def conflicts(
+    header: str, timestamp_header: str, timestamp: str, signed: str, own: Set[str], taken: Set[str] = frozenset()
+) -> Iterator[tuple[str, str]]:
+    """What the keys of such a signature say against each other, and against the endpoint's own headers, in lower case.
+
+    Gives keys, and what is wrong with each.
+    """
+    timed = timestamp_header.lower()
+    for key, name in (("header", header.lower()), ("timestamp_header", timed)):
+        if name in own:
+            yield key, "stands in headers, too; remove it there"
+        if name in SENT | taken:
+            yield key, "has something else in it; name another"
+    if timed == header.lower():
+        yield "timestamp_header", "is the header of the signature; name another"
+    if not timed and timestamp != "seconds":
+        yield "timestamp", "goes with timestamp_header, so that its receiver knows it"
+    for name in sorted(headers_in(signed) - own - SENT - {timed}):
+        yield "signed", f"has $header.{name}, which is not sent; add it to headers"
 
 
 def headers_in(signed: str) -> frozenset[str]:

@@ -1,7 +1,7 @@
 """What an operation is: a row of the table that router, checks and the OpenAPI document are made of."""
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from pydantic import BaseModel
 
 from webhookd.engine.polled.polls import Polls
+from webhookd.message.formats import FORMATS
 from webhookd.message.sealing import Keyring
 from webhookd.model import Egress
 from webhookd.policy.access import Caller, Right
@@ -51,6 +52,7 @@ class Around(NamedTuple):
     event_types: Mapping[str, str] = MappingProxyType({})  # those of files, with what is said of them
     since: datetime = EPOCH  # when that was read
     examples: Mapping[str, object] = MappingProxyType({})  # of their payloads, where they have one
+    formats: Collection[str] = tuple(FORMATS)  # that an operator may give an endpoint
     polls: Polls | None = None  # None while the daemon has not joined, or leaves
 
 

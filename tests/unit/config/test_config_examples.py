@@ -34,7 +34,7 @@ def examples() -> Config:
             {"type": "a.b", "timestamp": "2021-01-26T17:23:09Z", "data": {"x": 1}},
         ),
         (
-            "rest-notification",
+            "console",
             {
                 "event_time": "2021-01-26T17:23:09Z",
                 "event_type": "a.b",
@@ -43,6 +43,8 @@ def examples() -> Config:
             },
         ),
         ("chat", {"x": 1}),
+        ("chat-signed", {"x": 1}),
+        ("chat-poll", {"x": 1}),
     ],
 )
 def test_an_example_sends_the_body_of_its_system(examples: Config, endpoint: str, body: Any) -> None:

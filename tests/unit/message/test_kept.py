@@ -56,7 +56,12 @@ def test_one_without_a_secret_is_none_of_ours() -> None:
         made(secrets=0)
 
 
-@pytest.mark.parametrize("spec", [{"format": "none"}, {"retry": {"fist": 1}}, {"headers": ["X-Missing"]}])
+@pytest.mark.parametrize("spec", [{"retry": {"fist": 1}}, {"headers": ["X-Missing"]}])
 def test_one_of_another_version_is_left_to_that(spec: dict[str, Any]) -> None:
     with pytest.raises(Unreadable, match="another version"):
         made(**spec)
+
+
+def test_one_whose_format_is_in_no_file_here_is_left_to_another_daemon() -> None:
+    with pytest.raises(Unreadable, match="no format shop"):
+        made(format="shop")

@@ -1,11 +1,14 @@
 """Which endpoint is meant, whether it may be changed here, and what is sealed of it."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final
 
 import orjson
+from pydantic.alias_generators import to_camel
 
+from webhookd.message.own_signature import conflicts
 from webhookd.message.sealing import Sealed, Unreadable
 from webhookd.policy.matching import ANY_TENANT
 from webhookd.store import endpoints, event_types, tenants
@@ -102,6 +105,24 @@ def check_headers(given: Iterable[str]) -> None:
         raise Invalid([Wrong(("body", "headers"), "has a header twice")])
     if len(names) > HEADERS_MOST:
         raise Invalid([Wrong(("body", "headers"), f"may have {HEADERS_MOST} at most")])
+
+
+def check_shape(
+    call: Call, spec: Mapping[str, Any], headers: Iterable[str], before: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Raise Invalid for a format that nobody has, and for a signature that does not go with the headers.
+
+    What it was `before` is looked at no more: a file may have lost a format since.
+    """
+    wrong = []
+    if spec["format"] != before.get("format") and spec["format"] not in call.around.formats:
+        wrong.append(Wrong(("body", "format"), "is no format that there is; docs/api.md says which there are"))
+    if hmac := spec.get("hmac"):
+        said = {key: hmac[key] for key in ("header", "timestamp_header", "timestamp", "signed")}
+        for key, sentence in conflicts(**said, own={name.lower() for name in headers}):
+            wrong.append(Wrong(("body", "webhookd", "hmac", to_camel(key)), f"{key} of hmac {sentence}"))
+    if wrong:
+        raise Invalid(wrong)
 
 
 def sealed(call: Call, id_: int, text: str, name: str = "secret") -> Sealed:

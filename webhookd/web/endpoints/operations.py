@@ -97,6 +97,7 @@ async def _made(call: Call, given: EndpointIn, uid: str | None) -> Answer:
     _check_retry(call, given)
     said = specs.said(given)
     _check_kind(call, said, given.url)
+    finding.check_shape(call, {**specs.NEW, **said}, given.headers)
     await finding.check_types(call, said["events"])
     await finding.lock(call)
     if await endpoints.count(call.connection, call.of.key) >= call.around.settings.endpoints_per_tenant:
@@ -135,6 +136,7 @@ async def _changed(
     if spec["events"] != before["events"]:
         await finding.check_types(call, spec["events"])
     _check_kind(call, spec, url)
+    finding.check_shape(call, spec, spec["headers"], before)
     if url is not None:
         spec["url"] = specs.place_of(url)
         kept = [HEADER + name for name in spec["headers"]]

@@ -7,12 +7,15 @@ import re
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from webhookd.message.kept import TIMEOUT_MOST
+from webhookd.message.own_signature import headers_in
 from webhookd.message.signing import parse_secret
+from webhookd.policy.payload_filter import compiled
 from webhookd.web.shapes import Given, Metadata, Page, Rate, Shape, Text, Uid, Word, nulls
 
+VALUES, TEXT = 50, 256  # of a filter under one label or path; characters of each
 FOREVER: Final = 7 * 86_400  # seconds that an old secret may go on
 _HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")  # RFC 9110, section 5.6.2
 _VALUE: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
@@ -43,6 +46,19 @@ def _header_name(name: str) -> str:
     return name
 
 
+def _signed(text: str) -> str:
+    headers_in(text)
+    return text
+
+
+def _of_payloads_alone(said: dict[str, Any]) -> dict[str, Any]:
+    """What is said of payloads stands under `data`, and nothing else does."""
+    for key, value in said.items():
+        if isinstance(value, dict) is not (key == "data"):
+            raise ValueError("data is an object of paths in the payload; every other label has a list of values")
+    return said
+
+
 def _header_value(value: str) -> str:
     if value and not _VALUE.fullmatch(value):
         raise ValueError("wants one line of printable ASCII")
@@ -57,13 +73,26 @@ Types = Annotated[list[Type], Field(min_length=1, max_length=1_000)]
 Description = Annotated[Text, Field(max_length=1_000)]
 Link = Annotated[Text, Field(max_length=2_048)]
 Name = Annotated[str, AfterValidator(_header_name)]
+FormatName = Annotated[Word, Field(max_length=128)]
 Value = Annotated[str, Field(max_length=4_096), AfterValidator(_header_value)]
+
+
+def _conditions(said: dict[str, Any]) -> dict[str, Any]:
+    for path, among, _, bounds in compiled(said):
+        values = [*(among or ()), *(value for _, value in bounds)]
+        if len(values) > VALUES or any(len(value) > TEXT for value in values if isinstance(value, str)):
+            raise ValueError(f"{path[:80]} may have {VALUES} values at most, of {TEXT} characters each")
+    return said
+
+
+Values = Annotated[list[Annotated[Text, Field(max_length=TEXT)]], Field(min_length=1, max_length=VALUES)]
+OfPayloads = Annotated[dict[str, Any], Field(min_length=1, max_length=20), AfterValidator(_conditions)]
+Passing = Annotated[
+    Annotated[Values, Tag("list")] | Annotated[OfPayloads, Tag("object")],
+    Discriminator(lambda value: "object" if isinstance(value, dict) else "list"),
+]
 Filter = Annotated[
-    dict[
-        Annotated[Text, Field(max_length=256)],
-        Annotated[list[Annotated[Text, Field(max_length=256)]], Field(min_length=1, max_length=50)],
-    ],
-    Field(max_length=20),
+    dict[Annotated[Text, Field(max_length=256)], Passing], AfterValidator(_of_payloads_alone), Field(max_length=20)
 ]
 
 
@@ -101,6 +130,25 @@ class DisableIn(Given):
     seconds: Seconds
 
 
+class HmacIn(Given):
+    """A signature of the operator's own, as `hmac` of a file has it; the whole text of the secret is its key."""
+
+    header: Name
+    """The header that has it."""
+    hash: Literal["sha256", "sha512", "sha1"] = "sha256"
+    """The hash that the HMAC is made with."""
+    encoding: Literal["hex", "base64"] = "hex"
+    """How it is written."""
+    prefix: Annotated[str, Field(max_length=64, pattern=r"^[\x20-\x7e]*$")] = ""
+    """What stands before it."""
+    signed: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_signed)] = "$body"
+    """What it is of: a text with $body, $id, $timestamp and $header.NAME."""
+    timestamp_header: Name | Literal[""] = ""
+    """A header that has the time of the attempt."""
+    timestamp: Literal["seconds", "iso", "http"] = "seconds"
+    """How the time is written."""
+
+
 class OperatorsIn(Given):
     """What an operator says of an endpoint, and no portal."""
 
@@ -110,6 +158,8 @@ class OperatorsIn(Given):
     """Requests at one time, at most; as [delivery] has it without."""
     disable_after: DisableIn | None = None
     """As [delivery] has it without."""
+    hmac: HmacIn | None = None
+    """A signature of one's own, in the place of `signature`."""
 
 
 class EndpointUpdate(Given):
@@ -150,12 +200,12 @@ class EndpointIn(EndpointUpdate):
     """What its requests are signed with; made if there is none."""
     headers: dict[Name, Value] = Field(default={}, max_length=50)
     """Headers that its requests have beside ours."""
-    signature: Literal["standard", "svix"] = "standard"
-    """Whether its requests have svix-id and the others of Svix beside webhook-id and the others."""
-    format: Literal["raw", "standard", "cloudevents"] = "raw"
-    """The payload itself, or around it what Standard Webhooks or CloudEvents has."""
+    signature: Literal["standard", "svix", "none"] = "standard"
+    """Whether its requests have svix-id and the others of Svix beside webhook-id and the others, or no signature."""
+    format: FormatName = "raw"
+    """The payload itself, or around it what Standard Webhooks or CloudEvents has; or a format of the operator's."""
     filter: Filter = Field(default={})
-    """Metadata that its events have: a label, and the values that pass."""
+    """Metadata that its events have: a label, and the values that pass; `data` is of the payload, as in files."""
 
 
 class EndpointPatch(Given):
@@ -171,8 +221,8 @@ class EndpointPatch(Given):
     metadata: Metadata | None = None
     rate_limit: Annotated[int, Field(ge=0, le=65_535)] | None = None
     throttle_rate: Annotated[int, Field(ge=0, le=65_535)] | None = None
-    signature: Literal["standard", "svix"] | None = None
-    format: Literal["raw", "standard", "cloudevents"] | None = None
+    signature: Literal["standard", "svix", "none"] | None = None
+    format: FormatName | None = None
     filter: Filter | None = None
     timeout: Timeout | None = None
     retry: RetryIn | None = None
@@ -204,7 +254,7 @@ class EndpointOut(Shape):
     updated_at: datetime
     signature: str
     format: str
-    filter: dict[str, list[str]]
+    filter: dict[str, Any]
     timeout: float | None
     retry: dict[str, Any] | None
     webhookd: dict[str, Any] | None

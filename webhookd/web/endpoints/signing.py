@@ -85,6 +85,7 @@ async def _headed(call: Call, given: dict[str, str | None], *, replace: bool) ->
     sealed = [(HEADER + name, finding.sealed(call, found.id, value, HEADER + name)) for name, value in new.items()]
     await endpoints.seal(call.connection, found.id, sealed, [URL, *(HEADER + name for name in stay)])
     spec["headers"] = sorted([*stay, *new])
+    finding.check_shape(call, spec, spec["headers"], spec)
     await endpoints.change(call.connection, found.id, found.uid, orjson.dumps(spec), found.metadata)
     await endpoints.changed(call.connection, found.id)
     return Answer(204, None, found.name)

@@ -7,6 +7,7 @@ import orjson
 from pydantic.alias_generators import to_camel
 
 from webhookd.message.kept import URL
+from webhookd.policy.payload_filter import compiled, spelled
 from webhookd.store.endpoints import Made
 from webhookd.web.endpoints.shapes import EndpointIn, EndpointOut, EndpointPatch, EndpointUpdate, OperatorsIn
 
@@ -36,12 +37,18 @@ def said(given: EndpointUpdate | EndpointPatch) -> dict[str, Any]:
         found["retry"] = given.retry.model_dump(exclude_none=True) if given.retry is not None else None
     # Of a portal nothing is expected to be said here, so its PUT keeps what the operator has said.
     if "webhookd" in named:
-        said = given.webhookd or OperatorsIn()
-        found["max_in_flight"] = said.max_in_flight
-        if said.kind is not None:
-            found["kind"] = said.kind
-        found["disable_after"] = said.disable_after.model_dump() if said.disable_after is not None else None
+        found |= _operators(given.webhookd or OperatorsIn())
     return found | _filtered(given, whole=whole)
+
+
+def _operators(said: OperatorsIn) -> dict[str, Any]:
+    """What is an operator's, all of it; but it stays polled, or sent to, where that is not said."""
+    return {
+        "max_in_flight": said.max_in_flight,
+        "disable_after": None if said.disable_after is None else said.disable_after.model_dump(),
+        "hmac": None if said.hmac is None else said.hmac.model_dump(),
+        **({} if said.kind is None else {"kind": said.kind}),
+    }
 
 
 def _newer(given: EndpointUpdate | EndpointPatch, newer: str, older: str) -> Any:
@@ -55,12 +62,17 @@ def _filtered(given: EndpointUpdate | EndpointPatch, *, whole: bool) -> dict[str
     if whole or "channels" in said:
         found["channels"] = given.channels or None
     if "filter" in said or isinstance(given, EndpointIn):
-        found["own_filter"] = getattr(given, "filter", None) or {}
+        own = dict(getattr(given, "filter", None) or {})
+        data = own.pop("data", None)
+        found |= {"own_filter": own, "data_filter": spelled(compiled(data)) if data else None}
     return found
 
 
 def join(spec: dict[str, Any]) -> None:
     """What is matched by: its own filter, and its channels as one more."""
+    for name in ("data_filter", "hmac"):
+        if spec.get(name) is None:
+            spec.pop(name, None)
     channels = {"channels": spec["channels"]} if spec.get("channels") else {}
     spec["filter"] = {**spec.get("own_filter", {}), **channels}
 
@@ -96,8 +108,14 @@ def shown_as(found: Made, url: str) -> EndpointOut:
         channels=spec.get("channels"), disabled=not spec["active"] or found.disabled_at is not None,
         metadata=orjson.loads(found.metadata), rate_limit=rate, throttle_rate=rate, version=1,
         created_at=found.created_at, updated_at=found.updated_at, signature=spec["signature"], format=spec["format"],
-        filter=spec.get("own_filter", spec["filter"]), read_only=found.source != "api", **_told(found, spec),
+        filter=_own_filter(spec), read_only=found.source != "api", **_told(found, spec),
     )  # fmt: skip
+
+
+def _own_filter(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """As it was said: without the channels, with what is of payloads under `data`."""
+    own = dict(spec.get("own_filter", spec["filter"]))
+    return own | {"data": spec["data_filter"]} if "data_filter" in spec else own
 
 
 def _told(found: Made, spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,6 +124,7 @@ def _told(found: Made, spec: Mapping[str, Any]) -> dict[str, Any]:
         return {"timeout": None, "retry": None, "webhookd": None}
     own = {"maxInFlight": spec["max_in_flight"], "disableAfter": spec["disable_after"]}
     own["kind"] = "poll" if is_polled(spec) else None
+    own["hmac"] = spec.get("hmac") and {to_camel(key): value for key, value in spec["hmac"].items()}
     retry = spec["retry"] and {to_camel(key): value for key, value in spec["retry"].items()}
     own = {key: value for key, value in own.items() if value is not None}
     return {"timeout": spec["timeout"], "retry": retry, "webhookd": own or None}
