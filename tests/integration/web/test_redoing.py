@@ -221,8 +221,7 @@ async def test_what_was_missed_while_it_was_disabled_is_listed_and_replayed(
     assert (await shop("PATCH", HOOK, {"disabled": False})).body["disabled"] is False
     begun = await shop("POST", f"{HOOK}/replay-missing", SINCE)
     assert (await ended(shop, begun.body["id"]))["data"]["messagesSent"] == 1
-    await until(lambda: len(receiver.got) == asked + 1, "what was missed")
-    assert receiver.events("hook")[-1] == missed
+    await until(lambda: missed in receiver.events("hook"), "what was missed")  # beside those that are tried again
 
 
 async def test_what_is_chosen_is_replayed(shop: Client, sql: Sql, receiver: Receiver) -> None:
