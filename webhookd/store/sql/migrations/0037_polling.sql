@@ -1,3 +1,5 @@
+-- breaking: a daemon of the version before would owe polled endpoints requests, and nobody would send them.
+
 -- Who fetches events instead of being sent them: how far each has come. One that has a name goes on from there.
 CREATE TABLE webhookd.consumer (
   endpoint_id int         NOT NULL,
