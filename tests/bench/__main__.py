@@ -18,6 +18,7 @@ import uvloop
 from tests.bench import rig
 from tests.bench.api import api
 from tests.bench.cost import cost
+from tests.bench.filters import filters
 from tests.bench.flood import flood
 from tests.bench.guarded import guarded
 from tests.bench.held import held
@@ -53,6 +54,7 @@ BENCHES: dict[str, Bench] = {
     "flood": flood,
     "api": api,
     "polling": polling,
+    "filters": filters,
 }
 LONG: dict[str, Bench] = {"held": partial(held, seconds=600.0), "redrive": redrive, "reading": reading}
 
