@@ -33,17 +33,21 @@ async def main(url: str) -> None:
 
 async def _work(session: aiohttp.ClientSession, url: str, numbers: Iterator[int]) -> None:
     for number in numbers:
-        id_, timestamp = f"msg-{number}", str(int(time.time()))
-        digest = hmac.digest(KEY, f"{id_}.{timestamp}.".encode() + BODY, hashlib.sha256)
-        headers = {
-            "content-type": "application/json",
-            "webhook-id": id_,
-            "webhook-timestamp": timestamp,
-            "webhook-signature": "v1," + base64.b64encode(digest).decode(),
-        }
-        async with session.post(url, data=BODY, headers=headers) as response:
+        async with session.post(url, data=BODY, headers=signed(f"msg-{number}", BODY)) as response:
             await response.read()
             assert response.status == 200
+
+
+def signed(id_: str, body: bytes) -> dict[str, str]:
+    """The headers of a request."""
+    timestamp = str(int(time.time()))
+    digest = hmac.digest(KEY, f"{id_}.{timestamp}.".encode() + body, hashlib.sha256)
+    return {
+        "content-type": "application/json",
+        "webhook-id": id_,
+        "webhook-timestamp": timestamp,
+        "webhook-signature": "v1," + base64.b64encode(digest).decode(),
+    }
 
 
 if __name__ == "__main__":
