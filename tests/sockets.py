@@ -10,7 +10,8 @@ from ipaddress import ip_address, ip_network
 from types import MappingProxyType
 from typing import Any
 
-from webhookd.model import Egress, Network, Request
+from webhookd.exchange import Request
+from webhookd.model import Egress, Network
 
 LOOPBACK: tuple[Network, ...] = (ip_network("127.0.0.0/8"),)
 OPEN = Egress(allow_http=True, allow_networks=LOOPBACK)

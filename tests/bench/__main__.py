@@ -35,6 +35,7 @@ from tests.bench.reading import reading
 from tests.bench.redrive import redrive
 from tests.bench.reload import reload
 from tests.bench.restart import restart
+from tests.bench.scrape import scrape
 from webhookd.cli import logging
 
 Bench: TypeAlias = Callable[[str], Awaitable[list[Line]]]
@@ -55,6 +56,7 @@ BENCHES: dict[str, Bench] = {
     "api": api,
     "polling": polling,
     "filters": filters,
+    "scrape": scrape,
 }
 LONG: dict[str, Bench] = {"held": partial(held, seconds=600.0), "redrive": redrive, "reading": reading}
 

@@ -25,8 +25,8 @@ DEAD = """
 async def cost(server: str) -> list[Line]:
     """1 KB payloads to one healthy endpoint, inserted while the daemon delivers."""
     async with rig.database(server, "alone") as (_, connection):
-        await _insert(connection, WARM_UP)
-        alone = await _insert(connection, EVENTS * PAIRS)
+        await inserted(connection, WARM_UP)
+        alone = await inserted(connection, EVENTS * PAIRS)
     ratios, rates, bytes_of_wal = [], [], -alone
     async with (
         rig.receiver() as url,
@@ -35,14 +35,14 @@ async def cost(server: str) -> list[Line]:
     ):
         async with rig.daemon(dsn, {"a": {"url": url + "/a", "events": ["*"]}}) as daemon:
             await _ask(bare, EVENTS)
-            await _insert(connection, WARM_UP)
+            await inserted(connection, WARM_UP)
             await rig.until_recorded(connection, WARM_UP)
             for number in range(PAIRS):
                 cpu = rig.cpu(bare)
                 await _ask(bare, EVENTS)
                 of_bare = rig.cpu(bare) - cpu
                 cpu, start, started = rig.cpu(daemon), await rig.wal(connection), time.monotonic()
-                await _insert(connection, EVENTS)
+                await inserted(connection, EVENTS)
                 await rig.until_recorded(connection, WARM_UP + EVENTS * (number + 1), look=0.02)
                 rates.append(EVENTS / (time.monotonic() - started))
                 ratios.append((rig.cpu(daemon) - cpu) / of_bare)
@@ -62,7 +62,7 @@ async def cost(server: str) -> list[Line]:
     ]
 
 
-async def _insert(connection: Any, events: int) -> float:
+async def inserted(connection: Any, events: int) -> float:
     """Insert so many events; the bytes of WAL while that lasted."""
     start = await rig.wal(connection)
     for _ in range(events // PER_TRANSACTION):

@@ -29,7 +29,7 @@ from webhookd.engine.dispatch.feeds import Feed
 from webhookd.engine.engine import Intervals
 from webhookd.engine.parked import endings, follower
 from webhookd.errors import ConfigError
-from webhookd.model import NoResponse, Request, Response
+from webhookd.exchange import NoResponse, Request, Response
 from webhookd.policy import breaker
 from webhookd.store.database import Database
 from webhookd.store.registry import Beat, Registry

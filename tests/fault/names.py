@@ -20,7 +20,7 @@ from typing import Any, cast
 from tests.conftest import LOOPS
 from tests.sockets import OPEN, Peer, post, receiver
 from webhookd.egress.sender import Sender
-from webhookd.model import NoResponse, Response
+from webhookd.exchange import NoResponse, Response
 
 A, AAAA, NO_SUCH_NAME, SERVER_FAILED = 1, 28, 3, 2
 SET_FLAGS, UP = 0x8914, 0x41  # of an interface: up and running

@@ -25,8 +25,9 @@ from webhookd.engine.dispatch import dispatcher
 from webhookd.engine.dispatch.scheduler import Scheduler
 from webhookd.engine.engine import Intervals
 from webhookd.engine.intake import polling, reader
+from webhookd.exchange import Request
 from webhookd.message import request
-from webhookd.model import Batch, Delivery, Request
+from webhookd.model import Batch, Delivery
 from webhookd.policy import breaker
 from webhookd.store import database, results, wakeup
 from webhookd.store.batches import Batches

@@ -39,7 +39,7 @@ async def test_resends_and_tests_while_daemons_are_killed(processes: Fleet, watc
     tests = set[str]()
     async with (
         Database(dsn, size=4) as database,
-        serve(Api(database, Around(Settings())), "127.0.0.1:0", {}) as url,
+        serve(Api(database, Around(Settings())).answer, "127.0.0.1:0", {}, "[api]") as url,
         ClientSession() as session,
     ):
         api = Client(session, url, await a_token(dsn, "admin"))
@@ -89,7 +89,7 @@ async def test_what_failed_is_recovered_while_daemons_are_killed(
         await processes.start(role)
     async with (
         Database(dsn, size=4) as database,
-        serve(Api(database, Around(Settings())), "127.0.0.1:0", {}) as url,
+        serve(Api(database, Around(Settings())).answer, "127.0.0.1:0", {}, "[api]") as url,
         ClientSession() as session,
     ):
         api = Client(session, url, await a_token(dsn, "admin"))

@@ -51,6 +51,11 @@ class Output(logging.Handler):
         else:
             self._waiting.put(line + "\n")
 
+    @property
+    def lost(self) -> int:
+        """Lines that were not written."""
+        return self._refused + self._failed
+
     def flush(self) -> None:
         """Wait until what was logged so far is written, for at most a second; `logging` does it at exit."""
         written = Event()
@@ -151,6 +156,11 @@ def configure(level: str, form: Literal["auto", "json", "console"], stream: Text
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         cache_logger_on_first_use=True,
     )
+
+
+def lines_dropped() -> int:
+    """Lines that were logged and are not written, since this was configured."""
+    return sum(handler.lost for handler in logging.getLogger().handlers if isinstance(handler, Output))
 
 
 def _harmless(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:

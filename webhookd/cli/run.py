@@ -137,6 +137,7 @@ async def _deliver(file: Path, config: Config, accept: str) -> None:
         watch=loader.directories(file, os.environ) if watched else (),
         accept=accept,
         notifier=Notifier.from_environ(os.environ),
+        log_lines_dropped=logging.lines_dropped,
     )
     on_stop_signals(daemon.stop, _leave)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, daemon.reload)

@@ -22,6 +22,7 @@ from webhookd.store.listings import ASIDE, EndpointLine
 from webhookd.store.reports import Health, Owed, Reports, Status
 
 DAYS_ALARM = 7  # of partitions ahead, when 30 are made
+SNAPSHOT_ALARM = 3_600.0  # seconds that a transaction is open
 TROUBLE = {
     EndpointState.FAILING: ("fails, and is probed now and then", "fail, and are probed now and then"),
     EndpointState.DISABLED: ("is disabled until `webhookd enable`", "are disabled until `webhookd enable`"),
@@ -131,6 +132,9 @@ def _of_health(health: Health) -> Iterator[str]:
         yield f"there are partitions for {max(ahead, 0):.0f} more days only: see `webhookd maintain`"
     if health.rows_in_default:
         yield "rows have fallen into a DEFAULT partition, which `webhookd maintain` mends: nothing is lost"
+    if (open_for := health.snapshot or 0.0) > SNAPSHOT_ALARM:
+        who = inert(health.snapshot_holder or "")
+        yield f"a transaction has been open for {span(open_for)}, so that dead rows stay: {who}"
     if health.unreadable:
         yield f"{counted(health.unreadable, 'event')} could not be read: the table webhookd.unreadable says why"
 

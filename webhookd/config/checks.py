@@ -37,10 +37,6 @@ _OURS = re.compile(
     r"accept-encoding|webhook-.*",
     re.I,
 )
-_SOCKET_PATH: Final = 5 + 107  # bytes that the name of a socket has room for, behind "unix:"
-_HOST = re.compile(r"[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\]")
-_BASE_PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
-_ORIGIN = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\])(?::[0-9]+)?")
 T = TypeVar("T")
 
 
@@ -161,27 +157,6 @@ def _url(value: str, info: ValidationInfo) -> str:
     return value
 
 
-def _listen(value: str) -> str:
-    if value in ("", "systemd") or (value.startswith("unix:/") and len(value) <= _SOCKET_PATH):
-        return value
-    host, colon, port = value.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65_535 or not _HOST.fullmatch(host):
-        raise ValueError('wants "127.0.0.1:8484", "unix:/run/webhookd/api.sock" or "systemd"')
-    return value
-
-
-def _base_path(value: str) -> str:
-    if value and not _BASE_PATH.fullmatch(value):
-        raise ValueError(f'{quoted(value)} is no path; write one such as "/webhooks", without a slash at the end')
-    return value
-
-
-def _origin(value: str) -> str:
-    if not _ORIGIN.fullmatch(value):
-        raise ValueError(f'{quoted(value)} is no origin; write one such as "https://app.example.com"')
-    return value
-
-
 def around_of(info: ValidationInfo) -> Around:
     return cast(Around, info.context)
 
@@ -297,10 +272,6 @@ Plain = Annotated[str, AfterValidator(_text)]
 Storable = Annotated[str, AfterValidator(_storable)]
 Tenant = Annotated[str, AfterValidator(_tenant), Kind("text", {"type": "string", "maxLength": 255})]
 Source = Annotated[str, AfterValidator(_source)]
-Listen = Annotated[str, AfterValidator(_listen), Kind("text", {"type": "string"})]
-BasePath = Annotated[str, AfterValidator(_base_path), Kind("path", {"type": "string"})]
-Origin = Annotated[str, AfterValidator(_origin), Kind("origin", {"type": "string", "format": "uri"})]
-HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]+$|^\[[0-9a-fA-F:.]+\]$"), Kind("host", {"type": "string"})]
 Range = Annotated[Network, PlainValidator(_network), Kind("address range", {"type": "string"})]
 ProxyUrl = Annotated[str, AfterValidator(_proxy), Kind("URL", {"type": "string", "format": "uri"})]
 Url = Annotated[str, AfterValidator(_url), Kind("URL", {"type": "string", "format": "uri", "maxLength": 2048})]

@@ -31,6 +31,7 @@ from webhookd.config.schema import (
     Encryption,
     Endpoints,
     Log,
+    Metrics,
     Retention,
     Retry,
     Shape,
@@ -60,6 +61,7 @@ class Config:
     retention: Retention
     encryption: Encryption
     api: Api
+    metrics: Metrics
     log: Log
     event_types: Mapping[str, EventType]
     formats: Mapping[str, Format]  # those of its own, and those that are built in
@@ -138,6 +140,7 @@ def build(
         retention=_get(sections, Retention),
         encryption=_get(sections, Encryption),
         api=_get(sections, Api),
+        metrics=_get(sections, Metrics),
         log=_get(sections, Log),
         event_types=MappingProxyType(event_types),
         formats=MappingProxyType(formats),

@@ -26,7 +26,6 @@ MOST_TOLD: Final = 100  # of the mistakes of a configuration; whoever has more h
 LATER: Final = frozenset(
     {
         ("admin",),
-        ("metrics",),
     }
 )
 

@@ -6,29 +6,13 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from webhookd.config.checks import (
-    BasePath,
-    Delay,
-    Dsn,
-    HostName,
-    Kept,
-    Listen,
-    Many,
-    Name,
-    Origin,
-    Payload,
-    Plain,
-    ProxyUrl,
-    Range,
-    Slots,
-    Source,
-    Timeout,
-)
+from webhookd.config.checks import Delay, Dsn, Kept, Many, Name, Payload, Plain, ProxyUrl, Range, Slots, Source, Timeout
 from webhookd.config.secrets import (
     Authorization,
     SealKeys,
     TokensFile,
 )
+from webhookd.config.served import BasePath, HostName, Listen, Origin, Watched
 from webhookd.model import RetryPolicy
 from webhookd.units import DAY, KIB
 
@@ -173,6 +157,15 @@ class Api(Shape):
         return self.tokens_file
 
 
+class Metrics(Shape):
+    """What monitoring asks for, where nobody else does: /metrics, /healthz and /readyz. docs/monitoring.md has more."""
+
+    listen: Watched = ""
+    """Where: "127.0.0.1:9464" or "unix:/run/webhookd/metrics.sock". Whoever reaches it may read all of it."""
+    endpoints: bool = True
+    """Six lines of each endpoint, with tenant and name; false where there are many thousands."""
+
+
 class Log(Shape):
     """What the daemon says on its standard error."""
 
@@ -199,6 +192,7 @@ SECTIONS: Final[Mapping[str, type[Shape]]] = MappingProxyType(
         "retention": Retention,
         "encryption": Encryption,
         "api": Api,
+        "metrics": Metrics,
         "log": Log,
         "endpoints": Endpoints,
     }

@@ -2,12 +2,9 @@
 
 import asyncio
 import gc
-import os
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
@@ -19,6 +16,7 @@ from webhookd.daemon.joining import Joined, join, leave
 from webhookd.daemon.notify import Notifier
 from webhookd.daemon.processes import ourselves, see
 from webhookd.daemon.reloader import Reloader, long_lived
+from webhookd.daemon.serving import Serving, tenants_egress, with_parts
 from webhookd.daemon.watcher import watch
 from webhookd.egress.oauth import Tokens
 from webhookd.egress.ways import Ways
@@ -27,11 +25,9 @@ from webhookd.engine.engine import CLAIM_SECONDS, DRAIN_SECONDS, Engine, Interva
 from webhookd.engine.intake.outage import Outage
 from webhookd.engine.janitor import Janitor
 from webhookd.engine.neighbours import Neighbours
-from webhookd.engine.polled.polls import Polls
 from webhookd.errors import Moved
 from webhookd.message.kept import TIMEOUT_MOST
-from webhookd.message.sealing import Keyring
-from webhookd.model import Egress
+from webhookd.metrics.families import Reading
 from webhookd.policy.difference import ACCEPT
 from webhookd.store.backlog import Backlog
 from webhookd.store.batches import Batches
@@ -47,46 +43,19 @@ from webhookd.store.results import Results
 from webhookd.store.shots import Shots
 from webhookd.store.statistics import StatisticStore
 from webhookd.store.wakeup import WakeUp
+from webhookd.tally import Tally
 from webhookd.tasks import cancelled_by, first_of
-from webhookd.units import DAY
-from webhookd.web.api import Api
-from webhookd.web.operation import Around
-from webhookd.web.server import serve
-from webhookd.web.shapes import WORD
 
 # Objects until garbage is looked for, by generation. Python does it after 700, again and again at all that is in hand:
 # some percent of the time, and more while pollers wait.
 COLLECTED = (10_000, 10, 10)
 MOST_OF_A_PROBLEM = 500  # characters
-API_CONNECTIONS = 4  # to the database, so that no question of a client takes one from the engine
 
 log = structlog.get_logger("webhookd.daemon")
 
 NORMAL = Intervals()
 SILENT = Notifier()
-
-
-def tenants_egress(config: Config) -> Egress | None:
-    """What endpoints may reach that tenants have made by the API; None for nothing: they may not pass by the proxy."""
-    if config.egress.proxy is not None and not config.api.through_proxy:
-        return None
-    return Egress(config.api.allow_http, config.api.allow_networks, config.egress.proxy)
-
-
-def around(config: Config, polls: Polls | None = None) -> Around:
-    """What the API has to know of the configuration."""
-    return Around(
-        settings=config.api,
-        max_payload=config.delivery.max_payload,
-        give_up_most=config.retention.events - DAY,
-        keyring=Keyring(config.encryption.keys),
-        egress=tenants_egress(config),
-        event_types={name: each.description for name, each in config.event_types.items() if re.fullmatch(WORD, name)},
-        since=datetime.now(UTC),
-        examples={name: each.example for name, each in config.event_types.items() if each.example is not None},
-        formats=tuple(config.formats),
-        polls=polls,
-    )
+STARTS, ENDS = "It starts: it has not joined the others yet.", "It ends, or begins anew."
 
 
 class Daemon:
@@ -108,6 +77,7 @@ class Daemon:
         notifier: Notifier = SILENT,
         intervals: Intervals = NORMAL,
         on_ready: Callable[[int], None] = lambda _: None,
+        log_lines_dropped: Callable[[], int] = lambda: 0,
     ) -> None:
         self._config = config
         self._dsn = dsn
@@ -118,13 +88,26 @@ class Daemon:
         self._notifier = notifier
         self._intervals = intervals
         self._on_ready = on_ready
+        self._log_lines_dropped = log_lines_dropped
         self._stopped = asyncio.Event()
         self._reload_wanted = asyncio.Event()
         self._refused = ""  # why the files were not taken, over all lives
         self._user_agent = f"webhookd/{__version__}"
-        self._api: Api | None = None
-        self._api_database: Database | None = None
-        self.api_url = ""  # where the API is served, once it is
+        self._tally = Tally()
+        self._engine: Engine | None = None  # while it may deliver
+        self._waits = STARTS  # why it cannot deliver, where that is no fault of the engine's
+        self._loaded_at = 0.0
+        self.serving = Serving(dsn, self._tally, self._read, self._unready)
+
+    @property
+    def api_url(self) -> str:
+        """Where the API is served, once it is."""
+        return self.serving.api_url
+
+    @property
+    def metrics_url(self) -> str:
+        """Where monitoring asks, once it can."""
+        return self.serving.metrics_url
 
     def stop(self) -> None:
         """Claim nothing more, finish what is in flight, write it down, and return from run."""
@@ -143,25 +126,28 @@ class Daemon:
         # Around everything, also a database that is away and a slow stop. A TaskGroup would wrap what this raises.
         watchdog = asyncio.create_task(self._notifier.watchdog())
         try:
-            async with self._served():
+            async with self.serving.open(self._config):
                 while await self._moved() and not self._stopped.is_set():
                     pass
         finally:
             watchdog.cancel()
 
-    @asynccontextmanager
-    async def _served(self) -> AsyncIterator[None]:
-        """Serve the API meanwhile, if it is to listen; also while the database is away, as it says so."""
-        settings = self._config.api
-        if not settings.listen:
-            yield
-            return
-        async with Database(self._dsn, size=API_CONNECTIONS) as database:
-            self._api, self._api_database = Api(database, around(self._config)), database
-            async with serve(self._api, settings.listen, os.environ) as where:
-                self.api_url = where
-                log.info("api_listening", where=where)
-                yield
+    def _read(self, loop_lag: float) -> Reading:
+        """What there is to see of us now."""
+        reading = Reading(
+            ready=not self._unready(),
+            in_flight_limit=self._config.delivery.max_in_flight,
+            log_lines_dropped=self._log_lines_dropped(),
+            loop_lag=loop_lag,
+            config_hash=self._config.config_hash,
+            reload_refused=bool(self._refused),
+            loaded_at=self._loaded_at,
+        )
+        return reading if self._engine is None else with_parts(reading, self._engine)
+
+    def _unready(self) -> str:
+        """Why it cannot deliver now, in one sentence, or nothing."""
+        return self._waits or ("" if self._engine is None else self._engine.away)
 
     async def _moved(self) -> bool:
         """Live; True when the database has moved, so that all in memory was dropped and a new life has to begin."""
@@ -171,37 +157,45 @@ class Daemon:
         except* Moved as reasons:
             log.error("database_moved", reason=str(first_of(reasons)))
             moved = True
+        if moved:
+            await self.serving.reconnect()
         return moved
 
     async def _live(self) -> None:
         outage = Outage()
         async with (
-            Database(self._dsn) as database,
+            Database(self._dsn, tally=self._tally) as database,
             # From here on, since who joins may have to wait for a lock, too.
             LockHolders(self._dsn, lambda: outage.is_over) as lock_holders,
             WakeUp(self._direct_dsn, lambda: outage.is_over) as wakeup,
-            Ways(self._config.egress, tenants_egress(self._config), self._user_agent) as sender,
+            Ways(self._config.egress, tenants_egress(self._config), self._user_agent, self._tally) as sender,
         ):
             registry = Registry(database)
             registry.keys = opens(self._config)
             look = self._intervals.neighbours
             neighbours = Neighbours(registry, ourselves(), see, self._longest_lease, look_seconds=look)
-            joining = join(self._config, database, registry, neighbours, self._intervals, self._notifier.ready)
+            joining = join(self._config, database, registry, neighbours, self._intervals, self._told)
             joined = await cancelled_by(self._stopped, joining)
+            self._waits = STARTS
             if joined is not None:
                 parts = database, registry, neighbours, lock_holders, wakeup, outage, sender
                 unfinished = await self._deliver(joined, *parts)
                 await leave(joined.daemon_id, database, registry, unfinished)
 
     @asynccontextmanager
-    async def _polled(self, polls: Polls) -> AsyncIterator[None]:
+    async def _delivering(self, engine: Engine) -> AsyncIterator[None]:
         """However the block ends, nobody waits for what no longer comes."""
+        self._engine, self._waits = engine, ""
         try:
             yield
         finally:
-            polls.stop()
-            if self._api is not None:
-                self._api.configure(around(self._config))
+            self._engine, self._waits = None, ENDS
+            engine.polls.stop()
+            self.serving.configure(self._config)
+
+    def _told(self, why: str) -> None:
+        self._waits = why
+        self._notifier.ready(why)
 
     def _longest_lease(self) -> float:
         timeouts = (endpoint.timeout for endpoint in self._config.endpoints)
@@ -236,9 +230,10 @@ class Daemon:
             for _ in engine.prepare(active):
                 await asyncio.sleep(0)
             # From here on all at once, or a cursor would pass over what its endpoint is owed.
+            if config is not self._config or not self._loaded_at:
+                self._loaded_at = time.time()
             self._config = config  # a new life goes on with it
-            if self._api is not None:
-                self._api.configure(around(config, engine.polls))
+            self.serving.configure(config, engine.polls)
             sender.configure(config.egress, tenants_egress(config))
             old = engine.configure(active, catalog.matcher, config.delivery, version)
             engine.shots.configure([endpoint for endpoint in ours if not endpoint.polled], config.delivery)
@@ -264,7 +259,8 @@ class Daemon:
             parts = janitor, reloader, neighbours, wakeup, lock_holders
             setbacks = janitor.beating, janitor.minding, *engine.setbacks, *(part.setbacks for part in parts)
             sentences = (each.sentence for each in setbacks)
-            found = (lock_holders.problem, engine.reader.problem, engine.recorder.problem, *sentences, wakeup.problem)
+            parts_of_engine = engine.reader, engine.recorder, engine.dispatcher.scheduler
+            found = (lock_holders.problem, *(part.problem for part in parts_of_engine), *sentences, wakeup.problem)
             first = next(filter(None, found), "")
             return first[:MOST_OF_A_PROBLEM].replace("\0", "")  # it must never be what a heartbeat fails for
 
@@ -280,8 +276,8 @@ class Daemon:
                 discards=DiscardStore(database),
                 order=OrderStore(database, daemon_id),
                 statistics=StatisticStore(database),
-                polled_log=ParkingStore(self._api_database or database),
-                polled=Batches(self._api_database or database),
+                polled_log=ParkingStore(self.serving.api_database or database),
+                polled=Batches(self.serving.api_database or database),
             ),
             wakeup,
             outage,
@@ -291,6 +287,7 @@ class Daemon:
             self._config.delivery,
             intervals,
             user_agent=self._user_agent,
+            tally=self._tally,
             catch_up=lambda version: reloader.catch_up(version),
         )
         engine.begin(joined.beat, joined.low)
@@ -325,7 +322,7 @@ class Daemon:
         with long_lived():
             await reloader.take_over(self._config, joined.endpoints)
 
-        async with self._polled(engine.polls), asyncio.TaskGroup() as parts:
+        async with self._delivering(engine), asyncio.TaskGroup() as parts:
             parts.create_task(janitor.run())
             beside = [
                 parts.create_task(neighbours.run(daemon_id, engine.reader.rescue)),
@@ -338,6 +335,7 @@ class Daemon:
             started, in_flight = time.monotonic(), engine.dispatcher.in_flight
             longest = max((endpoint.timeout for endpoint in engine.endpoints.values()), default=0.0)
             self._notifier.stopping(longest + CLAIM_SECONDS + 1.5 * DRAIN_SECONDS, f"finishing {in_flight} attempts")
+            self._waits = ENDS
             log.info("stopping", in_flight=in_flight)
             for part in beside:
                 part.cancel()

@@ -190,7 +190,8 @@ class Reloader:
                 removed=len(change.removed),
                 changed=len(change.changed),
                 restart_needed=[name for name in ("daemon", "database", "log") if _differs(before, config, name)]
-                + ["api"] * (before.api.listen != config.api.listen),
+                + ["api"] * (before.api.listen != config.api.listen)
+                + ["metrics"] * (before.metrics.listen != config.metrics.listen),
             )
             old = [*before.endpoints, *before.specs.values()]
             del before

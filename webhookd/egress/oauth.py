@@ -16,7 +16,8 @@ from urllib.parse import quote_plus, urlencode, urlsplit
 import orjson
 import structlog
 
-from webhookd.model import Grant, NoResponse, Request, Response
+from webhookd.exchange import NoResponse, Request, Response
+from webhookd.model import Grant
 
 PART = 4  # of a request's timeout is for the wait for a token, and as much for asking for one
 EARLY = 30.0  # seconds before its end at which a token is renewed, if it lives for more than twice as long

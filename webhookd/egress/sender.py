@@ -28,7 +28,9 @@ from webhookd.egress.protocol import READ_BUFFER, Protocol, is_final
 from webhookd.egress.resolver import Resolver, Verdict
 from webhookd.egress.threads import ThreadPool
 from webhookd.egress.tls import tls_context
-from webhookd.model import Egress, NoResponse, Request, Response
+from webhookd.exchange import NoResponse, Request, Response
+from webhookd.model import Egress
+from webhookd.tally import Tally
 
 _BODY_SECONDS = 1.0
 _BODY_KEPT = 1024
@@ -67,7 +69,8 @@ class _Target(NamedTuple):
 class Sender:
     """Sends requests to addresses that the guard allows, over pooled connections. Use it with `async with`."""
 
-    def __init__(self, egress: Egress, user_agent: str) -> None:
+    def __init__(self, egress: Egress, user_agent: str, tally: Tally | None = None) -> None:
+        self._tally = tally or Tally()
         self._egress = egress
         self._user_agent = user_agent
         self._target = functools.lru_cache(maxsize=4096)(self._new_target)
@@ -114,7 +117,9 @@ class Sender:
         connection = connector.take(target.key)
         try:
             if connection is None:
-                connection = await connector.open(target.request, deadline, request.timeout)
+                connection = await self._open(connector, target, request, deadline)
+            else:
+                self._tally.connections_kept += 1
             try:
                 message, body = await self._ask(connection, target, request, deadline)
             except (aiohttp.ServerDisconnectedError, OSError) as error:
@@ -123,7 +128,7 @@ class Sender:
                     raise
                 abandon(connection)
                 connection = None
-                connection = await connector.open(target.request, deadline, request.timeout)
+                connection = await self._open(connector, target, request, deadline)
                 message, body = await self._ask(connection, target, request, deadline)
             good = 200 <= message.code < 300
             start = b"" if good and body.is_eof() and not request.whole else await _start(body)
@@ -136,6 +141,11 @@ class Sender:
         finally:
             if connection is not None:
                 abandon(connection)
+
+    async def _open(self, connector: Connector, target: _Target, request: Request, deadline: float) -> Connection:
+        connection = await connector.open(target.request, deadline, request.timeout)
+        self._tally.connections_opened += 1
+        return connection
 
     def _new_target(self, url: str, tls: ssl.SSLContext | None) -> _Target | None:
         if url_mistake(url, self._egress.allow_http):

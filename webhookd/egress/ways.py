@@ -7,7 +7,9 @@ connection that one may use is not there for the other.
 from typing import Self
 
 from webhookd.egress.sender import Sender
-from webhookd.model import Egress, NoResponse, Request, Response
+from webhookd.exchange import NoResponse, Request, Response
+from webhookd.model import Egress
+from webhookd.tally import Tally
 
 
 class Ways:
@@ -16,9 +18,9 @@ class Ways:
     `tenants` is None where there is none for theirs: what they have made is refused.
     """
 
-    def __init__(self, own: Egress, tenants: Egress | None, user_agent: str) -> None:
-        self._own = Sender(own, user_agent)
-        self._tenants = Sender(tenants or Egress(), user_agent)
+    def __init__(self, own: Egress, tenants: Egress | None, user_agent: str, tally: Tally | None = None) -> None:
+        self._own = Sender(own, user_agent, tally)
+        self._tenants = Sender(tenants or Egress(), user_agent, tally)
         self._is_closed = tenants is None
 
     async def __aenter__(self) -> Self:

@@ -26,6 +26,7 @@ from webhookd.engine import (
     statistics,
 )
 from webhookd.engine.clock import Clock
+from webhookd.engine.counting import count
 from webhookd.engine.discards import DiscardKeeper
 from webhookd.engine.dispatch import dispatcher, feeder, lanes
 from webhookd.engine.dispatch.dispatcher import Dispatcher
@@ -33,7 +34,7 @@ from webhookd.engine.dispatch.settings import Settings
 from webhookd.engine.intake import polling, reader
 from webhookd.engine.intake.outage import Outage
 from webhookd.engine.intake.reader import Reader
-from webhookd.engine.janitor import Beat
+from webhookd.engine.janitor import SILENT, Beat
 from webhookd.engine.order_keeper import OrderKeeper
 from webhookd.engine.parked import follower, log_pages
 from webhookd.engine.parked.follower import Follower
@@ -46,11 +47,12 @@ from webhookd.engine.retrier import Retrier
 from webhookd.engine.shots import Shots
 from webhookd.engine.state import Heartbeat, Subscriptions
 from webhookd.engine.statistics import Statistics
-from webhookd.model import Endpoint, Event
+from webhookd.model import Endpoint, Event, Result
 from webhookd.policy.backoff import over_before
 from webhookd.policy.discards import Discards
 from webhookd.policy.matching import Matcher
 from webhookd.policy.parking import Parking
+from webhookd.tally import Tally
 from webhookd.tasks import Setbacks, is_worth_a_line
 
 CLAIM_SECONDS = 2.0  # for a claim that is under way; one that is lost is adopted or runs out
@@ -127,12 +129,15 @@ class Engine:
         intervals: Intervals,
         *,
         user_agent: str,
+        tally: Tally,
         catch_up: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
+        self._tally = tally
         dead_after = intervals.dead_after
         self._intervals = intervals
         self._wakeup = wakeup
         self._matcher = Matcher(())
+        self._silent = ""  # why the others may take us for dead
         self._refusals = 0  # heartbeats at which there had been events without a tenant
         self._heartbeat = beat = Heartbeat()
         self._subscriptions = subscriptions = Subscriptions(owner, catch_up)
@@ -142,7 +147,7 @@ class Engine:
             owner,
             flush_seconds=intervals.flush,
             is_discarded=subscriptions.is_discarded,
-            on_recorded=self.statistics.add,
+            on_recorded=self._recorded,
         )
         self.dispatcher = Dispatcher(
             stores.batches,
@@ -230,6 +235,7 @@ class Engine:
         self.begin(beat, low)
         self._heartbeat.steady_until = beat.now + 1.5 * self._intervals.beat if steady else 0.0
         self.dispatcher.share(self._subscriptions.divide(beat.members))
+        self._silent = ""
         self.dispatcher.hold(False)
         if refused := self._matcher.refused:
             self._refusals += 1
@@ -239,6 +245,7 @@ class Engine:
 
     def silenced(self) -> None:
         """Start and adopt nothing: nobody can know whether we are alive."""
+        self._silent = SILENT
         self.dispatcher.hold(True)
         self._heartbeat.steady_until = 0.0
 
@@ -278,12 +285,21 @@ class Engine:
         self._pages.forget()
         self.follower.changed()
 
+    def _recorded(self, result: Result) -> None:
+        self.statistics.add(result)
+        count(self._tally, result)
+
     # What it tells.
 
     @property
     def endpoints(self) -> Mapping[int, Endpoint]:
         """Those that it sends to, by number."""
         return self._subscriptions.endpoints
+
+    @property
+    def away(self) -> str:
+        """What keeps us from delivering, whatever it is, or nothing."""
+        return self.reader.setbacks.problem or (self.recorder.stuck and self.recorder.problem) or self._silent
 
     @property
     def setbacks(self) -> Sequence[Setbacks]:

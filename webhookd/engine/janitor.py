@@ -19,6 +19,7 @@ DEAD_AFTER_BEATS = 3  # a daemon that missed so many is dead to the others
 SILENT_AFTER_BEATS = 2  # one that could not beat for so long starts no attempts
 AGAIN = 0.2  # of the time between two beats, after which one that failed is tried again
 EARLY = 0.2  # the same, after which one that has news to tell comes early
+SILENT = "no heartbeat has reached the database for some seconds"
 TIDY_SECONDS = 3600.0
 TIDY_ON = 0.5  # seconds between two pieces of the work
 TIDY_AGAIN = 60.0  # when a lock was in the way: each try may hold up INSERTs for the 50 ms that it waits

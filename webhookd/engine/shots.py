@@ -19,8 +19,9 @@ from webhookd.engine.clock import Clock
 from webhookd.engine.dispatch.lanes import Sender
 from webhookd.engine.dispatch.reservations import Reservations
 from webhookd.errors import Moved, OtherPlace, SchemaMismatch, StoreRefused, StoreUnavailable
+from webhookd.exchange import NoResponse, Response
 from webhookd.message import request
-from webhookd.model import Attempt, Delivery, Endpoint, Event, NoResponse, Response
+from webhookd.model import Attempt, Delivery, Endpoint, Event
 from webhookd.policy import outcome
 from webhookd.tasks import Setbacks, wait_for
 

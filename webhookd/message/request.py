@@ -2,7 +2,8 @@
 
 from typing import Final
 
-from webhookd.model import Delivery, Endpoint, Request
+from webhookd.exchange import Request
+from webhookd.model import Delivery, Endpoint
 
 HIDDEN: Final = "…"
 SHOWN: Final = 16 * 1024  # bytes of a body that people are shown

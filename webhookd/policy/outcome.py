@@ -5,7 +5,8 @@ from collections.abc import Callable
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
-from webhookd.model import Attempt, Delivered, Delivery, Ended, NoResponse, Outcome, Postponed, Response, Retry
+from webhookd.exchange import NoResponse, Response
+from webhookd.model import Attempt, Delivered, Delivery, Ended, Outcome, Postponed, Retry
 from webhookd.policy import backoff
 from webhookd.policy.limiter import Signal
 

@@ -55,6 +55,7 @@ class Batches:
         except StoreRefused as error:  # another timeline gave the same batch id out; the next cut sees it
             raise StoreUnavailable(str(error)) from error
         batches = sorted((_batch(tuple(row)[:-2]) for row in rows if row[0] is not None), key=lambda batch: batch.id)
+        self._database.tally.events_read += sum(len(batch.event_ids) for batch in batches)
         drawn = next((row["o_after"] for row in rows if row["o_after"] is not None), None)
         return Cut(batches, any(row["o_more"] for row in rows), drawn)
 
@@ -66,6 +67,7 @@ class Batches:
         Batches of daemons that look dead are taken only until `steady_until`, on the database's clock.
         """
         rows = await self._database.fetch(QUERIES["adopt"], low, owner, list(mine), steady_until, dead_after, most)
+        self._database.tally.rescues += len(rows)
         return sorted((_batch(row[:-1], left_by=row[-1]) for row in map(tuple, rows)), key=lambda batch: batch.id)
 
     async def known(self, batch: Batch) -> set[tuple[int, int]]:
@@ -131,6 +133,7 @@ class Batches:
     async def set_aside(self, unreadable: Mapping[int, str]) -> None:
         """Show that these events, by their numbers, cannot be seen through, and why; nobody is owed them any longer."""
         new = await self._database.fetch(QUERIES["set_aside"], list(unreadable), list(unreadable.values()))
+        self._database.tally.unreadable_events += len(new)
         for (id_,) in new[:TOLD]:
             log.error("event_unreadable", id=id_, reason=unreadable[id_], others=len(new) - 1)
 

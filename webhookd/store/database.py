@@ -14,12 +14,13 @@ from typing import Any, Self
 
 import asyncpg
 
-from webhookd.errors import Moved, StoreConflict, StoreForbidden
+from webhookd.errors import Moved, StoreConflict, StoreForbidden, WebhookdError
 from webhookd.store.dial import CONNECT_TIMEOUT, Dsn, Target, dial, target
 from webhookd.store.migrations import check_schema
 from webhookd.store.session import expect_primary, is_pooled, learn_types, pins, prepare
 from webhookd.store.statements import QUERIES
-from webhookd.store.translation import NO_ROW_SECURITY, UNAVAILABLE, decoded, ours, translated
+from webhookd.store.translation import NO_ROW_SECURITY, UNAVAILABLE, decoded, kind_of, ours, translated
+from webhookd.tally import Tally
 
 POOL_SIZE = 5  # more only queue up behind each other
 APPLICATION_NAME = "webhookd"
@@ -92,15 +93,26 @@ class _Lent:
         self._database = database
 
     async def __aenter__(self) -> "asyncpg.pool.PoolConnectionProxy[Any]":
-        with translated():
-            self._pool, self._connection = await self._database._acquire()
+        tally, began = self._database.tally, time.monotonic()
+        try:
+            with translated():
+                self._pool, self._connection = await self._database._acquire()
+        except WebhookdError as error:
+            tally.database_errors[kind_of(error)] += 1
+            raise
+        tally.pool_waits.observe(time.monotonic() - began)
         self._expiries = self._database._expiries
         return self._connection
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         with translated():
             await self._database._have_back(self._pool, self._connection, error, self._expiries)
-        if error is not None and (found := ours(error)) is not None:
+        if error is None:
+            return
+        found = ours(error)
+        if found is not None or isinstance(error, WebhookdError):
+            self._database.tally.database_errors[kind_of(found or error)] += 1
+        if found is not None:
             raise found from error
 
 
@@ -110,8 +122,9 @@ class Database:
     Once `place` is set, the answer of `webhookd.place()`, it raises Moved rather than use a server that is elsewhere.
     """
 
-    def __init__(self, dsn: Dsn, *, size: int = POOL_SIZE) -> None:
+    def __init__(self, dsn: Dsn, *, size: int = POOL_SIZE, tally: Tally | None = None) -> None:
         self._dsn = dsn
+        self.tally = tally or Tally()
         self._size = size
         self._pool: asyncpg.Pool[Any] | None = None
         self._pooled = False
@@ -150,9 +163,7 @@ class Database:
         if error is not None:
             try:
                 if isinstance(error, asyncpg.ReadOnlySQLTransactionError):  # another server is the primary now
-                    self._expiries += 1
-                    await self._let_go_of_idle(0.0)
-                    await pool.expire_connections()
+                    await self.reconnect()
             finally:
                 await self._give_back(pool, connection)
         elif self._pool is not pool or self._expiries != expiries or _is_closed(connection):
@@ -160,6 +171,13 @@ class Database:
         elif not self._hand_on(connection):
             self._idle.append((time.monotonic(), connection))
             await self._let_go_of_idle(UNUSED_SECONDS)
+
+    async def reconnect(self) -> None:
+        """Use no connection for another statement that is there now."""
+        self._expiries += 1
+        await self._let_go_of_idle(0.0)
+        if self._pool is not None:
+            await self._pool.expire_connections()
 
     def _hand_on(self, connection: "asyncpg.pool.PoolConnectionProxy[Any] | None") -> bool:
         """Let who has waited the longest go on with it, or ask the pool; False when nobody waits."""

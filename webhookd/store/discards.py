@@ -64,7 +64,9 @@ class DiscardStore:
 
     async def step(self, discard: int) -> bool:
         """End what the next rows of the backlog have of one; True when there may be more at once."""
-        return bool((await self._database.fetch_row(QUERIES["discard_step"], discard))[1])
+        many, more = await self._database.fetch_row(QUERIES["discard_step"], discard)
+        self._database.tally.deliveries["discarded"] += many
+        return bool(more)
 
     async def discard(self, wanted: Wanted, who: str) -> int:
         """Say that nobody wants these any longer; the number of that."""

@@ -107,7 +107,9 @@ class ParkingStore:
         """
         ids, epochs, befores = zip(*endpoints, strict=True)
         rows = await self._database.fetch(QUERIES["give_up"], ids, owner, epochs, befores)
-        return {row[0]: row[1] for row in rows}
+        self._database.tally.deliveries["exhausted"] += sum(row[1] for row in rows)
+        self._database.tally.missed_events += sum(row[3] for row in rows)
+        return {row[0]: row[1] + row[2] for row in rows}
 
     async def forget(self) -> None:
         """Delete cursors that nobody needs any longer."""

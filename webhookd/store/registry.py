@@ -185,6 +185,7 @@ class Registry:
         """
         try:
             moved = [(row[0], row[1]) for row in await self._database.fetch(QUERIES["move_consumers"], events)]
+            self._database.tally.missed_events += len(moved)
         except (StoreRefused, StoreUnavailable) as error:  # which retention must not wait for
             moved = [("consumers", f"those that lag cannot be moved: {error}")]
         rows = await self._database.fetch(QUERIES["maintain"], events, attempts, large)

@@ -124,6 +124,8 @@ class Health(NamedTuple):
     unreadable: int  # events that could not be read
     exhausted: int  # deliveries that were given up in the last 24 hours
     missed: int  # ranges of the log, likewise
+    snapshot: float | None = None  # for which the oldest transaction has been open
+    snapshot_holder: str | None = None
 
 
 class Status(NamedTuple):

@@ -1,10 +1,13 @@
 """The one place where errors of Postgres and of its driver become ours."""
 
-from types import TracebackType
+from collections.abc import Mapping
+from types import MappingProxyType, TracebackType
+from typing import Final
 
 import asyncpg
 
 from webhookd.errors import (
+    Moved,
     SchemaMismatch,
     StoreConflict,
     StoreDamaged,
@@ -39,6 +42,19 @@ _REFUSED = (
 _CONFLICTS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 UNAVAILABLE = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 
+
+KINDS: Final[Mapping[str, type[BaseException]]] = MappingProxyType(  # the first that fits
+    {
+        "conflict": StoreConflict,
+        "forbidden": StoreForbidden,
+        "damaged": StoreDamaged,
+        "unavailable": StoreUnavailable,
+        "refused": StoreRefused,
+        "schema": SchemaMismatch,
+        "moved": Moved,
+        "other": BaseException,
+    }
+)
 
 _TOLD = (*_REFUSED, *UNAVAILABLE, WebhookdError, MemoryError)
 
@@ -97,6 +113,11 @@ def ours(error: BaseException) -> WebhookdError | None:
         kind = StoreDamaged if isinstance(error, asyncpg.PostgresSystemError) else StoreUnavailable
         return kind(f"The database does not answer: {_sentence(error)}.")
     return None
+
+
+def kind_of(error: BaseException) -> str:
+    """What an error is called where errors are counted: one of KINDS."""
+    return next(name for name, kind in KINDS.items() if isinstance(error, kind))
 
 
 def _refusal(error: Exception) -> str:

@@ -45,11 +45,22 @@ NOBODY: Final = Caller("", "", "")
 log = structlog.get_logger("webhookd.api")
 
 
+class Which:
+    """What a request turns out to be, for who counts it."""
+
+    __slots__ = ("operation", "waits")
+
+    def __init__(self) -> None:
+        self.operation = "none"  # as long as it is known to be none of ours
+        self.waits = False  # as long as its caller likes
+
+
 class Api:
     """Answers requests."""
 
     def __init__(self, database: Database, around: Around) -> None:
         self._database = database
+        self._tally = database.tally
         self._router = Router(OPERATIONS)
         self._callers = Recent[Caller]()  # by their tokens
         self._tenants = Recent[Tenant]()  # by their ids and uids
@@ -67,9 +78,17 @@ class Api:
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
         """The answer, whatever the request is."""
+        began, which = time.monotonic(), Which()
+        response = await self._answered(request, which)
+        self._tally.requests[which.operation, response.status] += 1
+        if not which.waits:
+            self._tally.request_seconds.observe(time.monotonic() - began)
+        return response
+
+    async def _answered(self, request: web.BaseRequest, which: Which) -> web.Response:
         try:
             async with asyncio.timeout(SECONDS) as within:
-                response = await self._answer(request, within)
+                response = await self._answer(request, within, which)
         except Problem as problem:
             response = _told(problem)
         except (StoreUnavailable, TimeoutError):
@@ -93,7 +112,7 @@ class Api:
         self._allow_origin(request, response)
         return response
 
-    async def _answer(self, request: web.BaseRequest, within: asyncio.Timeout) -> web.Response:
+    async def _answer(self, request: web.BaseRequest, within: asyncio.Timeout, which: Which) -> web.Response:
         until = time.monotonic() + SECONDS
         self._expect_host(request)
         self._expect_origin(request)
@@ -103,6 +122,7 @@ class Api:
         if path == "/openapi.json" and request.method == "GET":
             return web.Response(body=self._document, headers=JSON)
         operation, parts = self._router.find(request.method, path)
+        which.operation, which.waits = operation.id, operation.waits
         caller = NOBODY if operation.right is None else await self._caller(request)
         _expect_right(operation, caller)
         if operation.waits:

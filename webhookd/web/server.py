@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from typing import Any, Final
@@ -15,7 +15,6 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from webhookd.errors import ConfigError
-from webhookd.web.api import Api
 from webhookd.web.problem import Problem
 
 IDLE_SECONDS: Final = 75.0  # that a connection may be without a request, the first included
@@ -23,6 +22,7 @@ UNREAD_SECONDS: Final = 30.0  # that an answer may wait for who does not read it
 SMALL: Final = 16 << 10  # bytes of an answer
 CONNECTIONS_MOST: Final = 4_000  # of which a poller that waits has one for long
 STOP_SECONDS: Final = 5.0  # for requests that are under way
+Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 FIRST_FD: Final = 3  # of the sockets that systemd hands over (sd_listen_fds(3))
 
 _SILENT: Final = logging.getLogger("webhookd.http")  # aiohttp's own lines say nothing that an answer does not
@@ -87,13 +87,13 @@ class _Server(web.Server):
 
 
 @asynccontextmanager
-async def serve(api: Api, listen: str, environ: Mapping[str, str]) -> AsyncIterator[str]:
+async def serve(answer: Answer, listen: str, environ: Mapping[str, str], section: str) -> AsyncIterator[str]:
     """Answer at that address while the block runs: HOST:PORT, unix:PATH, or systemd for what it hands over.
 
-    Gives where that is, as a URL where it is one. ConfigError when it cannot be had.
+    Gives where that is, as a URL where it is one. ConfigError, of this section, when it cannot be had.
     """
     server = _Server(
-        api.answer,
+        answer,
         handler_cancellation=True,
         keepalive_timeout=IDLE_SECONDS,
         access_log=None,
@@ -104,7 +104,7 @@ async def serve(api: Api, listen: str, environ: Mapping[str, str]) -> AsyncItera
         listening, where = await _listen(server, listen, environ)
     except OSError as error:
         why = error.strerror or str(error)
-        raise ConfigError([f"[api] listen: {listen} cannot be listened on: {why}"]) from None
+        raise ConfigError([f"{section} listen: {listen} cannot be listened on: {why}"]) from None
     try:
         yield where
     finally:

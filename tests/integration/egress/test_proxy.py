@@ -32,7 +32,8 @@ from tests.waiting import until
 from webhookd.egress.connector import Connector
 from webhookd.egress.sender import Sender
 from webhookd.egress.tls import tls_context
-from webhookd.model import Egress, NoResponse, Proxy, Response
+from webhookd.exchange import NoResponse, Response
+from webhookd.model import Egress, Proxy
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
 

@@ -31,7 +31,8 @@ from tests.waiting import until
 from webhookd.egress.connector import Connector, protocol_of
 from webhookd.egress.sender import CODES, Sender
 from webhookd.egress.tls import tls_context
-from webhookd.model import Egress, NoResponse, Response
+from webhookd.exchange import NoResponse, Response
+from webhookd.model import Egress
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
 

@@ -18,7 +18,7 @@ from tests.waiting import until
 from webhookd.egress import handshake
 from webhookd.egress.sender import Sender
 from webhookd.egress.tls import tls_context
-from webhookd.model import NoResponse, Response
+from webhookd.exchange import NoResponse, Response
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
 

@@ -29,9 +29,10 @@ from tests.integration.conftest import (
 )
 from tests.stopwatch import Stopwatch, family
 from tests.waiting import until
+from webhookd.exchange import Response
 from webhookd.message.formats import FORMATS
 from webhookd.message.signing import SCHEMES
-from webhookd.model import Delivery, Ended, Endpoint, Event, Response, Retry, RetryPolicy
+from webhookd.model import Delivery, Ended, Endpoint, Event, Retry, RetryPolicy
 from webhookd.policy import breaker, outcome
 from webhookd.policy.backoff import horizon
 from webhookd.store.registry import Registry

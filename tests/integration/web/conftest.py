@@ -68,7 +68,10 @@ async def a_token(
 @pytest.fixture
 async def api(dsn: str) -> AsyncIterator[Client]:
     """As an administrator."""
-    async with Database(dsn, size=4) as database, serve(Api(database, Around(Settings())), "127.0.0.1:0", {}) as url:
+    async with (
+        Database(dsn, size=4) as database,
+        serve(Api(database, Around(Settings())).answer, "127.0.0.1:0", {}, "[api]") as url,
+    ):
         token = await a_token(dsn, "admin")
         async with ClientSession() as session:
             yield Client(session, url, token)

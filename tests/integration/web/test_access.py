@@ -140,7 +140,7 @@ async def test_tokens_of_a_file_count_too(dsn: str) -> None:
     settings = Settings.model_construct(tokens_file={hash_of("a-token-of-a-file-000"): "read"})
     async with (
         Database(dsn) as database,
-        serve(Api(database, Around(settings)), "127.0.0.1:0", {}) as url,
+        serve(Api(database, Around(settings)).answer, "127.0.0.1:0", {}, "[api]") as url,
         ClientSession() as session,
     ):
         client = Client(session, url, "a-token-of-a-file-000")

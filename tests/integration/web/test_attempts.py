@@ -309,7 +309,7 @@ async def test_it_is_read_with_no_more_rights_than_a_daemon_has(dsn: str, sql: S
     )
     async with (
         Database(as_user(dsn, "webhookd_daemon"), size=2) as database,
-        serve(Api(database, Around(Settings())), "127.0.0.1:0", {}) as url,
+        serve(Api(database, Around(Settings())).answer, "127.0.0.1:0", {}, "[api]") as url,
         ClientSession() as session,
     ):
         client = Client(session, url, await a_token(dsn, "admin"))

@@ -60,7 +60,7 @@ async def scene(dsn: str, sql: Sql, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     keyring = Keyring([SealingKey("one", parse_key(new_key()))])
     async with (
         Database(dsn, size=4) as database,
-        serve(Api(database, Around(settings, keyring=keyring)), "127.0.0.1:0", {}) as url,
+        serve(Api(database, Around(settings, keyring=keyring)).answer, "127.0.0.1:0", {}, "[api]") as url,
         ClientSession() as session,
     ):
         admin = Client(session, url, tokens["admin"])

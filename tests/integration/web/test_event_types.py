@@ -124,7 +124,7 @@ async def filed(dsn: str) -> AsyncIterator[Client]:
     around = Around(Settings(), event_types=described, since=datetime(2026, 11, 29, tzinfo=UTC))
     async with (
         Database(dsn, size=4) as database,
-        serve(Api(database, around), "127.0.0.1:0", {}) as url,
+        serve(Api(database, around).answer, "127.0.0.1:0", {}, "[api]") as url,
         ClientSession() as session,
     ):
         yield Client(session, url, await a_token(dsn, "admin"))

@@ -150,7 +150,7 @@ async def test_health_and_the_document_need_no_token(api: Client) -> None:
 async def test_a_database_that_is_away_is_503(unused: str) -> None:
     async with (
         Database(unused) as database,
-        serve(Api(database, Around(Settings())), "127.0.0.1:0", {}) as url,
+        serve(Api(database, Around(Settings())).answer, "127.0.0.1:0", {}, "[api]") as url,
         ClientSession() as session,
     ):
         reply = await Client(session, url, "x" * 30)("GET", "/app")
@@ -161,7 +161,7 @@ async def test_a_database_that_is_away_is_503(unused: str) -> None:
 async def test_a_schema_that_is_not_there_is_503(empty_dsn: str) -> None:
     async with (
         Database(empty_dsn) as database,
-        serve(Api(database, Around(Settings())), "127.0.0.1:0", {}) as url,
+        serve(Api(database, Around(Settings())).answer, "127.0.0.1:0", {}, "[api]") as url,
         ClientSession() as session,
     ):
         reply = await Client(session, url, "x" * 30)("GET", "/app")
@@ -180,7 +180,7 @@ async def test_hosts_base_path_and_origins(dsn: str) -> None:
     settings = Settings(base_path="/hooks", hosts=("api.example",), cors_origins=("https://app.example",))
     async with (
         Database(dsn) as database,
-        serve(Api(database, Around(settings)), "127.0.0.1:0", {}) as url,
+        serve(Api(database, Around(settings)).answer, "127.0.0.1:0", {}, "[api]") as url,
         ClientSession() as session,
     ):
 
@@ -217,12 +217,12 @@ async def test_a_socket_of_the_file_system(dsn: str, tmp_path: Path) -> None:
         left.bind(str(path))
     async with Database(dsn) as database:
         async with (
-            serve(Api(database, Around(Settings())), f"unix:{path}", {}),
+            serve(Api(database, Around(Settings())).answer, f"unix:{path}", {}, "[api]"),
             ClientSession(connector=UnixConnector(str(path))) as session,
         ):
             assert (await Client(session, "http://api", None)("GET", "/health")).status == 204
             with pytest.raises(ConfigError, match="cannot be listened on"):
-                async with serve(Api(database, Around(Settings())), f"unix:{path}", {}):
+                async with serve(Api(database, Around(Settings())).answer, f"unix:{path}", {}, "[api]"):
                     pass
         assert not path.exists()
 
@@ -230,7 +230,7 @@ async def test_a_socket_of_the_file_system(dsn: str, tmp_path: Path) -> None:
 async def test_an_address_that_is_taken_is_a_mistake_of_the_configuration(api: Client, dsn: str) -> None:
     async with Database(dsn) as database:
         with pytest.raises(ConfigError, match=r"\[api\] listen: .* cannot be listened on"):
-            async with serve(Api(database, Around(Settings())), api.url.removeprefix("http://"), {}):
+            async with serve(Api(database, Around(Settings())).answer, api.url.removeprefix("http://"), {}, "[api]"):
                 pass
 
 

@@ -78,7 +78,7 @@ async def test_what_no_receiver_would_get_is_refused(dsn: str) -> None:
     """A payload above [delivery] max_payload, and all else that is long."""
     async with (
         Database(dsn) as database,
-        serve(Api(database, Around(Settings(), 1_000)), "127.0.0.1:0", {}) as url,
+        serve(Api(database, Around(Settings(), 1_000)).answer, "127.0.0.1:0", {}, "[api]") as url,
         ClientSession() as session,
     ):
         client = Client(session, url, await a_token(dsn, "admin"))

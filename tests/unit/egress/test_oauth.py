@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from webhookd.egress import oauth
 from webhookd.egress.oauth import Token, Tokens, asked, token_in
-from webhookd.model import Grant, NoResponse, Request, Response
+from webhookd.exchange import NoResponse, Request, Response
+from webhookd.model import Grant
 
 SERVER = "https://login.example.com/token"
 GRANT = Grant(SERVER, "webhookd", "fake:secret%")

@@ -27,6 +27,7 @@ from webhookd.engine.dispatch.queues import EndpointQueue
 from webhookd.engine.dispatch.scheduler import EGRESS_DOWN_SECONDS
 from webhookd.engine.state import Heartbeat
 from webhookd.errors import StoreUnavailable
+from webhookd.exchange import NoResponse, Request, Response
 from webhookd.message.formats import FORMATS
 from webhookd.message.signing import SCHEMES
 from webhookd.model import (
@@ -38,10 +39,7 @@ from webhookd.model import (
     Endpoint,
     Event,
     Key,
-    NoResponse,
     Postponed,
-    Request,
-    Response,
     Result,
     Retry,
     RetryPolicy,
@@ -335,19 +333,19 @@ async def test_while_our_way_out_is_shut_little_is_taken_into_memory() -> None:
         await until(lambda: parts.recorder.postponed, "our way out to be found shut")
         assert parts.dispatcher.room == 0
         assert parts.dispatcher.claimable(HOOK.id) == (0, 0.0)
-        shut_at = parts.dispatcher._scheduler.egress_down_at
-        parts.dispatcher._scheduler.egress_down_at = shut_at - EGRESS_DOWN_SECONDS  # as if that had passed
+        shut_at = parts.dispatcher.scheduler.egress_down_at
+        parts.dispatcher.scheduler.egress_down_at = shut_at - EGRESS_DOWN_SECONDS  # as if that had passed
         assert parts.dispatcher.room == 0  # what is held can look
-        parts.dispatcher._scheduler.egress_down_at = shut_at - UNSEEN_SECONDS
+        parts.dispatcher.scheduler.egress_down_at = shut_at - UNSEEN_SECONDS
         assert parts.dispatcher.room > 0  # but has not
-        parts.dispatcher._scheduler.egress_down_at = shut_at - EGRESS_DOWN_SECONDS
+        parts.dispatcher.scheduler.egress_down_at = shut_at - EGRESS_DOWN_SECONDS
         held.opened.set()
         await until(lambda: parts.recorder.delivered, "nothing is held any longer")
         assert parts.dispatcher.room > 0
         parts.network.answers = {}
         parts.offer(3)
         await until(lambda: len(parts.recorder.delivered) == 2, "it is open again")
-        assert parts.dispatcher._scheduler.egress_down_at == 0
+        assert parts.dispatcher.scheduler.egress_down_at == 0
 
 
 async def test_thousands_for_a_hung_endpoint_do_not_fill_the_memory() -> None:

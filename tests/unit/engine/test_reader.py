@@ -510,7 +510,7 @@ async def test_another_reason_for_the_same_outage_is_told_as_well_and_a_right_th
             await until(lambda: parts.outage.is_over, "a first answer")
             for troubles in ([StoreUnavailable(each) for each in reasons], [StoreForbidden("no")] * 2):
                 parts.log.troubles["cut"] = list(troubles)
-                parts.reader._setbacks._most = 0.001
+                parts.reader.setbacks._most = 0.001
                 parts.wakeup.rung.set()
                 await until(lambda: not parts.log.troubles["cut"] and not parts.reader.problem, "that it goes on")
     told = [(line["event"], line.get("reason")) for line in logs]

@@ -15,7 +15,8 @@ from tests.waiting import HANGS, until
 from webhookd.engine.clock import Clock
 from webhookd.engine.shots import AT_ONCE, LEFT_TO_SENDER, OF_ENDPOINT, OF_TENANT, Shots
 from webhookd.errors import Moved, StoreRefused, StoreUnavailable
-from webhookd.model import Attempt, Endpoint, Event, Request, Response
+from webhookd.exchange import Request, Response
+from webhookd.model import Attempt, Endpoint, Event
 
 AT = datetime(2026, 1, 31, tzinfo=UTC)
 EVENT = Event(7, "e", AT, "t", "", None, None, None, 2, 0, b"{}")

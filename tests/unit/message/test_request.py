@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from webhookd.exchange import Request
 from webhookd.message.formats import FORMATS, compile_header_value, compile_template
 from webhookd.message.request import HIDDEN, build, shown
 from webhookd.message.signing import SCHEMES, new_keypair, parse_secret, parse_verifier, verify
-from webhookd.model import Delivery, Endpoint, Event, Key, Request, RetryPolicy
+from webhookd.model import Delivery, Endpoint, Event, Key, RetryPolicy
 
 SECRET = "whsec_" + base64.b64encode(b"planted-secret-of-test-request").decode()
 OLDER = "whsec_" + base64.b64encode(b"planted-older-secret-of-test-request").decode()

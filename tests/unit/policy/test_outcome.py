@@ -13,21 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from webhookd.egress.sender import CODES
+from webhookd.exchange import NoResponse, Response
 from webhookd.message.formats import FORMATS
 from webhookd.message.signing import SCHEMES
-from webhookd.model import (
-    Attempt,
-    Delivered,
-    Delivery,
-    Ended,
-    Endpoint,
-    Event,
-    NoResponse,
-    Postponed,
-    Response,
-    Retry,
-    RetryPolicy,
-)
+from webhookd.model import Attempt, Delivered, Delivery, Ended, Endpoint, Event, Postponed, Retry, RetryPolicy
 from webhookd.policy.limiter import Signal
 from webhookd.policy.outcome import (
     MAX_RETRY_AFTER,

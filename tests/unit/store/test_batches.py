@@ -13,6 +13,7 @@ from webhookd.store import batches
 from webhookd.store.batches import UNREADABLE, Batches
 from webhookd.store.statements import QUERIES
 from webhookd.store.translation import translated
+from webhookd.tally import Tally
 
 DAY = datetime(2021, 1, 27, tzinfo=UTC)
 CORRUPT = asyncpg.DataCorruptedError("invalid page in block 7 of relation base/5/16384")
@@ -29,6 +30,7 @@ class Damaged:
         self.times = times
         self.aside: dict[int, str] = {}
         self.reads: list[list[int]] = []
+        self.tally = Tally()
 
     async def fetch(self, query: str, *arguments: Any) -> Sequence[Any]:
         if query == QUERIES["set_aside"]:

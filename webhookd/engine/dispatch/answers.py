@@ -9,19 +9,8 @@ import structlog
 
 from webhookd.engine.dispatch.queues import GONE_MOST, EndpointQueue, Flight
 from webhookd.engine.state import Heartbeat
-from webhookd.model import (
-    UNWANTED,
-    Attempt,
-    Delivered,
-    Delivery,
-    Ended,
-    NoResponse,
-    Outcome,
-    Postponed,
-    Response,
-    Result,
-    Retry,
-)
+from webhookd.exchange import NoResponse, Response
+from webhookd.model import UNWANTED, Attempt, Delivered, Delivery, Ended, Outcome, Postponed, Result, Retry
 from webhookd.policy import outcome
 from webhookd.policy.backoff import horizon
 

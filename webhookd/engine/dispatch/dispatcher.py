@@ -79,8 +79,8 @@ class Dispatcher:
         self._is_discarded = is_discarded
         self._queues: dict[int, EndpointQueue] = {}
         self._stirred: dict[EndpointQueue, None] = {}  # that had something of late
-        self._scheduler = Scheduler(aside_after=min(ASIDE_AFTER, patience))
-        self._limits = Limits(self._scheduler)
+        self.scheduler = Scheduler(aside_after=min(ASIDE_AFTER, patience))
+        self._limits = Limits(self.scheduler)
         self.feeder = Feeder(
             store,
             self._queues.values(),
@@ -91,7 +91,7 @@ class Dispatcher:
         )
         self._room = Room(most_deliveries)
         self._lanes = Lanes(
-            self._scheduler,
+            self.scheduler,
             self.feeder,
             self._room,
             sender,
@@ -103,7 +103,7 @@ class Dispatcher:
         )
         self.ordering = ordering.Ordering(recorder, self._lanes.let_go)
         self._spills = Spills(recorder, self.answers, self.ordering, self._lanes.let_go, patience)
-        self.reservations = Reservations(self._queues, self._scheduler, self._lanes)
+        self.reservations = Reservations(self._queues, self.scheduler, self._lanes)
         self._stopped = asyncio.Event()
         self._fed: dict[int, FeedState] = {}  # those that are not live
         self.room_freed = asyncio.Event()  # set when a delivery leaves; whoever waits clears it
@@ -114,7 +114,7 @@ class Dispatcher:
         """Deliveries that may still be offered; none while results cannot be written."""
         if self._recorder.stuck or self._is_waiting_for_a_way_out(time.monotonic()):
             return 0
-        return self._room.left(self._recorder.pending, lambda: self._scheduler.behind_silence(time.monotonic()))
+        return self._room.left(self._recorder.pending, lambda: self.scheduler.behind_silence(time.monotonic()))
 
     def room_for(self, tenant: str) -> int:
         """Deliveries of this tenant's events that may still be offered."""
@@ -122,19 +122,19 @@ class Dispatcher:
 
     def _is_waiting_for_a_way_out(self, now: float) -> bool:
         # What is held can look whether it is open again, unless it all waits for its endpoints.
-        return self._scheduler.is_egress_down(now, UNSEEN_SECONDS if self._room.held else EGRESS_DOWN_SECONDS)
+        return self.scheduler.is_egress_down(now, UNSEEN_SECONDS if self._room.held else EGRESS_DOWN_SECONDS)
 
     @property
     def in_flight(self) -> int:
         """Attempts under way."""
-        return self._scheduler.started + self._scheduler.aside
+        return self.scheduler.started + self.scheduler.aside
 
     def claimable(self, endpoint_id: int) -> tuple[int, float]:
         """How many deliveries of the backlog this endpoint could start soon, and the lease they need, in seconds."""
         queue, now = self._queues.get(endpoint_id), time.monotonic()
         if queue is None or self._lanes.takes_nothing or self._is_waiting_for_a_way_out(now):
             return 0, 0.0
-        if not self._scheduler.is_open(queue.standing):
+        if not self.scheduler.is_open(queue.standing):
             return 0, 0.0
         return queue.appetite(now, AHEAD), queue.endpoint.timeout + LEASE_MARGIN
 
@@ -192,7 +192,7 @@ class Dispatcher:
 
     def _ready(self, queue: EndpointQueue) -> None:
         if self._queues.get(queue.endpoint.id) is queue:
-            self._scheduler.ask(queue)
+            self.scheduler.ask(queue)
         else:
             self._spills.spill_all(queue)  # its endpoint went while its payloads came
 
@@ -206,7 +206,7 @@ class Dispatcher:
         self.feeder.paths = {condition.path for endpoint in endpoints for condition in endpoint.data_filter}
         self.answers.keep_response = delivery.response_body == "failures"
         self._let_go_of(self._queues.keys() - {endpoint.id for endpoint in endpoints})
-        self._scheduler.forget_hosts()
+        self.scheduler.forget_hosts()
         self._limit(self._queues.values())
 
     def change(self, endpoints: Collection[Endpoint], gone: Iterable[int], shares: Shares) -> None:
@@ -215,7 +215,7 @@ class Dispatcher:
         for _ in self.prepare(endpoints):
             pass
         self._let_go_of(gone)
-        self._scheduler.forget_hosts(beyond=2 * len(self._queues))
+        self.scheduler.forget_hosts(beyond=2 * len(self._queues))
         self._limit([self._queues[endpoint.id] for endpoint in endpoints])
 
     def _let_go_of(self, endpoint_ids: Iterable[int]) -> None:
@@ -230,14 +230,14 @@ class Dispatcher:
         for number, endpoint in enumerate(endpoints, start=1):
             queue = self._queues.get(endpoint.id)
             if queue is None:
-                queue = self._queues[endpoint.id] = EndpointQueue(endpoint, self._scheduler.host(endpoint.url))
+                queue = self._queues[endpoint.id] = EndpointQueue(endpoint, self.scheduler.host(endpoint.url))
                 self.ordering.keep(queue)
                 self._follow(queue, self._fed.get(endpoint.id, LIVE))
                 self._limits.keep(queue)
             elif queue.endpoint is not endpoint:
                 if is_other := queue.endpoint.ordered != endpoint.ordered:
                     self._spills.spill_all(queue, for_good=not endpoint.ordered)
-                queue.change(endpoint, self._scheduler.host(endpoint.url))
+                queue.change(endpoint, self.scheduler.host(endpoint.url))
                 if is_other:
                     self.ordering.keep(queue)
             if number % AT_A_TIME == 0:
@@ -306,7 +306,7 @@ class Dispatcher:
         if queue.order is not None:
             self.ordering.ended(queue, delivery, over=over)
             self.feeder.ask(queue)
-            self._scheduler.ask(queue)
+            self.scheduler.ask(queue)
         if queue.is_shut(time.monotonic()):
             self._spills.spill_all(queue)
         self.room_freed.set()
@@ -316,7 +316,7 @@ class Dispatcher:
         self._spills.end(queue, delivery, outcome)
         if queue is not None:
             self.feeder.ask(queue)
-            self._scheduler.ask(queue)
+            self.scheduler.ask(queue)
 
     async def discard(self) -> None:
         """Let go of all that waits and is discarded, of some endpoints at a time."""
@@ -334,8 +334,8 @@ class Dispatcher:
         while not await wait_for(self._stopped, SWEEP_SECONDS):
             now = time.monotonic()
             self._room.measure(SWEEP_SECONDS)
-            self._scheduler.age(now)
-            for delivery in self._scheduler.stragglers(now - self._patience):
+            self.scheduler.age(now)
+            for delivery in self.scheduler.stragglers(now - self._patience):
                 self._recorder.lease(delivery, delivery.endpoint.timeout + LEASE_MARGIN)
             if next(sweeps) % ALL_EVERY == 0:
                 self._stirred = {queue: None for queue in self._queues.values() if queue.has_some}
@@ -344,7 +344,7 @@ class Dispatcher:
                     self.feeder.ask(queue)
                     self.room_freed.set()
                 if queue.ready:
-                    self._scheduler.ask(queue)  # a limit that was raised tells nobody
+                    self.scheduler.ask(queue)  # a limit that was raised tells nobody
                 if number % AT_A_TIME == 0:
                     await asyncio.sleep(0)
             self._lanes.fill()

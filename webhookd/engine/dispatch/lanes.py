@@ -18,8 +18,9 @@ from webhookd.engine.dispatch.payloads import Payload
 from webhookd.engine.dispatch.queues import EndpointQueue, Flight
 from webhookd.engine.dispatch.room import Room
 from webhookd.engine.dispatch.scheduler import FOREVER, Scheduler
+from webhookd.exchange import NoResponse, Request, Response
 from webhookd.message import request
-from webhookd.model import Delivery, NoResponse, Request, Response
+from webhookd.model import Delivery
 from webhookd.policy import outcome
 
 log = structlog.get_logger("webhookd.dispatcher")

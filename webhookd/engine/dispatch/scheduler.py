@@ -100,6 +100,11 @@ class Scheduler:
             self.egress_down_at = 0.0
         return (before > 0) != (self.egress_down_at > 0)
 
+    @property
+    def problem(self) -> str:
+        """Why nothing leaves, where that is no endpoint's fault, or nothing."""
+        return "nothing connects to the proxy of [egress], so nothing is sent" if self.egress_down_at else ""
+
     def is_egress_down(self, now: float, seconds: float = EGRESS_DOWN_SECONDS) -> bool:
         """True when our way out was found shut in the last so many seconds; by default, when nothing starts."""
         return self.egress_down_at > 0 and now < self.egress_down_at + seconds

@@ -147,7 +147,7 @@ class Reader:
         self._more = False  # the last cut has not come to the end of the log
         self._stopped = asyncio.Event()
         self._polling = Polling(wakeup, self._stopped)
-        self._setbacks = Setbacks("reader", AWAY_FIRST, AWAY_MOST)
+        self.setbacks = Setbacks("reader", AWAY_FIRST, AWAY_MOST)
 
     @property
     def unfinished(self) -> list[int]:
@@ -157,7 +157,7 @@ class Reader:
     @property
     def problem(self) -> str:
         """Why nothing is read, or which batch cannot be."""
-        return self._setbacks.problem or self._deferred.problem
+        return self.setbacks.problem or self._deferred.problem
 
     def rescue(self) -> None:
         """Look for batches without an owner with the next turn, rather than in some seconds."""
@@ -175,13 +175,13 @@ class Reader:
             try:
                 await self._turn()
             except Exception as error:
-                pause = self._setbacks.met(error)
+                pause = self.setbacks.met(error)
                 # One that forbids us something is there, and `part_failed` says what it refuses.
                 if isinstance(error, (StoreUnavailable, SchemaMismatch)) and not isinstance(error, StoreForbidden):
-                    self._outage.begin(self._setbacks.problem)
+                    self._outage.begin(self.setbacks.problem)
                 await wait_for(self._stopped, pause)
             else:
-                self._setbacks.over()
+                self.setbacks.over()
         self._fanout.unmatched.close()
 
     async def _turn(self) -> None:
@@ -343,7 +343,7 @@ class Reader:
 
     def _reached(self, unsure: bool) -> None:
         self._outage.end()
-        self._setbacks.over()
+        self.setbacks.over()
         if unsure:
             self._next_rescue = 0.0
         elif self._next_rescue == FOREVER:

@@ -90,9 +90,9 @@ SELECT webhookd.tell(CASE fails WHEN 0 THEN 'endpoint.recovered' ELSE 'endpoint.
 
 -- name: give_up
 -- What its time has run out behind endpoints that fail.
-SELECT u.id, g.ended FROM unnest($1::int[], $3::int[], $4::float8[]) u(id, epoch, before)
- CROSS JOIN LATERAL (SELECT webhookd.give_up(u.id, $2, u.epoch, to_timestamp(u.before)) AS ended OFFSET 0) g
- WHERE g.ended > 0;
+SELECT u.id, g.deliveries, g.ranges, g.begun FROM unnest($1::int[], $3::int[], $4::float8[]) u(id, epoch, before)
+ CROSS JOIN LATERAL (SELECT a.deliveries, a.ranges, a.begun FROM webhookd.give_up_apart(u.id, $2, u.epoch, to_timestamp(u.before)) a OFFSET 0) g
+ WHERE g.deliveries + g.ranges > 0;
 
 -- name: forget_parked
 -- Cursors that have come to their end, once no batch is open that one of us may ask them about.

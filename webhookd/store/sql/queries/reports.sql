@@ -27,7 +27,7 @@ SELECT count(*), extract(epoch FROM min(due) FILTER (WHERE isfinite(due)) - now(
 -- name: status_health
 -- What a monitoring system sees.
 SELECT owed_seconds, rows_in_default, days_ahead, cursor_seconds, oldest_event_seconds, bytes, unreadable_events,
-       exhausted_deliveries, exhausted_ranges FROM webhookd.health;
+       exhausted_deliveries, exhausted_ranges, snapshot_seconds, snapshot_holder FROM webhookd.health;
 
 -- name: status_open
 -- Batches that are not done, their events, and the age of the oldest.

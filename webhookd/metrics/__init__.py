@@ -1,0 +1,1 @@
+"""What monitoring sees: numbers, and whether we live and can work."""
