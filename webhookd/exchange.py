@@ -7,6 +7,16 @@ from typing import NamedTuple
 from webhookd.model import Grant
 
 
+class Trace(NamedTuple):
+    """Where a request stands in the trace that its event belongs to; ids are in hex, as W3C Trace Context has them."""
+
+    trace_id: str
+    parent_id: str  # the span of the application
+    span_id: str  # that of the request, which the receiver is told
+    flags: int
+    state: str = ""
+
+
 class Request(NamedTuple):
     """One HTTP POST, ready to send."""
 
@@ -18,6 +28,7 @@ class Request(NamedTuple):
     grant: Grant | None = None  # it still wants a token
     whole: bool = False  # the body of the answer is wanted, up to 16 KiB, also that of a 2xx
     by_api: bool = False  # as its endpoint
+    trace: Trace | None = None
 
 
 class Response(NamedTuple):

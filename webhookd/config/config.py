@@ -35,6 +35,7 @@ from webhookd.config.schema import (
     Retention,
     Retry,
     Shape,
+    Traces,
 )
 from webhookd.errors import ConfigError
 from webhookd.message.formats import FORMATS
@@ -62,6 +63,7 @@ class Config:
     encryption: Encryption
     api: Api
     metrics: Metrics
+    traces: Traces
     log: Log
     event_types: Mapping[str, EventType]
     formats: Mapping[str, Format]  # those of its own, and those that are built in
@@ -141,6 +143,7 @@ def build(
         encryption=_get(sections, Encryption),
         api=_get(sections, Api),
         metrics=_get(sections, Metrics),
+        traces=_get(sections, Traces),
         log=_get(sections, Log),
         event_types=MappingProxyType(event_types),
         formats=MappingProxyType(formats),

@@ -12,7 +12,7 @@ from webhookd.config.secrets import (
     SealKeys,
     TokensFile,
 )
-from webhookd.config.served import BasePath, HostName, Listen, Origin, Watched
+from webhookd.config.served import BasePath, Collector, HostName, Listen, Origin, Watched
 from webhookd.model import RetryPolicy
 from webhookd.units import DAY, KIB
 
@@ -166,6 +166,13 @@ class Metrics(Shape):
     """Six lines of each endpoint, with tenant and name; false where there are many thousands."""
 
 
+class Traces(Shape):
+    """A span of OpenTelemetry for each attempt; it wants the extra `webhookd[otel]`. docs/monitoring.md has more."""
+
+    endpoint: Collector = ""
+    """Where they go, by OTLP over HTTP: "http://127.0.0.1:4318/v1/traces". OTEL_TRACES_SAMPLER and others count."""
+
+
 class Log(Shape):
     """What the daemon says on its standard error."""
 
@@ -193,6 +200,7 @@ SECTIONS: Final[Mapping[str, type[Shape]]] = MappingProxyType(
         "encryption": Encryption,
         "api": Api,
         "metrics": Metrics,
+        "traces": Traces,
         "log": Log,
         "endpoints": Endpoints,
     }

@@ -17,10 +17,12 @@ from webhookd.daemon.notify import Notifier
 from webhookd.daemon.processes import ourselves, see
 from webhookd.daemon.reloader import Reloader, long_lived
 from webhookd.daemon.serving import Serving, tenants_egress, with_parts
+from webhookd.daemon.tracing import traced
 from webhookd.daemon.watcher import watch
 from webhookd.egress.oauth import Tokens
 from webhookd.egress.ways import Ways
 from webhookd.engine.dispatch import dispatcher
+from webhookd.engine.dispatch.lanes import Sender
 from webhookd.engine.engine import CLAIM_SECONDS, DRAIN_SECONDS, Engine, Intervals, Stores
 from webhookd.engine.intake.outage import Outage
 from webhookd.engine.janitor import Janitor
@@ -97,6 +99,7 @@ class Daemon:
         self._engine: Engine | None = None  # while it may deliver
         self._waits = STARTS  # why it cannot deliver, where that is no fault of the engine's
         self._loaded_at = 0.0
+        self._traced: Callable[[Sender], Sender] = lambda sender: sender
         self.serving = Serving(dsn, self._tally, self._read, self._unready)
 
     @property
@@ -126,7 +129,7 @@ class Daemon:
         # Around everything, also a database that is away and a slow stop. A TaskGroup would wrap what this raises.
         watchdog = asyncio.create_task(self._notifier.watchdog())
         try:
-            async with self.serving.open(self._config):
+            async with traced(self._config.traces.endpoint) as self._traced, self.serving.open(self._config):
                 while await self._moved() and not self._stopped.is_set():
                     pass
         finally:
@@ -281,7 +284,7 @@ class Daemon:
             ),
             wakeup,
             outage,
-            tokens,
+            self._traced(tokens),
             joined.clock,
             joined.parking,
             self._config.delivery,

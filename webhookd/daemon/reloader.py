@@ -189,7 +189,9 @@ class Reloader:
                 added=len(change.added),
                 removed=len(change.removed),
                 changed=len(change.changed),
-                restart_needed=[name for name in ("daemon", "database", "log") if _differs(before, config, name)]
+                restart_needed=[
+                    name for name in ("daemon", "database", "traces", "log") if _differs(before, config, name)
+                ]
                 + ["api"] * (before.api.listen != config.api.listen)
                 + ["metrics"] * (before.metrics.listen != config.metrics.listen),
             )

@@ -3,6 +3,7 @@
 from typing import Final
 
 from webhookd.exchange import Request
+from webhookd.message.trace import PARENT, STATE, headers_of, trace_of
 from webhookd.model import Delivery, Endpoint
 
 HIDDEN: Final = "…"
@@ -14,7 +15,7 @@ def build(delivery: Delivery, payload: bytes, timestamp: int, source: str, user_
 
     `timestamp` is in whole seconds of this machine's clock, which is what receivers compare with theirs. The
     signature covers the very bytes that are sent (Standard Webhooks). A header of the endpoint wins over one of the
-    format.
+    format. An event whose metadata names a trace has its request in it, as a span of its own.
     """
     event, endpoint = delivery.event, delivery.endpoint
     body = endpoint.format(event, payload, source)
@@ -28,9 +29,16 @@ def build(delivery: Delivery, payload: bytes, timestamp: int, source: str, user_
     }
     if delivery.trigger is not None:
         headers["webhook-trigger"] = delivery.trigger
+    trace = trace_of(event.metadata)
+    ours = {} if trace is None else headers_of(trace)
+    headers.update(ours)
     headers.update(body.headers)
     for name, value in endpoint.headers:
         headers[name.lower()] = value if isinstance(value, str) else value(event, payload)
+    if trace is not None and headers[PARENT] != ours[PARENT]:  # a header of the format or of the endpoint
+        trace = None
+        if headers.get(STATE) == ours.get(STATE):
+            headers.pop(STATE, None)
     headers.update(endpoint.signature(endpoint.secrets, headers, timestamp, body.content))
     return Request(
         endpoint.url,
@@ -40,6 +48,7 @@ def build(delivery: Delivery, payload: bytes, timestamp: int, source: str, user_
         endpoint.tls,
         endpoint.grant,
         by_api=bool(endpoint.sealed_by),
+        trace=trace,
     )
 
 

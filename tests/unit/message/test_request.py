@@ -46,7 +46,13 @@ def endpoint(**changes: Any) -> Endpoint:
     return replace(plain, **changes)
 
 
-def request(payload: bytes = b"{}", at: float | None = None, attempts: int = 0, **changes: Any) -> Request:
+def request(
+    payload: bytes = b"{}",
+    at: float | None = None,
+    attempts: int = 0,
+    metadata: bytes = b'{"region":"eu"}',
+    **changes: Any,
+) -> Request:
     event = Event(
         1,
         "evt_1",
@@ -54,7 +60,7 @@ def request(payload: bytes = b"{}", at: float | None = None, attempts: int = 0, 
         "order.created",
         "acme",
         "key-1",
-        b'{"region":"eu"}',
+        metadata,
         None,
         len(payload),
     )
