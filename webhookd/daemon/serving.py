@@ -80,6 +80,7 @@ class Serving:
         self._unready = unready
         self._api: Api | None = None
         self._pages: Pages | None = None
+        self._seen: Overview | None = None
         self._databases: list[Database] = []
         self.api_database: Database | None = None  # that of the API, once it is served
         self.api_url = self.metrics_url = ""  # where each is served, once it is
@@ -132,7 +133,8 @@ class Serving:
             await database.reconnect()
 
     async def _overview(self, database: Database) -> Overview:
-        found = await overview(database, endpoints=self._pages is None or self._pages.with_endpoints)
+        wanted = self._pages is None or self._pages.with_endpoints
+        self._seen = found = await overview(database, endpoints=wanted, before=self._seen)
         self._tally.keep(found.ids)
         return found
 

@@ -8,7 +8,7 @@ from webhookd.policy.endpoint_state import EndpointState
 from webhookd.store.database import Database
 from webhookd.store.statements import QUERIES
 
-PAGE: Final = 1_000  # endpoints of one question, whose rows hold up the loop for a few milliseconds
+PAGE: Final = 250  # endpoints of one question, whose rows hold up the loop for a millisecond, or some where it is slow
 LOOKED_AT: Final = 10_000  # events of the log at most, to count what waits behind cursors
 
 
@@ -42,8 +42,12 @@ async def health(database: Database) -> Health:
     return dict(await database.fetch_row(QUERIES["overview_health"]))
 
 
-async def overview(database: Database, *, endpoints: bool) -> Overview:
-    """How things stand; not of each endpoint, unless that is wanted. Several questions, each at its own moment."""
+async def overview(database: Database, *, endpoints: bool, before: Overview | None = None) -> Overview:
+    """How things stand; not of each endpoint, unless that is wanted. Several questions, each at its own moment.
+
+    What is as it was `before` is the same object: ten thousand new ones are what Python's garbage collection stops for.
+    """
+    known = {} if before is None else {each.id: each for each in before.endpoints}
     size = await database.fetch_row(QUERIES["overview_outbox"])
     backlog = {row[0]: row[1] for row in await database.fetch(QUERIES["overview_backlog"])}
     # Of some there is more than was looked at, which may be for them.
@@ -58,7 +62,7 @@ async def overview(database: Database, *, endpoints: bool) -> Overview:
             states[each.state] += 1
             ids.add(each.id)
             if endpoints:
-                found.append(each)
+                found.append(old if (old := known.get(each.id)) == each else each)
         last = rows[-1][0]
         await asyncio.sleep(0)
     return Overview(int(size[0]), backlog | {"parked": sum(parked.values())}, states, tuple(found), frozenset(ids))
