@@ -31,7 +31,7 @@ CASES: Final[dict[str, tuple[Series, Series]]] = {
         {'up{job="w",instance="a"}': "1", 'up{job="another"}': "0", 'webhookd_build_info{job="w",instance="a"}': "1"},
     ),
     "WebhookdEventsUnread": (
-        {"webhookd_unread_age_seconds": "0+60", "webhookd_events_read_total": "9"},
+        {"webhookd_unread_age_seconds": "200", "webhookd_events_read_total": "9"},
         {"webhookd_unread_age_seconds": "200", "webhookd_events_read_total": "0+6000"},
     ),
     "WebhookdDatabaseNotSeen": (
