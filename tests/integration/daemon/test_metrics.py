@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -27,6 +28,7 @@ from tests.integration.conftest import (
 from tests.integration.engine.test_unreadable import LATE, bind, unbound
 from tests.integration.web.conftest import Client, a_token
 from tests.integration.web.test_endpoints import config as with_api
+from tests.unit.metrics.test_alerts import RULES, names, panels
 from tests.unit.metrics.test_families import everything
 from tests.waiting import until
 from webhookd.config.config import Config
@@ -350,7 +352,7 @@ async def test_what_runs(receiver: Receiver, daemon: Running) -> None:
 async def test_what_the_tables_are_like(dsn: str, sql: Sql, receiver: Receiver, daemon: Running) -> None:
     # A row in DEFAULT is what upkeep mends.
     async with daemon(config(receiver, "hook", retention={"manage_partitions": False})) as running:
-        before = await seen(running, "partitions", lambda s: (s("partition_days_ahead") or 0) > 20)
+        before = await seen(running, "both", lambda s: (s("partition_days_ahead") or 0) > 20 and s("outbox_bytes"))
         await sql.execute("INSERT INTO webhookd.attempt_default SELECT now() + interval '50 days', 1, 1, 1, true")
         await sql.execute(
             "INSERT INTO webhookd.outbox (type, payload) "
@@ -394,6 +396,22 @@ def test_each_metric_is_moved_by_a_test() -> None:
     assert MOVED.keys() == ours
 
 
+async def test_a_live_scrape_has_all_that_is_documented_and_that_alerts_and_panels_look_at(
+    sql: Sql, receiver: Receiver, daemon: Running
+) -> None:
+    receiver.answers("bad", 500)
+    async with daemon(config(receiver, "hook", "bad")) as running:
+        await insert_many(sql, 30)
+        await seen(running, "that one fails", lambda s: s("endpoint_state", tenant="", endpoint="bad", state="failing"))
+        await insert_many(sql, 2_000)
+        found = await seen(running, "its cursor", lambda s: s("endpoint_cursor_age_seconds", tenant="", endpoint="bad"))
+    assert re.findall(r"^# TYPE (\w+)", found.text, re.MULTILINE) == [each.name for each in everything()]
+    samples = names(re.sub(r"^#.*$", "", found.text, flags=re.MULTILINE))
+    unseen = {"webhookd_api_requests_total"}  # no API is served here
+    for expression in [rule["expr"] for rule in RULES] + panels():
+        assert names(expression) - unseen <= samples, expression
+
+
 # Whether it can work.
 
 
@@ -412,6 +430,21 @@ async def test_it_lives_and_is_not_ready_while_there_is_no_database(receiver: Re
         await eventually(says_why, "why")
         found = await scrape(made)
         assert (found("ready"), found("daemons")) == (0, None)
+        made.stop()
+
+
+async def test_it_is_not_ready_before_the_schema_is_there(dsn: str, sql: Sql, receiver: Receiver) -> None:
+    await sql.execute("DROP SCHEMA webhookd CASCADE")
+    made = Daemon(config(receiver, "hook"), dsn, intervals=QUICK)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(made.run())
+        await until(lambda: made.metrics_url, "it listens")
+
+        async def says_why() -> bool:
+            status, why = await ask(made, "/readyz")
+            return status == 503 and "no webhookd schema: run `webhookd migrate`" in why
+
+        await eventually(says_why, "why")
         made.stop()
 
 

@@ -20,7 +20,6 @@ HEALTH: dict[str, float | None] = dict.fromkeys(
         "unread_seconds",
         "scheduled_events",
         "open_batches",
-        "owed_deliveries",
         "late_seconds",
         "cursor_seconds",
         "rows_in_default",

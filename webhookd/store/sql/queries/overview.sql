@@ -1,6 +1,6 @@
 -- name: overview_health
 -- The numbers of the view, which says them without a daemon, too.
-SELECT unread_events, unread_seconds, scheduled_events, open_batches, owed_deliveries, late_seconds, cursor_seconds, rows_in_default, days_ahead, live_daemons,
+SELECT unread_events, unread_seconds, scheduled_events, open_batches, late_seconds, cursor_seconds, rows_in_default, days_ahead, live_daemons,
        configurations, bytes, unreadable_events, exhausted_last_hour, missed_last_hour, snapshot_seconds
   FROM webhookd.health;
 
